@@ -1,0 +1,33 @@
+"""ArtifactNet in JAX and NumPy: detect AI-generated music by the residue of neural codecs.
+
+Importing this package loads nothing heavy: names below are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from artifactnet_jax.config import Config
+    from artifactnet_jax.detector import Detector
+    from artifactnet_jax.results import Failure, Verdict
+    from artifactnet_jax.weights import load_weights, save_weights
+
+__version__ = "0.1.0"
+__all__ = ["Config", "Detector", "Failure", "Verdict", "load_weights", "save_weights"]
+
+_HOME = {
+    "Config": "config",
+    "Detector": "detector",
+    "Failure": "results",
+    "Verdict": "results",
+    "load_weights": "weights",
+    "save_weights": "weights",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'artifactnet_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"artifactnet_jax.{_HOME[name]}"), name)

@@ -1,0 +1,79 @@
+"""Backends: what turns audio segments into scores. One table, one protocol, nothing imported early.
+
+A backend is built once from weights and then called with float32 audio [B, 176400], B at most its
+`batch_size`, for P(AI) [B]. The score of a segment never depends on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Protocol
+
+import numpy as np
+
+from artifactnet_jax.weights import Weights
+
+
+class Backend(Protocol):
+    """What the detector needs to know of a backend."""
+
+    name: str
+    dtype: str  # what the convolutions compute in
+    batch_size: int  # segments that one call takes at most
+
+    def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [B] of float32 audio [B, segment_samples], B <= batch_size."""
+        ...
+
+
+class BackendError(Exception):
+    """A backend is not available here; the message says what to install."""
+
+
+# name -> (module:class, packages it needs, extra that brings them, lowest Python)
+BACKENDS = {
+    "xla": ("artifactnet_jax.backends.xla:XlaBackend", ("jax", "flax"), "cpu", (3, 11)),
+    "numpy": ("artifactnet_jax.backends.numpy:NumpyBackend", (), "", (3, 10)),
+}
+
+
+def cpu_count() -> int:
+    """Processors this process may use (the affinity mask, where the system has one)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def why_unavailable(name: str) -> str:
+    """One line saying why a backend cannot run here and the cure; empty when it can."""
+    _, packages, extra, python = BACKENDS[name]
+    if sys.version_info < python:
+        version = ".".join(map(str, python))
+        return f"backend {name!r} needs Python {version} or newer; use --backend numpy"
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    if missing:
+        return (
+            f"backend {name!r} needs {' and '.join(missing)}: "
+            f"pip install 'artifactnet-jax[{extra}]'"
+        )
+    return ""
+
+
+def load_backend(
+    name: str, weights: Weights, *, dtype: str = "float32", batch_size: int | None = None
+) -> Backend:
+    """Build a backend; "auto" takes the first of the table that is available.
+
+    Raises ValueError for an unknown name or dtype, BackendError when it cannot run here.
+    """
+    if name == "auto":
+        name = next(n for n in BACKENDS if not why_unavailable(n))
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: use auto, {', '.join(BACKENDS)}")
+    if reason := why_unavailable(name):
+        raise BackendError(reason)
+    module, factory = BACKENDS[name][0].split(":")
+    return getattr(importlib.import_module(module), factory)(weights, dtype, batch_size)

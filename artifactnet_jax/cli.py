@@ -1,0 +1,137 @@
+"""The command `artifactnet-jax`. Heavy imports happen inside the verbs, so that --help is instant.
+
+stdout is data, stderr is progress. Exit codes: 0 all done, 1 some inputs failed, 2 usage, 3 backend
+not available.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from artifactnet_jax import __version__
+
+OK, SOME_FAILED, USAGE, NO_BACKEND = 0, 1, 2, 3
+
+
+def _segments(text: str) -> int | str:
+    if text in ("all", "first60"):
+        return text
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 'all', 'first60' or a count above 0")
+    return count
+
+
+def _positive(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return count
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every verb."""
+    parser = argparse.ArgumentParser(
+        prog="artifactnet-jax",
+        description="Detect AI-generated music by the residue that neural codecs leave.",
+    )
+    parser.add_argument("--version", action="version", version=f"artifactnet-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    score = verbs.add_parser(
+        "score",
+        help="score tracks",
+        description="Score tracks: one row per input, AI or real, with each segment's score.",
+        epilog="Exit codes: 0 all scored, 1 some inputs failed (each a row with its error), "
+        "2 usage, 3 backend not available.",
+    )
+    score.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="file, folder, @list.txt (one path per line), or - for a WAV or FLAC stream on stdin",
+    )
+    score.add_argument("-r", "--recursive", action="store_true", help="descend into subfolders")
+    score.add_argument("--weights", metavar="W", help="weights file (default: embedded)")
+    score.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "xla", "numpy"),
+        help="auto takes xla where jax is installed",
+    )
+    score.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of the convolutions; the front end is always float32",
+    )
+    score.add_argument(
+        "--segments",
+        type=_segments,
+        default="all",
+        metavar="all|first60|N",
+        help="all 4 s segments (default), those of the first 60 s, or N evenly spaced ones",
+    )
+    score.add_argument(
+        "--aggregate", choices=("median", "rms"), help="from segments to a song (default: median)"
+    )
+    score.add_argument(
+        "--threshold", type=_fraction, metavar="T", help="AI at or above (default: the weights')"
+    )
+    score.add_argument("--batch-size", type=_positive, metavar="B", help="segments per call")
+    score.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
+    score.add_argument("--format", default="table", choices=("table", "jsonl", "json", "csv"))
+    score.add_argument("-o", "--output", metavar="FILE", help="write rows here, not to stdout")
+    score.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --format jsonl -o FILE: keep its whole rows, score what is missing or failed",
+    )
+    score.add_argument("--fail-fast", action="store_true", help="stop at the first failed input")
+    score.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    score.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    doctor = verbs.add_parser(
+        "doctor", help="show versions, devices and backends, and what to install"
+    )
+    doctor.add_argument("--json", action="store_true", help="the same as one JSON object")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        if args.verb == "doctor":
+            from artifactnet_jax.doctor import run
+        else:
+            from artifactnet_jax.score import run
+        return run(args)
+    except BrokenPipeError:  # the reader of stdout has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        print("artifactnet-jax: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""The detector: tracks in, verdicts out.
+
+Decoding runs in threads ahead of the backend; segments of several tracks share a batch. Queues are
+bounded, so memory depends neither on the length nor on the number of tracks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader
+from artifactnet_jax.backends import cpu_count, load_backend
+from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
+from artifactnet_jax.weights import Weights, load_weights
+
+
+@dataclasses.dataclass(eq=False)
+class _Track:
+    """A track on its way: what is known of it so far."""
+
+    index: int
+    path: str
+    starts: list[float] = dataclasses.field(default_factory=list)
+    rms: list[float] = dataclasses.field(default_factory=list)
+    scores: list[float] = dataclasses.field(default_factory=list)
+    decode_s: float = 0.0
+    compute_s: float = 0.0
+    end: AudioReport | Failure | None = None  # set once the last segment has been read
+
+    @property
+    def done(self) -> bool:
+        return self.end is not None and len(self.scores) == len(self.starts)
+
+
+class _Closed(Exception):
+    """The consumer has gone: stop decoding."""
+
+
+def _name(source: Any) -> str:
+    """What a row calls a source."""
+    if isinstance(source, tuple):
+        return "<array>"
+    return os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "<stream>"
+
+
+class Detector:
+    """Scores tracks with one set of weights on one backend.
+
+    weights: path of a weights file, `Weights`, or None for those that come with the package.
+    backend: "auto", "xla" or "numpy". segments: "all" consecutive 4 s segments, "first60" those of
+    the first minute (raw-song graph), or N evenly spaced ones (the public runner takes 7).
+    aggregate_rule: "median" or "rms"; threshold: AI when score >= threshold; both default to what
+    the weights say. dtype: "float32", or "bfloat16" convolutions on backend "xla". batch_size:
+    segments per backend call. jobs: decoding threads.
+
+    Raises WeightsError, BackendError, or ValueError for an unknown option.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | Weights | None = None,
+        backend: str = "auto",
+        *,
+        segments: int | Literal["all", "first60"] = "all",
+        aggregate_rule: str | None = None,
+        threshold: float | None = None,
+        dtype: str = "float32",
+        batch_size: int | None = None,
+        jobs: int | None = None,
+    ):
+        self.weights = weights if isinstance(weights, Weights) else load_weights(weights)
+        config = self.weights.config
+        self.rule = aggregate_rule or config.verdict.aggregate
+        self.threshold = config.verdict.threshold if threshold is None else threshold
+        self.segments = segments
+        self.jobs = jobs or cpu_count()
+        if self.rule not in ("median", "rms"):
+            raise ValueError(f"unknown aggregation {self.rule!r}: use 'median' or 'rms'")
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold {self.threshold} is not in [0, 1]")
+        if isinstance(segments, bool) or not (
+            segments in ("all", "first60") or (isinstance(segments, int) and segments >= 1)
+        ):
+            raise ValueError(f"segments {segments!r} is not 'all', 'first60' or a count above 0")
+        if self.jobs < 1 or (batch_size is not None and batch_size < 1):
+            raise ValueError("jobs and batch size must be at least 1")
+        self.backend = load_backend(backend, self.weights, dtype=dtype, batch_size=batch_size)
+
+    def score(
+        self, source: str | os.PathLike[str] | np.ndarray, sample_rate: int | None = None
+    ) -> Verdict:
+        """Verdict on one file, or on an array [n] or [n, channels] at `sample_rate` Hz.
+
+        Raises AudioError, whose message names the cause and the cure.
+        """
+        if isinstance(source, np.ndarray):
+            if sample_rate is None:
+                raise ValueError("an array needs its sample_rate in Hz")
+            source = (source, sample_rate)  # type: ignore[assignment]
+        _, result = next(self.score_many([source]))
+        if isinstance(result, Failure):
+            raise AudioError(result.kind, result.message)
+        return result
+
+    def score_many(self, sources: Iterable[Any]) -> Iterator[tuple[int, Verdict | Failure]]:
+        """Yield (index, Verdict or Failure) of each source as it finishes, whatever the order.
+
+        A source is a path, a binary file object or a pair (array, sample rate). Bad input becomes
+        a `Failure` and never stops the others. Closing the generator stops the decoding threads.
+        """
+        todo = enumerate(sources)
+        feed, stop = threading.Lock(), threading.Event()
+        ready: queue.Queue[Any] = queue.Queue(maxsize=2 * self.backend.batch_size + self.jobs)
+
+        def put(item: Any) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+            raise _Closed
+
+        def decode() -> None:
+            try:
+                while not stop.is_set():
+                    with feed:
+                        entry = next(todo, None)
+                    if entry is None:
+                        break
+                    self._decode(_Track(entry[0], _name(entry[1])), entry[1], put)
+                put(None)
+            except _Closed:
+                pass
+            except BaseException as error:  # a bug, or the caller's iterable: raised to the caller
+                with contextlib.suppress(_Closed):
+                    put(error)
+
+        threads = [threading.Thread(target=decode, daemon=True) for _ in range(self.jobs)]
+        for thread in threads:
+            thread.start()
+        running, batch = len(threads), []
+        try:
+            while running or batch:
+                try:
+                    item = ready.get(timeout=0.05) if running else None
+                except queue.Empty:  # decoding is the slower side: compute what there is
+                    yield from self._compute(batch)
+                    batch = []
+                    continue
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    running = max(running - 1, 0)
+                elif isinstance(item[1], np.ndarray):
+                    batch.append(item)
+                else:
+                    track, track.end = item
+                    if track.done:
+                        yield track.index, self._finish(track)
+                if len(batch) == self.backend.batch_size or not running:
+                    yield from self._compute(batch)
+                    batch = []
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _decode(self, track: _Track, source: Any, put: Callable[[Any], None]) -> None:
+        """Read one source and put its audible segments, then the track itself (in a thread)."""
+        config, began = self.weights.config, time.perf_counter()
+        try:
+            reader = SegmentReader(source, config.front_end, config.verdict, self.segments)
+            for segment in reader:
+                if segment.peak <= config.verdict.silence_peak:
+                    continue  # nothing to judge; the report says so
+                track.starts.append(segment.start_s)
+                track.rms.append(segment.rms)
+                track.decode_s += time.perf_counter() - began
+                put((track, segment.samples))
+                began = time.perf_counter()
+            end: AudioReport | Failure = reader.report
+        except AudioError as error:
+            end = Failure(track.path, error.kind, str(error))
+        track.decode_s += time.perf_counter() - began
+        put((track, end))
+
+    def _compute(self, batch: list[tuple[_Track, Any]]) -> Iterator[tuple[int, Verdict | Failure]]:
+        """Score a batch of segments; yield the tracks that this completes."""
+        if not batch:
+            return
+        began = time.perf_counter()
+        scores = self.backend(np.stack([samples for _, samples in batch]))
+        share = (time.perf_counter() - began) / len(batch)
+        for (track, _), score in zip(batch, scores, strict=True):
+            track.scores.append(float(score))
+            track.compute_s += share
+            if track.done:
+                yield track.index, self._finish(track)
+
+    def _finish(self, track: _Track) -> Verdict | Failure:
+        if isinstance(track.end, Failure):
+            return track.end
+        assert track.end is not None
+        if not all(0.0 <= score <= 1.0 for score in track.scores):  # NaN compares false
+            return Failure(
+                track.path, "non-finite", f"{track.path}: the model gave no finite score"
+            )
+        rms_eps = self.weights.config.verdict.rms_eps
+        score, verdict = None, "undecided"
+        if track.scores:
+            score = aggregate(track.scores, track.rms, self.rule, rms_eps)
+            verdict = "ai" if score >= self.threshold else "real"
+        segments = zip(track.starts, track.scores, strict=True)
+        return Verdict(
+            path=track.path,
+            verdict=verdict,
+            score=score,
+            threshold=self.threshold,
+            segments=tuple(SegmentScore(start, value) for start, value in segments),
+            duration_s=track.end.duration_s,
+            sample_rate=track.end.sample_rate,
+            channels=track.end.channels,
+            weights=self.weights.summary(),
+            backend=self.backend.name,
+            dtype=self.backend.dtype,
+            aggregate=self.rule,
+            warnings=tuple(track.end.warnings),
+            timings={"decode_s": round(track.decode_s, 4), "compute_s": round(track.compute_s, 4)},
+        )

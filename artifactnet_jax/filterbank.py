@@ -1,0 +1,53 @@
+"""Window and mel matrix, built once in float64 NumPy and shared by every backend."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from artifactnet_jax.config import FrontEnd
+
+
+def hann(n: int) -> np.ndarray:
+    """Periodic Hann window [n], float64."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
+
+
+def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
+    """Frequency in Hz to mel, "htk" (O'Shaughnessy) or "slaney" (Auditory Toolbox), float64."""
+    hz = np.asarray(hz, np.float64)
+    if scale == "htk":
+        return 2595.0 * np.log10(1.0 + hz / 700.0)
+    linear = 3.0 * hz / 200.0  # below 1 kHz
+    return np.where(
+        hz < 1000.0, linear, 15.0 + 27.0 * np.log(np.maximum(hz, 1e-9) / 1000.0) / np.log(6.4)
+    )
+
+
+def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
+    """Inverse of `hz_to_mel`, float64."""
+    mel = np.asarray(mel, np.float64)
+    if scale == "htk":
+        return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * 6.4 ** ((mel - 15.0) / 27.0))
+
+
+@functools.cache
+def mel_filterbank(front_end: FrontEnd) -> np.ndarray:
+    """Triangular mel filters [n_mels, n_bins], float64, from 0 Hz to Nyquist.
+
+    Equal to librosa.filters.mel; `mel_norm` "slaney" gives each band unit area in Hz.
+    """
+    nyquist = front_end.sample_rate / 2
+    top = hz_to_mel(np.array(nyquist), front_end.mel_scale)
+    edges = mel_to_hz(np.linspace(0.0, top, front_end.n_mels + 2), front_end.mel_scale)
+    bins = np.linspace(0.0, nyquist, front_end.n_bins)
+    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rise = (bins - lower) / (centre - lower)
+    fall = (upper - bins) / (upper - centre)
+    weights = np.maximum(0.0, np.minimum(rise, fall))
+    if front_end.mel_norm == "slaney":
+        weights *= 2.0 / (upper - lower)
+    weights.setflags(write=False)  # cached: shared by every caller
+    return weights

@@ -1,0 +1,136 @@
+"""Results: the verdict on a track, the failure of one, and how both are written.
+
+One result is one row. JSON Lines rows follow the schema `artifactnet-jax/score/1`; csv and table
+are views of the same rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from typing import Any
+
+SCHEMA = "artifactnet-jax/score/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentScore:
+    """P(AI) of one 4 s segment."""
+
+    start_s: float
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the detector says of one track.
+
+    `score` is None and `verdict` "undecided" when the whole input is silent. The score is not a
+    calibrated probability unless the weights say so; it is not evidence by itself.
+    """
+
+    path: str
+    verdict: str  # "ai", "real" or "undecided"
+    score: float | None  # in [0, 1]
+    threshold: float
+    segments: tuple[SegmentScore, ...]
+    duration_s: float
+    sample_rate: int  # Hz, of the source
+    channels: int  # of the source
+    weights: dict[str, str]
+    backend: str
+    dtype: str
+    aggregate: str
+    warnings: tuple[str, ...] = ()
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as written to JSON."""
+        row = dataclasses.asdict(self)
+        head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
+        head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
+        row["segments"], row["warnings"] = list(row["segments"]), list(row["warnings"])
+        return head | {"n_segments": len(self.segments)} | row
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An input that could not be scored: a row like any other, never a made-up score."""
+
+    path: str
+    kind: str
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as written to JSON."""
+        error = {"kind": self.kind, "message": self.message}
+        return {"schema": SCHEMA, "path": self.path, "error": error}
+
+
+def aggregate(scores: list[float], rms: list[float], rule: str, rms_eps: float) -> float:
+    """Song score of segment scores.
+
+    "median" is the rule of the paper and the public runner; "rms" is the raw-song graph's mean
+    weighted by each segment's RMS, in float64, its weights being rms / (sum + rms_eps).
+    """
+    if rule == "median":
+        ordered, half = sorted(scores), len(scores) // 2
+        return ordered[half] if len(scores) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    total = math.fsum(rms) + rms_eps
+    return min(1.0, math.fsum(p * w / total for p, w in zip(scores, rms, strict=True)))
+
+
+def to_json(row: dict[str, Any]) -> str:
+    """One line of strict JSON; surrogates of undecodable file names are escaped."""
+    return json.dumps(row, allow_nan=False)
+
+
+CSV_COLUMNS = (
+    *("path", "verdict", "score", "threshold", "n_segments", "duration_s", "sample_rate"),
+    *("channels", "warnings", "weights", "backend", "dtype", "error_kind", "error"),
+)
+
+
+def to_csv(row: dict[str, Any] | None) -> str:
+    """One CSV record with its line end (RFC 4180); None gives the header."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if row is None:
+        writer.writerow(CSV_COLUMNS)
+        return out.getvalue()
+    error = row.get("error", {})
+    flat = {
+        **row,
+        "path": printable(row["path"], keep="\n"),
+        "warnings": " ".join(row.get("warnings", [])),
+        "weights": row.get("weights", {}).get("sha256", ""),
+        "error_kind": error.get("kind", ""),
+        "error": error.get("message", ""),
+    }
+    writer.writerow(["" if flat.get(c) is None else flat.get(c, "") for c in CSV_COLUMNS])
+    return out.getvalue()
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text that a terminal shows on one line: control characters and surrogates escaped."""
+    return "".join(
+        c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+TABLE_HEADER = f"{'verdict':<10} {'score':>6} {'segments':>8} {'length':>9}  track\n"
+
+
+def to_table(row: dict[str, Any]) -> str:
+    """One line of the table that people read, with its line end."""
+    path = printable(row["path"])
+    if "error" in row:
+        return f"{'error':<10} {'-':>6} {'-':>8} {'-':>9}  {path}: {row['error']['message']}\n"
+    score = "-" if row["score"] is None else f"{row['score']:.3f}"
+    minutes, seconds = divmod(row["duration_s"], 60)
+    length = f"{int(minutes)}:{seconds:04.1f}"
+    notes = f"  ({', '.join(row['warnings'])})" if row["warnings"] else ""
+    return f"{row['verdict']:<10} {score:>6} {row['n_segments']:>8} {length:>9}  {path}{notes}\n"

@@ -1,0 +1,233 @@
+"""Weights files: one safetensors file whose header says what the tensors are.
+
+The header holds the config, the preset's name, where the tensors come from, their licence and a
+digest over config and tensors. Loading is strict: a missing, extra, misshapen, non-finite or altered
+tensor is an error that names it, because a detector with half its weights still prints numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifactnet_jax import config as cfg
+
+FORMAT = "artifactnet-jax/weights/1"
+DEFAULT = "edge-preview.safetensors"
+
+
+class WeightsError(Exception):
+    """A weights file cannot be used; the message names the file, the cause and the cure."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+    """Tensors by name, float32, with the config they belong to and their provenance."""
+
+    name: str
+    config: cfg.Config
+    tensors: Mapping[str, np.ndarray]
+    sha256: str  # digest over config and tensors as stored
+    licence: str
+    provenance: Mapping[str, Any]
+
+    def summary(self) -> dict[str, str]:
+        """The three fields that identify weights in a result row."""
+        return {"name": self.name, "sha256": self.sha256, "preset": self.config.preset}
+
+
+def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a model, batch statistics (mean, var) included.
+
+    Names are the paths of the Flax modules in `artifactnet_jax.model`; convolution kernels are
+    HWIO.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, rows: int, cols: int, i: int, o: int, bias: bool) -> None:
+        shapes[f"{name}.kernel"] = (rows, cols, i, o)
+        if bias:
+            shapes[f"{name}.bias"] = (o,)
+
+    def norm(name: str, features: int) -> None:
+        for leaf in ("scale", "bias", "mean", "var"):
+            shapes[f"{name}.{leaf}"] = (features,)
+
+    def residual(name: str, i: int, o: int) -> None:
+        conv(f"{name}.conv1", 3, 3, i, o, False)
+        norm(f"{name}.norm1", o)
+        conv(f"{name}.conv2", 3, 3, o, o, False)
+        norm(f"{name}.norm2", o)
+
+    def block(name: str, i: int, o: int) -> None:
+        residual(name, i, o)
+        if i != o:
+            conv(f"{name}.shortcut", 1, 1, i, o, True)
+
+    unet, cnn = config.unet, config.cnn
+    area, i = unet.patch[0] * unet.patch[1], 1
+    if area > 1:
+        i = unet.stem
+        conv("unet.stem", *unet.patch, 1, i, True)
+    for level, o in enumerate(unet.widths):
+        block(f"unet.encoder.{level}", i, o)
+        conv(f"unet.down.{level}", 4, 4, o, o, True)
+        i = o
+    block("unet.bottom", i, unet.bottleneck)
+    residual("unet.gated", unet.bottleneck, unet.bottleneck)
+    conv("unet.gated.gate", 1, 1, unet.bottleneck, unet.bottleneck, True)
+    i = unet.bottleneck
+    for level, o in enumerate(reversed(unet.widths)):
+        conv(f"unet.up.{level}.conv", 1, 1, i, 4 * o, False)
+        shapes[f"unet.up.{level}.bias"] = (o,)
+        block(f"unet.decoder.{level}", 2 * o, o)
+        i = o
+    conv("unet.head", 1, 1, i, area, True)
+
+    i = cfg.N_CHANNELS
+    for level, o in enumerate(cnn.widths):
+        conv(f"cnn.conv.{level}", 3, 3, i, o, True)
+        norm(f"cnn.norm.{level}", o)
+        i = o
+    for name, i, o in (("hidden", i, cnn.hidden), ("out", cnn.hidden, 1)):
+        shapes[f"cnn.{name}.kernel"] = (i, o)
+        shapes[f"cnn.{name}.bias"] = (o,)
+    return shapes
+
+
+def parameter_counts(config: cfg.Config) -> dict[str, int]:
+    """Trained parameters (batch statistics excluded): {"unet", "cnn", "total"}."""
+    counts = {"unet": 0, "cnn": 0}
+    for name, shape in parameter_shapes(config).items():
+        if not name.endswith((".mean", ".var")):
+            counts[name.split(".")[0]] += int(np.prod(shape))
+    return {**counts, "total": sum(counts.values())}
+
+
+def random_tensors(config: cfg.Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random float32 tensors of the right shapes: for tests and benchmarks, never for verdicts."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in parameter_shapes(config).items():
+        if name.endswith((".scale", ".var")):
+            values = rng.uniform(0.5, 1.5, shape)
+        elif name.endswith(".kernel"):
+            values = rng.standard_normal(shape) * np.sqrt(1.5 / np.prod(shape[:-1]))
+        else:
+            values = rng.standard_normal(shape) * 0.1
+        tensors[name] = values.astype(np.float32)
+    return tensors
+
+
+def _digest(config_json: str, tensors: Mapping[str, np.ndarray]) -> str:
+    sha = hashlib.sha256(config_json.encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        sha.update(f"\0{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
+        sha.update(tensor.tobytes())
+    return sha.hexdigest()
+
+
+def _check(where: str, config: cfg.Config, tensors: Mapping[str, np.ndarray]) -> None:
+    expected = parameter_shapes(config)
+    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or extra:
+        what = ", ".join([f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra])
+        raise WeightsError(f"{where}: not the tensors of preset {config.preset!r}: {what}")
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise WeightsError(f"{where}: tensor {name} has shape {tensor.shape}, not {shape}")
+        if tensor.dtype not in (np.float16, np.float32):
+            raise WeightsError(f"{where}: tensor {name} is {tensor.dtype}, not float16 or float32")
+        if not np.isfinite(tensor).all():
+            raise WeightsError(f"{where}: tensor {name} has non-finite values")
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    config: cfg.Config,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    name: str,
+    licence: str,
+    provenance: Mapping[str, Any],
+    dtype: Any = np.float32,
+) -> None:
+    """Write a weights file atomically; `dtype` float16 halves it. WeightsError on bad tensors."""
+    from safetensors.numpy import save
+
+    with np.errstate(over="ignore"):  # an overflow to inf is reported by name below
+        stored = {k: np.ascontiguousarray(v, dtype=dtype) for k, v in tensors.items()}
+    _check(os.fspath(path), config, stored)
+    config_json = json.dumps(config.to_dict(), sort_keys=True)
+    header = {
+        "format": FORMAT,
+        "name": name,
+        "preset": config.preset,
+        "config": config_json,
+        "licence": licence,
+        "provenance": json.dumps(provenance, sort_keys=True),
+        "sha256": _digest(config_json, stored),
+    }
+    folder = os.path.dirname(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(save(stored, metadata=header))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def default_path() -> Path:
+    """Where the weights that come with the package lie."""
+    return Path(str(resources.files("artifactnet_jax") / "assets" / DEFAULT))
+
+
+def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
+    """Read and check a weights file; None reads the weights that come with the package.
+
+    Raises WeightsError when the file is absent, not a weights file, or any tensor is missing,
+    unexpected, misshapen, non-finite or not what the digest was made of.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    where = os.fspath(default_path() if path is None else path)
+    if not os.path.isfile(where):
+        raise WeightsError(f"{where}: no such weights file; leave --weights out for the default")
+    try:
+        with safe_open(where, framework="np") as file:
+            header = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{where}: not a readable safetensors file ({reason})") from error
+    if header.get("format") != FORMAT:
+        raise WeightsError(f"{where}: its header is not {FORMAT!r}: not weights of artifactnet-jax")
+    try:
+        config = cfg.Config.from_dict(json.loads(header["config"]))
+        provenance = json.loads(header["provenance"])
+        name, licence, sha256 = header["name"], header["licence"], header["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{where}: damaged header ({error!r})") from error
+    _check(where, config, stored)
+    if _digest(header["config"], stored) != sha256:
+        raise WeightsError(
+            f"{where}: tensors do not match the digest in its header; fetch it again"
+        )
+    tensors = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
+    return Weights(name, config, tensors, sha256, licence, provenance)
