@@ -7,12 +7,14 @@ not available.
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import signal
 import sys
+import traceback
 
 from artifactnet_jax import __version__
-
-OK, SOME_FAILED, USAGE, NO_BACKEND = 0, 1, 2, 3
+from artifactnet_jax.results import SOME_FAILED, CommandError, printable
 
 
 def _segments(text: str) -> int | str:
@@ -99,15 +101,19 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--batch-size", type=_positive, metavar="B", help="segments per call")
     score.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
     score.add_argument("--format", default="table", choices=("table", "jsonl", "json", "csv"))
-    score.add_argument("-o", "--output", metavar="FILE", help="write rows here, not to stdout")
+    score.add_argument(
+        "-o", "--output", metavar="FILE", help="write rows here, not to stdout (- is stdout)"
+    )
     score.add_argument(
         "--resume",
         action="store_true",
         help="with --format jsonl -o FILE: keep its whole rows, score what is missing or failed",
     )
     score.add_argument("--fail-fast", action="store_true", help="stop at the first failed input")
-    score.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
-    score.add_argument("--debug", action="store_true", help="show tracebacks")
+    score.add_argument(
+        "-q", "--quiet", action="store_true", help="nothing on stderr unless the command fails"
+    )
+    score.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
     doctor = verbs.add_parser(
         "doctor", help="show versions, devices and backends, and what to install"
@@ -118,19 +124,42 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    if sys.stderr is None:  # closed by the caller: print() would fall back to stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a C locale must not stop a name from printing
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         if args.verb == "doctor":
             from artifactnet_jax.doctor import run
         else:
             from artifactnet_jax.score import run
-        return run(args)
-    except BrokenPipeError:  # the reader of stdout has gone: nobody is left to tell
+        code = run(args)
+        sys.stdout.flush()
+        return code
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error, getattr(args, "debug", False))
+
+
+def _failed(error: BaseException, debug: bool) -> int:
+    """Say in one line what ended the command; returns the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again at exit, and print a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader of stdout has gone: nothing to tell
         return SOME_FAILED
-    except KeyboardInterrupt:
-        print("artifactnet-jax: interrupted", file=sys.stderr)
-        return 130
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, CommandError):
+        text, code = str(error), error.code
+    elif isinstance(error, KeyboardInterrupt):
+        text, code = "interrupted", 128 + signal.SIGINT
+    else:
+        text = f"{type(error).__name__}: {error}"
+        text, code = f"{text.splitlines()[0]}; --debug shows where", SOME_FAILED
+    print(f"artifactnet-jax: {printable(text)}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

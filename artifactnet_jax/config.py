@@ -68,7 +68,7 @@ class UNet:
     widths: tuple[int, ...] = (32, 64, 128)  # features of each encoder level
     bottleneck: int = 256  # features; one residual block, one gated residual block
     input_scale: Literal["magnitude", "log"] = "magnitude"
-    log_floor: float = 1e-3  # magnitude floor of the "log" input (about -114 dB of full scale)
+    log_floor: float = 1e-3  # magnitude floor of "log": natural log less the segment's mean
     mask_max: float = 0.5  # paper III-B
 
     @property

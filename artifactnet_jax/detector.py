@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 
 from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader
 from artifactnet_jax.backends import cpu_count, load_backend
-from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
+from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
 from artifactnet_jax.weights import Weights, load_weights
+
+STOP_S = 2.0  # what closing waits for decoding threads
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,7 +54,10 @@ def _name(source: Any) -> str:
     """What a row calls a source."""
     if isinstance(source, tuple):
         return "<array>"
-    return os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "<stream>"
+    if isinstance(source, (str, bytes, os.PathLike)):
+        return os.fsdecode(source)
+    name = getattr(source, "name", None)  # a descriptor's number for a file without a name
+    return name if isinstance(name, str) else "<stream>"
 
 
 class Detector:
@@ -82,7 +90,7 @@ class Detector:
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = config.verdict.threshold if threshold is None else threshold
         self.segments = segments
-        self.jobs = jobs or cpu_count()
+        self.jobs = cpu_count() if jobs is None else jobs
         if self.rule not in ("median", "rms"):
             raise ValueError(f"unknown aggregation {self.rule!r}: use 'median' or 'rms'")
         if not 0.0 <= self.threshold <= 1.0:
@@ -102,20 +110,26 @@ class Detector:
 
         Raises AudioError, whose message names the cause and the cure.
         """
-        if isinstance(source, np.ndarray):
-            if sample_rate is None:
-                raise ValueError("an array needs its sample_rate in Hz")
-            source = (source, sample_rate)  # type: ignore[assignment]
-        _, result = next(self.score_many([source]))
+        entry: Any = source
+        if sample_rate is not None:
+            entry = (np.asarray(source), sample_rate)
+        elif isinstance(source, np.ndarray):
+            raise ValueError("an array needs its sample_rate in Hz")
+        with contextlib.closing(self.score_many([entry])) as results:
+            _, result = next(results)
         if isinstance(result, Failure):
             raise AudioError(result.kind, result.message)
         return result
 
-    def score_many(self, sources: Iterable[Any]) -> Iterator[tuple[int, Verdict | Failure]]:
+    def score_many(
+        self, sources: Iterable[Any]
+    ) -> Generator[tuple[int, Verdict | Failure], None, None]:
         """Yield (index, Verdict or Failure) of each source as it finishes, whatever the order.
 
         A source is a path, a binary file object or a pair (array, sample rate). Bad input becomes
-        a `Failure` and never stops the others. Closing the generator stops the decoding threads.
+        a `Failure` and never stops the others; what `sources` or the backend raises is raised here.
+        `sources` is advanced in the decoding threads, one at a time, and may wait for results.
+        Closing the generator stops the threads.
         """
         todo = enumerate(sources)
         feed, stop = threading.Lock(), threading.Event()
@@ -131,12 +145,12 @@ class Detector:
 
         def decode() -> None:
             try:
-                while not stop.is_set():
+                while True:
                     with feed:
-                        entry = next(todo, None)
+                        entry = None if stop.is_set() else next(todo, None)
                     if entry is None:
                         break
-                    self._decode(_Track(entry[0], _name(entry[1])), entry[1], put)
+                    self._decode(_Track(entry[0], _name(entry[1])), entry[1], put, stop)
                 put(None)
             except _Closed:
                 pass
@@ -147,7 +161,8 @@ class Detector:
         threads = [threading.Thread(target=decode, daemon=True) for _ in range(self.jobs)]
         for thread in threads:
             thread.start()
-        running, batch = len(threads), []
+        running = len(threads)
+        batch: list[tuple[_Track, np.ndarray]] = []
         try:
             while running or batch:
                 try:
@@ -171,15 +186,25 @@ class Detector:
                     batch = []
         finally:
             stop.set()
+            # Nothing can interrupt a thread that waits inside the caller's iterable: it is a
+            # daemon, and ends without a further item once that returns.
+            deadline = time.monotonic() + STOP_S
             for thread in threads:
-                thread.join()
+                thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _decode(self, track: _Track, source: Any, put: Callable[[Any], None]) -> None:
+    def _decode(
+        self, track: _Track, source: Any, put: Callable[[Any], None], stop: threading.Event
+    ) -> None:
         """Read one source and put its audible segments, then the track itself (in a thread)."""
         config, began = self.weights.config, time.perf_counter()
+        # ValueError or TypeError here is the caller's mistake: raised, not a row.
+        reader = SegmentReader(
+            source, config.front_end, config.verdict, self.segments, name=track.path
+        )
         try:
-            reader = SegmentReader(source, config.front_end, config.verdict, self.segments)
             for segment in reader:
+                if stop.is_set():
+                    raise _Closed
                 if segment.peak <= config.verdict.silence_peak:
                     continue  # nothing to judge; the report says so
                 track.starts.append(segment.start_s)
@@ -188,8 +213,15 @@ class Detector:
                 put((track, segment.samples))
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
+        except _Closed:
+            raise
         except AudioError as error:
+            _log.debug("%s", error, exc_info=True)
             end = Failure(track.path, error.kind, str(error))
+        except Exception as error:  # a bug in a decoder; the other tracks are none the worse
+            _log.debug("%s", error, exc_info=True)
+            cause = printable(f"{track.path}: {type(error).__name__} in the decoder: {error}")
+            end = Failure(track.path, "internal", f"{cause}: convert it to WAV, and report this")
         track.decode_s += time.perf_counter() - began
         put((track, end))
 
@@ -211,9 +243,8 @@ class Detector:
             return track.end
         assert track.end is not None
         if not all(0.0 <= score <= 1.0 for score in track.scores):  # NaN compares false
-            return Failure(
-                track.path, "non-finite", f"{track.path}: the model gave no finite score"
-            )
+            cause = f"{printable(track.path)}: the model gave a score outside [0, 1]"
+            return Failure(track.path, "model", f"{cause}: try other weights, and report this")
         rms_eps = self.weights.config.verdict.rms_eps
         score, verdict = None, "undecided"
         if track.scores:
@@ -233,6 +264,7 @@ class Detector:
             backend=self.backend.name,
             dtype=self.backend.dtype,
             aggregate=self.rule,
+            plan=self.segments,
             warnings=tuple(track.end.warnings),
             timings={"decode_s": round(track.decode_s, 4), "compute_s": round(track.compute_s, 4)},
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from artifactnet_jax import __version__
 from artifactnet_jax.backends import BACKENDS, cpu_count, why_unavailable
-from artifactnet_jax.cli import NO_BACKEND, OK
+from artifactnet_jax.results import NO_BACKEND, OK
 
 PACKAGES = (
     *("numpy", "soundfile", "soxr", "safetensors", "threadpoolctl", "tqdm", "av", "jax"),
@@ -34,7 +34,7 @@ def _devices() -> list[str]:
 
         return [f"{d.platform}: {d.device_kind}" for d in jax.devices()]
     except Exception as error:  # a broken driver must not stop the report on it
-        return [f"error: {str(error).splitlines()[0]}"]
+        return [f"error: {type(error).__name__}: {error}".splitlines()[0]]
 
 
 def examine() -> dict[str, Any]:
@@ -44,7 +44,8 @@ def examine() -> dict[str, Any]:
     backends = {name: why_unavailable(name) for name in BACKENDS}
     try:
         loaded = load_weights()
-        weights = {**loaded.summary(), "licence": loaded.licence, **loaded.provenance}
+        weights: dict[str, Any] = {**loaded.summary(), "licence": loaded.licence}
+        weights["provenance"] = dict(loaded.provenance)
     except WeightsError as error:
         weights = {"error": str(error)}
     try:
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if "error" in weights:
         print(f"\nweights: {weights['error']}")
     else:
-        status = weights.get("status", "release")
+        status = weights["provenance"].get("status", "release")
         print(f"\nweights: {weights['name']} ({status}, {weights['preset']}, {weights['licence']})")
         print(f"         sha256 {weights['sha256']}")
     return OK if found["auto"] else NO_BACKEND

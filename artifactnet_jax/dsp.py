@@ -26,7 +26,7 @@ def stft_magnitude(audio: jax.Array, front_end: FrontEnd) -> jax.Array:
     if n_fft % hop:
         raise ValueError(f"hop {hop} does not divide n_fft {n_fft}")
     padded = jnp.pad(audio, ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
-    # Overlapping frames are n_fft/hop shifted views of hop-sized blocks: no gather, no copy per bin.
+    # Overlapping frames are n_fft/hop shifted views of hop-sized blocks: no gather.
     n_blocks = padded.shape[1] // hop
     blocks = padded[:, : n_blocks * hop].reshape(audio.shape[0], n_blocks, hop)
     n_frames = n_blocks - n_fft // hop + 1

@@ -137,9 +137,19 @@ class ArtifactUNet(nnx.Module):
 
     def __call__(self, magnitude: jax.Array) -> jax.Array:
         unet, (_, n_bins, n_frames) = self.config, magnitude.shape
+        x, skips = self.encode(magnitude)
+        for up, block in zip(self.up, self.decoder, strict=True):
+            x = block(jnp.concatenate([up(x), skips.pop()], axis=-1))
+        logits = depth_to_space(self.head(x), *unet.patch)[:, :n_bins, :n_frames, 0]
+        return unet.mask_max * nnx.sigmoid(logits.astype(jnp.float32))
+
+    def encode(self, magnitude: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Magnitude [B, n_bins, n_frames] -> bottleneck [B, H, W, C], skips from the top down."""
+        unet, (_, n_bins, n_frames) = self.config, magnitude.shape
         x = magnitude
-        if unet.input_scale == "log":
+        if unet.input_scale == "log":  # without the segment's mean: the level tells nothing
             x = jnp.log(jnp.maximum(x, unet.log_floor))
+            x = x - jnp.mean(x, axis=(1, 2), keepdims=True)
         pad = [(0, -n_bins % unet.stride[0]), (0, -n_frames % unet.stride[1])]
         x = jnp.pad(x, [(0, 0), *pad], mode="reflect")[..., None]
         if self.stem is not None:
@@ -149,11 +159,7 @@ class ArtifactUNet(nnx.Module):
             x = block(x)
             skips.append(x)
             x = down(x)
-        x = self.gated(self.bottom(x))
-        for up, block in zip(self.up, self.decoder, strict=True):
-            x = block(jnp.concatenate([up(x), skips.pop()], axis=-1))
-        logits = depth_to_space(self.head(x), *unet.patch)[:, :n_bins, :n_frames, 0]
-        return unet.mask_max * nnx.sigmoid(logits.astype(jnp.float32))
+        return self.gated(self.bottom(x)), skips
 
 
 class ForensicCNN(nnx.Module):

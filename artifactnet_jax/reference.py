@@ -135,7 +135,7 @@ class Network:
         return conv3x3(x, self.tensors[f"{name}.kernel"], self.tensors[f"{name}.bias"])
 
     def _down(self, name: str, x: np.ndarray) -> np.ndarray:
-        """4x4 convolution of stride 2, padding 1: a 2x2 one over 2x2 patches of the padded input."""
+        """4x4 convolution, stride 2, padding 1: a 2x2 one over 2x2 patches of the padded input."""
         kernel = self.tensors[f"{name}.kernel"]
         i, o = kernel.shape[2:]
         x = patches(np.pad(x, ((1, 1), (1, 1), (0, 0))), 2, 2)
@@ -164,6 +164,7 @@ class Network:
         x = magnitude
         if unet.input_scale == "log":
             x = np.log(np.maximum(x, x.dtype.type(unet.log_floor)))
+            x = x - x.mean()
         pad = [(0, -n_bins % unet.stride[0]), (0, -n_frames % unet.stride[1])]
         x = np.pad(x, pad, mode="reflect")[..., None]
         if unet.patch != (1, 1):

@@ -1,7 +1,7 @@
 """Results: the verdict on a track, the failure of one, and how both are written.
 
 One result is one row. JSON Lines rows follow the schema `artifactnet-jax/score/1`; csv and table
-are views of the same rows.
+are views of the same rows. What a command says when there are no rows, its exit code, is here too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,15 @@ import math
 from typing import Any
 
 SCHEMA = "artifactnet-jax/score/1"
+OK, SOME_FAILED, USAGE, NO_BACKEND = range(4)  # exit codes
+
+
+class CommandError(Exception):
+    """Ends a command with an exit code; the message is one line: what, why, and the cure."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Verdict:
     backend: str
     dtype: str
     aggregate: str
+    plan: int | str  # of segments: "all", "first60" or a count
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds
 
@@ -58,7 +68,10 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """An input that could not be scored: a row like any other, never a made-up score."""
+    """An input that could not be scored: a row like any other, never a made-up score.
+
+    `kind` is that of the AudioError, or "model" (a score outside [0, 1]), or "internal" (a bug).
+    """
 
     path: str
     kind: str
@@ -88,6 +101,16 @@ def to_json(row: dict[str, Any]) -> str:
     return json.dumps(row, allow_nan=False)
 
 
+def from_json(line: bytes) -> dict[str, Any] | None:
+    """The row that a line holds; None when it holds none of this schema."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    ours = isinstance(row, dict) and row.get("schema") == SCHEMA
+    return row if ours and isinstance(row.get("path"), str) else None
+
+
 CSV_COLUMNS = (
     *("path", "verdict", "score", "threshold", "n_segments", "duration_s", "sample_rate"),
     *("channels", "warnings", "weights", "backend", "dtype", "error_kind", "error"),
@@ -110,7 +133,7 @@ def to_csv(row: dict[str, Any] | None) -> str:
         "error_kind": error.get("kind", ""),
         "error": error.get("message", ""),
     }
-    writer.writerow(["" if flat.get(c) is None else flat.get(c, "") for c in CSV_COLUMNS])
+    writer.writerow([flat.get(column) for column in CSV_COLUMNS])  # None is written as nothing
     return out.getvalue()
 
 
@@ -126,11 +149,11 @@ TABLE_HEADER = f"{'verdict':<10} {'score':>6} {'segments':>8} {'length':>9}  tra
 
 def to_table(row: dict[str, Any]) -> str:
     """One line of the table that people read, with its line end."""
-    path = printable(row["path"])
-    if "error" in row:
-        return f"{'error':<10} {'-':>6} {'-':>8} {'-':>9}  {path}: {row['error']['message']}\n"
+    if "error" in row:  # the message names the track
+        return f"{'error':<10} {'-':>6} {'-':>8} {'-':>9}  {row['error']['message']}\n"
     score = "-" if row["score"] is None else f"{row['score']:.3f}"
-    minutes, seconds = divmod(row["duration_s"], 60)
+    minutes, seconds = divmod(round(row["duration_s"], 1), 60)
     length = f"{int(minutes)}:{seconds:04.1f}"
+    path = printable(row["path"])
     notes = f"  ({', '.join(row['warnings'])})" if row["warnings"] else ""
     return f"{row['verdict']:<10} {score:>6} {row['n_segments']:>8} {length:>9}  {path}{notes}\n"

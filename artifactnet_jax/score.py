@@ -6,27 +6,59 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from artifactnet_jax import results
-from artifactnet_jax.cli import NO_BACKEND, OK, SOME_FAILED, USAGE
+from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, Failure
+
+if TYPE_CHECKING:
+    from artifactnet_jax.detector import Detector
+
+Result = results.Verdict | Failure
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score what the arguments name; returns the exit code."""
-    from artifactnet_jax.audio import find_audio
+    """Score what the arguments name; returns the exit code. CommandError: it cannot go on."""
+    if args.debug:
+        logging.basicConfig()
+        logging.getLogger("artifactnet_jax").setLevel(logging.DEBUG)
+    paths, output, detector = _prepare(args)
+    kept = _rows_to_keep(output, detector, paths) if args.resume and output else []
+    done = {row["path"] for row in kept}
+    todo = [path for path in paths if path not in done]
+    if args.resume and not args.quiet:
+        print(f"resume: {len(paths) - len(todo)} done, {len(todo)} to score", file=sys.stderr)
+    failed = 0
+    with (
+        _writer(args.format, output, kept) as write,
+        _progress(args.quiet, output, len(todo)) as tell,
+        contextlib.closing(_results(detector, todo)) as finished,
+    ):
+        for _, result in finished if args.format == "jsonl" else _in_order(finished):
+            write(result.to_dict())
+            tell(result)
+            failed += isinstance(result, Failure)
+            if failed and args.fail_fast:
+                break
+    return SOME_FAILED if failed else OK
+
+
+def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]:
+    """Inputs, output file and detector; CommandError when any of them cannot be had."""
     from artifactnet_jax.backends import BackendError
     from artifactnet_jax.detector import Detector
+    from artifactnet_jax.files import find_audio
     from artifactnet_jax.weights import WeightsError
 
-    if args.resume and (args.format != "jsonl" or not args.output):
-        return _stop("--resume needs --format jsonl and -o FILE", USAGE)
     try:
         paths = find_audio(args.paths, args.recursive)
+        output = _output(args, paths)
         detector = Detector(
             args.weights,
             args.backend,
@@ -37,71 +69,72 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             jobs=args.jobs,
         )
-        kept = _rows_to_keep(args.output, detector) if args.resume else []
     except BackendError as error:
-        if args.debug:
-            raise
-        return _stop(str(error), NO_BACKEND)
-    except (WeightsError, ValueError, OSError) as error:
-        if args.debug:
-            raise
-        return _stop(str(error), USAGE)
+        raise CommandError(str(error), NO_BACKEND) from error
+    except (WeightsError, ValueError) as error:
+        raise CommandError(str(error), USAGE) from error
+    except (ImportError, RuntimeError) as error:  # a broken installation or driver
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        cure = "see artifactnet-jax doctor, or use --backend numpy"
+        message = f"backend {args.backend!r} does not start: {cause}; {cure}"
+        raise CommandError(message, NO_BACKEND) from error
+    return paths, output, detector
 
-    done = {row["path"] for row in kept}
-    todo = [path for path in paths if os.fsdecode(path) not in done]
-    if done and not args.quiet:
-        print(f"resume: {len(done)} done, {len(todo)} to score", file=sys.stderr)
-    failed = 0
+
+def _output(args: argparse.Namespace, paths: list[str]) -> str | None:
+    """The file that rows go to, None for stdout; found wanting now rather than after hours."""
+    named = None if args.output == "-" else args.output
+    if args.resume and (args.format != "jsonl" or named is None):
+        raise CommandError("--resume needs --format jsonl and -o FILE", USAGE)
+    if named is None:
+        return None
+    path = os.path.realpath(named)  # a link stays, and what it names is replaced
+    folder = os.path.dirname(path)
+    problem = ""
+    if not os.path.isdir(folder):
+        problem = "its folder does not exist: create it first"
+    elif os.path.exists(path) and not os.path.isfile(path):
+        problem = "not a regular file: name a file, or leave -o out for stdout"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        problem = "no permission to write in its folder: name another"
+    elif os.path.abspath(named) in map(os.path.abspath, paths):
+        problem = "it is one of the inputs: name another file"
+    if problem:
+        raise CommandError(f"-o {named}: {problem}", USAGE)
+    return path
+
+
+def _results(detector: Detector, paths: list[str]) -> Generator[tuple[int, Result], None, None]:
+    """score_many over paths, "-" being standard input."""
+    with contextlib.ExitStack() as stack:
+        sources: list[Any] = list(paths)
+        if "-" in paths:
+            sources[paths.index("-")] = stack.enter_context(_stdin())
+        yield from detector.score_many(sources)
+
+
+class _Stdin(io.BufferedRandom):
+    name = "-"  # what its row is called
+
+
+def _stdin() -> io.BufferedRandom:
+    """Standard input as a file: decoders seek, and a stream of hours must not sit in memory.
+
+    Read here rather than in a decoding thread, which Ctrl-C could not reach.
+    """
     try:
-        with _writer(args, kept) as write, _progress(args, len(todo)) as tick:
-            for index, result in _in_order(args.format, _results(detector, todo)):
-                write(result.to_dict())
-                failed += isinstance(result, results.Failure)
-                tick(todo[index])
-                if failed and args.fail_fast:
-                    break
+        spool = _Stdin(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
+        if sys.stdin is not None:  # else closed, the same as empty
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+        spool.seek(0)
+        return spool
     except OSError as error:
-        if args.debug or isinstance(error, BrokenPipeError):
-            raise
-        where = args.output or "stdout"
-        return _stop(
-            f"cannot write to {where}: {error.strerror}; free space or choose another", USAGE
-        )
-    return SOME_FAILED if failed else OK
+        message = f"standard input cannot be copied to a temporary file: {error.strerror}"
+        raise CommandError(f"{message}; is it a stream, and is TMPDIR full?", USAGE) from error
 
 
-def _stop(message: str, code: int) -> int:
-    print(f"artifactnet-jax: {message}", file=sys.stderr)
-    return code
-
-
-def _results(detector: Any, paths: list[Any]) -> Iterator[tuple[int, Any]]:
-    """score_many over paths, "-" read from stdin."""
-    with tempfile.TemporaryFile() as spool:
-
-        def sources() -> Iterator[Any]:
-            for path in paths:
-                if path == "-":  # decoders seek, and a stream of hours must not sit in memory
-                    while chunk := sys.stdin.buffer.read(1 << 20):
-                        spool.write(chunk)
-                    spool.seek(0)
-                    yield spool
-                else:
-                    yield path
-
-        for index, result in detector.score_many(sources()):
-            if paths[index] == "-":
-                import dataclasses
-
-                result = dataclasses.replace(result, path="-")
-            yield index, result
-
-
-def _in_order(form: str, pairs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """Rows of a table keep the order of the inputs; JSON Lines are written as they finish."""
-    if form == "jsonl":
-        yield from pairs
-        return
+def _in_order(pairs: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result]]:
+    """The same by index, for formats that are read from top to bottom."""
     waiting, turn = {}, 0
     for index, result in pairs:
         waiting[index] = result
@@ -110,108 +143,148 @@ def _in_order(form: str, pairs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int
             turn += 1
 
 
-def _rows_to_keep(path: str, detector: Any) -> list[dict[str, Any]]:
-    """Whole, successful rows of an earlier run; ValueError when they are not of this detector."""
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                continue  # torn by a kill: not done
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if not isinstance(row, dict) or row.get("schema") != results.SCHEMA or "error" in row:
-                continue
-            same = (
-                row.get("weights") == detector.weights.summary()
-                and row.get("threshold") == detector.threshold
-                and row.get("aggregate") == detector.rule
-            )
-            if not same:
-                raise ValueError(
-                    f"{path} holds rows of other weights, threshold or aggregation; "
-                    "give another -o FILE or the same options"
-                )
-            rows.append(row)
-    return rows
+_ROW_START = f'{{"schema": "{results.SCHEMA}"'.encode()
+
+
+def _rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[str, Any]]:
+    """Whole rows of an earlier run but for failures among `paths`, which are tried again.
+
+    CommandError when the file is another's, or its rows are not comparable with this detector's.
+    """
+    expected = {
+        "weights": detector.weights.summary(),
+        "threshold": detector.threshold,
+        "aggregate": detector.rule,
+        "plan": detector.segments,
+        "dtype": detector.backend.dtype,
+    }
+    retried = {*paths, "-"}  # what stdin held then is not what it holds now
+    rows: dict[str, dict[str, Any]] = {}
+    foreign = False
+    try:
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            for line in file:
+                # Without its line end a row was torn by a kill: not done.
+                row = results.from_json(line) if line.endswith(b"\n") else None
+                if row is None:
+                    foreign |= not _ROW_START.startswith(line[: len(_ROW_START)])
+                    continue
+                if "error" not in row and any(row.get(k) != v for k, v in expected.items()):
+                    what = ", ".join(k for k, v in expected.items() if row.get(k) != v)
+                    cure = "give the same options, or another -o FILE"
+                    raise CommandError(f"{path} has rows with other {what}: {cure}", USAGE)
+                rows[row["path"]] = row
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}", USAGE) from error
+    if foreign and not rows:  # it would be lost
+        cause = f"{path} holds no row of {results.SCHEMA}"
+        raise CommandError(f"{cause}: give another -o FILE, or leave --resume out", USAGE)
+    return [row for row in rows.values() if "error" not in row or row["path"] not in retried]
 
 
 @contextlib.contextmanager
 def _writer(
-    args: argparse.Namespace, kept: list[dict[str, Any]]
+    form: str, path: str | None, kept: list[dict[str, Any]]
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that writes one row in the chosen format, to stdout or to a file.
 
     A JSON Lines file grows row by row, each on disk before the next is begun, so that a kill costs
-    at most the row being written. Other files appear whole at the end.
+    at most the row being written. Any other file appears when all is done, in place of the old one.
+    A run that breaks off, by Ctrl-C or an error, leaves the old one: a file cut short would look
+    complete. (--fail-fast is no breaking off: its file ends with the row of the failure.) For the
+    same reason a JSON array on stdout is written at the end or not at all.
     """
-    if args.output and args.format == "jsonl":
-        _replace(args.output, "".join(results.to_json(row) + "\n" for row in kept))
-        with open(args.output, "ab", buffering=0) as file:
+    if path and form == "jsonl":
+        with _writing(path):
+            _replace(path, "".join(results.to_json(row) + "\n" for row in kept))
+            file = open(path, "ab")  # noqa: SIM115
+        with file:
 
             def append(row: dict[str, Any]) -> None:
-                file.write((results.to_json(row) + "\n").encode())
-                os.fsync(file.fileno())
+                with _writing(path):
+                    file.write(results.to_json(row).encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
 
             yield append
         return
-    out: TextIO = io.StringIO() if args.output else sys.stdout
-    rows: list[dict[str, Any]] = []
-    if args.format == "table":
-        out.write(results.TABLE_HEADER)
-    elif args.format == "csv":
-        out.write(results.to_csv(None))
+
+    parts: list[str] = []  # of a file
+    rows: list[dict[str, Any]] = []  # of a JSON array
+
+    def emit(text: str) -> None:
+        if path:
+            parts.append(text)
+            return
+        with _writing("stdout"):
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def write(row: dict[str, Any]) -> None:
-        if args.format == "json":
+        if form == "json":
             rows.append(row)
-        elif args.format == "jsonl":
-            out.write(results.to_json(row) + "\n")
+        elif form == "jsonl":
+            emit(results.to_json(row) + "\n")
         else:
-            out.write(results.to_csv(row) if args.format == "csv" else results.to_table(row))
-        if not args.output:
-            out.flush()
+            emit(results.to_csv(row) if form == "csv" else results.to_table(row))
 
-    try:
-        yield write
-    finally:
-        if args.format == "json":
-            out.write(json.dumps(rows, indent=1, allow_nan=False) + "\n")
-        if isinstance(out, io.StringIO):
-            _replace(args.output, out.getvalue())
-
-
-def _replace(path: str, text: str) -> None:
-    """Write a whole file atomically."""
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".rows-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    if form in ("csv", "table"):
+        emit(results.to_csv(None) if form == "csv" else results.TABLE_HEADER)
+    yield write
+    if form == "json":
+        emit(json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    if path:
+        with _writing(path):
+            _replace(path, "".join(parts))
 
 
 @contextlib.contextmanager
-def _progress(args: argparse.Namespace, total: int) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr where it is a terminal and stdout is not showing rows there already."""
-    shown = sys.stderr.isatty() and not args.quiet and (args.output or not sys.stdout.isatty())
-    if not shown:
-        yield lambda path: None
-        return
-    from tqdm import tqdm
+def _writing(where: str) -> Iterator[None]:
+    """Turns the failure to write a row into the end of the command."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of stdout has had enough
+        raise
+    except OSError as error:
+        message = f"cannot write to {where}: {error.strerror}; free space or name another file"
+        raise CommandError(message, USAGE) from error
 
-    with tqdm(total=total, unit="track", file=sys.stderr, dynamic_ncols=True) as bar:
-        yield lambda path: bar.update() and None
+
+def _replace(path: str, text: str) -> None:
+    """Write a whole file atomically, with the permissions of the one it replaces."""
+    temporary = os.path.join(os.path.dirname(path), f".artifactnet-jax-{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool, output: str | None, total: int) -> Iterator[Callable[[Result], None]]:
+    """A function that tells stderr of a result: a line for a failure, a bar on a terminal.
+
+    Where stdout shows the rows on the terminal already, neither is needed.
+    """
+    shown = not quiet and (output is not None or not sys.stdout.isatty())
+    bar: Any = None
+    if shown and sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, unit="track", file=sys.stderr, dynamic_ncols=True)
+
+    def tell(result: Result) -> None:
+        if shown and isinstance(result, Failure):
+            (print if bar is None else bar.write)(result.message, file=sys.stderr)
+        if bar is not None:
+            bar.update()
+
+    with contextlib.nullcontext() if bar is None else bar:
+        yield tell

@@ -1,8 +1,9 @@
 """Weights files: one safetensors file whose header says what the tensors are.
 
 The header holds the config, the preset's name, where the tensors come from, their licence and a
-digest over config and tensors. Loading is strict: a missing, extra, misshapen, non-finite or altered
-tensor is an error that names it, because a detector with half its weights still prints numbers.
+digest over config and tensors. Loading is strict: a missing, extra, misshapen, non-finite or
+altered tensor is an error that names it, because a detector with half its weights still prints
+numbers.
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
         conv(f"cnn.conv.{level}", 3, 3, i, o, True)
         norm(f"cnn.norm.{level}", o)
         i = o
-    for name, i, o in (("hidden", i, cnn.hidden), ("out", cnn.hidden, 1)):
-        shapes[f"cnn.{name}.kernel"] = (i, o)
-        shapes[f"cnn.{name}.bias"] = (o,)
+    for name, rows, cols in (("hidden", i, cnn.hidden), ("out", cnn.hidden, 1)):
+        shapes[f"cnn.{name}.kernel"] = (rows, cols)
+        shapes[f"cnn.{name}.bias"] = (cols,)
     return shapes
 
 
@@ -226,8 +227,6 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
         raise WeightsError(f"{where}: damaged header ({error!r})") from error
     _check(where, config, stored)
     if _digest(header["config"], stored) != sha256:
-        raise WeightsError(
-            f"{where}: tensors do not match the digest in its header; fetch it again"
-        )
+        raise WeightsError(f"{where}: tensors do not match the digest in the header")
     tensors = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
     return Weights(name, config, tensors, sha256, licence, provenance)

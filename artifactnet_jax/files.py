@@ -1,0 +1,60 @@
+"""What a command line names: files, folders and lists of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from artifactnet_jax.results import printable
+
+_SUFFIXES = (
+    ".wav .wave .w64 .rf64 .flac .aif .aiff .aifc .au .snd .caf .ogg .oga .opus .mp2 .mp3 .m4a "
+    ".m4b .mp4 .aac .ac3 .3gp .wma .ape .wv .tta .mka .webm"
+)
+SUFFIXES = frozenset(_SUFFIXES.split())  # what a folder is searched for; a named file may be any
+
+
+def find_audio(paths: Iterable[str | bytes | os.PathLike[Any]], recursive: bool) -> list[str]:
+    """Expand the arguments of a command line to recordings, in order, each path once.
+
+    A file is taken whatever its suffix, and so is a path that does not exist: reading it gives the
+    error. A folder gives its files with a suffix in `SUFFIXES`, sorted, and with `recursive` those
+    of its subfolders; hidden names and links to folders are skipped; without any such file, the
+    folder itself is the entry. `@list.txt` gives the paths in that UTF-8 file, one per line, blank
+    lines and lines that start with # skipped, relative to the current folder. "-" stays.
+
+    Names that are not UTF-8 come back in Python's surrogate form, which `open` understands.
+    ValueError: a list file cannot be read.
+    """
+    found: dict[str, None] = {}
+    for path in map(os.fsdecode, paths):
+        for entry in _listed(path[1:]) if path.startswith("@") else [path]:
+            if entry != "-" and os.path.isdir(entry):
+                found.update(dict.fromkeys(audio_in(entry, recursive) or [entry]))
+            else:
+                found[entry] = None
+    return list(found)
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n") for line in file]
+    except OSError as error:
+        raise ValueError(f"list file {printable(path)}: {error.strerror}") from None
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def audio_in(folder: str, recursive: bool) -> list[str]:
+    """Audio files in a folder, sorted, and subfolders that cannot be listed (to fail later)."""
+    found: list[str] = []
+    walk = os.walk(folder, onerror=lambda error: found.append(os.fsdecode(error.filename)))
+    for root, folders, files in walk:
+        folders[:] = sorted(f for f in folders if recursive and not f.startswith("."))
+        found += [
+            os.path.join(root, file)
+            for file in sorted(files)
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES
+        ]
+    return found

@@ -1,0 +1,101 @@
+"""Backends: one score per segment, whatever the batch; both against each other."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from artifactnet_jax import backends
+from artifactnet_jax.backends import BACKENDS, BackendError, load_backend, why_unavailable
+from artifactnet_jax.config import Config
+from artifactnet_jax.weights import Weights, random_tensors
+
+WEIGHTS = Weights("random", Config.edge(), random_tensors(Config.edge()), "", "", {})
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("flax") is None, reason="needs artifactnet-jax[cpu]"
+)
+NAMES = ["numpy", pytest.param("xla", marks=needs_jax)]
+
+
+def segments(n: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((n, 176_400)) * rng.uniform(0.001, 0.3, (n, 1))
+    return np.clip(noise, -1, 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def backend(request):
+    return load_backend(request.param, WEIGHTS)
+
+
+def test_a_score_does_not_depend_on_batch_or_order(backend):
+    audio = segments(5)
+    together = backend(audio)
+    assert together.dtype == np.float32
+    assert together.shape == (5,)
+    assert len(set(together.tolist())) == 5
+    alone = np.concatenate([backend(audio[i : i + 1]) for i in range(5)])
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(backend(audio[::-1])[::-1], together)
+    np.testing.assert_array_equal(backend(audio[1:4]), together[1:4])
+
+
+def test_scores_are_finite_and_in_range(backend):
+    audio = np.zeros((3, 176_400), np.float32)
+    audio[1, 1000] = 1.0
+    audio[2] = np.sign(np.sin(np.arange(176_400)))
+    scores = backend(audio)
+    assert np.isfinite(scores).all()
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+@needs_jax
+def test_xla_and_numpy_agree():
+    audio = segments(3)
+    np.testing.assert_allclose(
+        load_backend("xla", WEIGHTS)(audio), load_backend("numpy", WEIGHTS)(audio), atol=1e-5
+    )
+
+
+@needs_jax
+def test_xla_compiles_once_whatever_the_batch():
+    import jax
+
+    backend = load_backend("xla", WEIGHTS)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        patch.setattr(
+            jax.stages.Lowered, "compile", lambda *a, **k: compiled.append(1), raising=True
+        )
+        for n in (1, 2, 3, 7):
+            assert backend(segments(n)).shape == (n,)
+    assert compiled == []
+
+
+def test_unknown_names_and_dtypes():
+    with pytest.raises(ValueError, match="unknown backend 'tpu'"):
+        load_backend("tpu", WEIGHTS)
+    with pytest.raises(ValueError, match="float32"):
+        load_backend("numpy", WEIGHTS, dtype="bfloat16")
+
+
+def test_a_missing_extra_names_the_pip_command(monkeypatch):
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    assert why_unavailable("xla") == (
+        "backend 'xla' needs jax and flax: pip install 'artifactnet-jax[cpu]'"
+    )
+    assert why_unavailable("numpy") == ""
+    with pytest.raises(BackendError, match="pip install"):
+        load_backend("xla", WEIGHTS)
+    assert load_backend("auto", WEIGHTS).name == "numpy"
+
+
+def test_an_old_python_is_said_so(monkeypatch):
+    monkeypatch.setattr(backends.sys, "version_info", (3, 10, 12))
+    assert "3.11" in why_unavailable("xla")
+    assert why_unavailable("numpy") == ""
+
+
+def test_every_entry_of_the_table_can_be_found():
+    for module, *_ in BACKENDS.values():
+        assert importlib.util.find_spec(module.split(":")[0]) is not None

@@ -1,0 +1,218 @@
+"""The front end against scipy and librosa: JAX and NumPy each on their own."""
+
+import librosa
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.signal
+
+from artifactnet_jax import reference
+from artifactnet_jax.config import FrontEnd
+from artifactnet_jax.filterbank import hann, mel_filterbank
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+from artifactnet_jax import dsp  # noqa: E402
+
+FRONT_END = FrontEnd()
+
+
+def music(seconds: float = 4.0, seed: int = 0) -> np.ndarray:
+    """Float64 test signal: decaying harmonics, clicks and noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(44_100 * seconds)) / 44_100
+    beat = (t * 2) % 1
+    tones = sum(np.sin(2 * np.pi * f * t) / k for k, f in enumerate((220, 441, 1760, 9000), 1))
+    return (
+        0.2 * tones * np.exp(-4 * beat) + 0.3 * (beat < 0.002) + 0.01 * rng.standard_normal(t.size)
+    )
+
+
+AUDIO = music()
+
+
+def oracle_magnitude(audio: np.ndarray) -> np.ndarray:
+    return np.abs(librosa.stft(audio, n_fft=2048, hop_length=512, center=True, pad_mode="reflect"))
+
+
+def oracle_hpss(residual: np.ndarray, eps: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    h = scipy.ndimage.median_filter(residual, size=(1, 31), mode="mirror") ** 2
+    p = scipy.ndimage.median_filter(residual, size=(31, 1), mode="mirror") ** 2
+    total = h + p + eps
+    safe = np.where(total == 0, 1, total)
+    return residual * h / safe, residual * p / safe
+
+
+def oracle_mel_db(magnitude: np.ndarray) -> np.ndarray:
+    mel = librosa.feature.melspectrogram(S=magnitude**2, sr=44_100, n_mels=128, norm="slaney")
+    return librosa.power_to_db(mel, ref=1.0, amin=1e-10, top_db=None)
+
+
+def oracle_channels(residual: np.ndarray) -> np.ndarray:
+    h, p = oracle_hpss(residual)
+    views = np.stack([oracle_mel_db(residual), oracle_mel_db(h), oracle_mel_db(p)])
+    views = np.maximum(views, views.max() - 80)
+    d = np.zeros_like(views[0])
+    d[:, 1:] = views[0][:, 1:] - views[0][:, :-1]
+    d2 = np.zeros_like(d)
+    d2[:, 1:] = d[:, 1:] - d[:, :-1]
+    return np.stack([*views, d, d2, views[1] - views[2], np.abs(d)])
+
+
+def in_jax(function, x: np.ndarray):
+    """Run a batched JAX function on one float32 example, jitted, without its batch axis."""
+    out = jax.jit(function)(jnp.asarray(x, jnp.float32)[None])
+    return jax.tree.map(lambda y: np.asarray(y)[0], out)
+
+
+def test_hann_is_periodic():
+    np.testing.assert_allclose(hann(2048), scipy.signal.get_window("hann", 2048), atol=1e-15)
+
+
+@pytest.mark.parametrize("scale", ["slaney", "htk"])
+@pytest.mark.parametrize("norm", ["slaney", "none"])
+def test_mel_filterbank_matches_librosa(scale, norm):
+    ours = mel_filterbank(FrontEnd(mel_scale=scale, mel_norm=norm))
+    theirs = librosa.filters.mel(
+        sr=44_100,
+        n_fft=2048,
+        n_mels=128,
+        htk=scale == "htk",
+        norm=None if norm == "none" else norm,
+        dtype=np.float64,
+    )
+    assert ours.dtype == np.float64
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_stft_magnitude():
+    expected = oracle_magnitude(AUDIO)
+    assert expected.shape == (1025, 345)
+    exact = reference.stft_magnitude(AUDIO, FRONT_END)
+    assert exact.dtype == np.float64
+    np.testing.assert_allclose(exact, expected, atol=1e-10)
+    single = reference.stft_magnitude(AUDIO.astype(np.float32), FRONT_END)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, expected, atol=2e-4)
+    ours = in_jax(lambda a: dsp.stft_magnitude(a, FRONT_END), AUDIO)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, expected, atol=2e-4)
+
+
+def test_stft_of_a_bin_centred_sine_is_half_the_window_sum():
+    f = 100 * 44_100 / 2048
+    audio = np.cos(2 * np.pi * f * np.arange(176_400) / 44_100)
+    for magnitude in (
+        reference.stft_magnitude(audio, FRONT_END),
+        in_jax(lambda a: dsp.stft_magnitude(a, FRONT_END), audio),
+    ):
+        np.testing.assert_allclose(magnitude[100, 10:-10], 512.0, rtol=1e-4)
+        assert magnitude[104:, 10:-10].max() < 0.05
+
+
+def test_stft_refuses_a_hop_that_does_not_divide():
+    with pytest.raises(ValueError, match="hop 500"):
+        dsp.stft_magnitude(jnp.zeros((1, 176_400)), FrontEnd(hop=500))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-10])
+def test_hpss(eps):
+    front_end = FrontEnd(hpss_eps=eps)
+    residual = oracle_magnitude(AUDIO) * 0.3
+    expected = oracle_hpss(residual, eps)
+    for ours, theirs in zip(reference.hpss(residual, front_end), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(
+        in_jax(lambda r: dsp.hpss(r, front_end), residual), expected, strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_hpss_separates_a_tone_from_a_click():
+    residual = np.full((1025, 345), 1e-3)
+    residual[100], residual[:, 200] = 1.0, 1.0
+    for harmonic, percussive in (
+        reference.hpss(residual, FRONT_END),
+        in_jax(lambda r: dsp.hpss(r, FRONT_END), residual),
+    ):
+        assert harmonic[100, 50] > 0.99
+        assert percussive[100, 50] < 0.01
+        assert percussive[600, 200] > 0.99
+        assert harmonic[600, 200] < 0.01
+
+
+def test_parts_are_exactly_zero_on_digital_silence():
+    residual = np.zeros((1025, 345), np.float32)
+    residual[500, 100] = 1.0  # a lone bin: both medians are 0 there too
+    for parts in (
+        reference.hpss(residual, FRONT_END),
+        in_jax(lambda r: dsp.hpss(r, FRONT_END), residual),
+    ):
+        for part in parts:
+            assert not part.any()
+
+
+def test_seven_channels():
+    residual = oracle_magnitude(AUDIO) * 0.3
+    expected = oracle_channels(residual)
+    exact = reference.seven_channels(residual, FRONT_END)
+    assert exact.shape == (7, 128, 345)
+    np.testing.assert_allclose(exact, expected, atol=1e-5)  # librosa's filters are float32
+    for ours in (
+        reference.seven_channels(residual.astype(np.float32), FRONT_END),
+        in_jax(lambda r: dsp.seven_channels(r, FRONT_END), residual),
+    ):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, expected, atol=5e-3)  # dB
+
+
+def test_top_db_is_joint_over_the_three_views_but_not_over_segments():
+    loud = oracle_magnitude(AUDIO)
+    quiet = loud * 1e-3
+    batch = jnp.asarray(np.stack([loud, quiet]), jnp.float32)
+    both = np.asarray(dsp.seven_channels(batch, FRONT_END))
+    alone = np.asarray(dsp.seven_channels(batch[1:], FRONT_END))
+    np.testing.assert_array_equal(both[1], alone[0])
+    views = both[0, :3]
+    assert views.min() >= views.max() - 80.0001
+    assert (views == views.min()).any(axis=(1, 2)).any()
+
+
+@pytest.mark.parametrize("kind", ["silence", "music", "tiny", "click", "half"])
+@pytest.mark.parametrize("eps", [0.0, 1e-10])
+def test_gradients_are_finite(kind, eps):
+    front_end = FrontEnd(hpss_eps=eps)
+    audio = {
+        "silence": np.zeros(44_100),
+        "music": music(1.0),
+        "tiny": music(1.0) * 1e-15,
+        "click": np.eye(1, 44_100, 22_050)[0],
+        "half": music(1.0) * (np.arange(44_100) < 22_050),
+    }[kind]
+
+    def loss(a):
+        residual = 0.25 * dsp.stft_magnitude(a, front_end)
+        return jnp.mean(dsp.seven_channels(residual, front_end) ** 2)
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.asarray(audio, jnp.float32)[None])
+    assert np.isfinite(value)
+    assert np.isfinite(slope).all()
+    if kind == "music":
+        assert np.abs(slope).max() > 0
+
+
+def test_gradient_of_the_soft_mask_against_finite_differences():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(3)
+        residual = jnp.asarray(rng.uniform(0.5, 1.5, (1, 40, 40)))
+        direction = jnp.asarray(rng.standard_normal((1, 40, 40)))
+        weight = jnp.asarray(rng.standard_normal((1, 40, 40)))
+
+        def loss(r):
+            h, p = dsp.hpss(r, FRONT_END)
+            return jnp.sum(weight * h) + jnp.sum(weight**2 * p)
+
+        slope = jnp.vdot(jax.grad(loss)(residual), direction)
+        step = 1e-7
+        ahead, behind = loss(residual + step * direction), loss(residual - step * direction)
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5)
