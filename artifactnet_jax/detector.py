@@ -24,6 +24,7 @@ from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, p
 from artifactnet_jax.weights import Weights, load_weights
 
 STOP_S = 2.0  # what closing waits for decoding threads
+THREAD_NAME = "artifactnet-decode"
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +159,9 @@ class Detector:
                 with contextlib.suppress(_Closed):
                     put(error)
 
-        threads = [threading.Thread(target=decode, daemon=True) for _ in range(self.jobs)]
+        threads = [
+            threading.Thread(target=decode, name=THREAD_NAME, daemon=True) for _ in range(self.jobs)
+        ]
         for thread in threads:
             thread.start()
         running = len(threads)

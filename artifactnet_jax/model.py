@@ -163,7 +163,10 @@ class ArtifactUNet(nnx.Module):
 
 
 class ForensicCNN(nnx.Module):
-    """Compact classifier: seven channels [B, 7, n_mels, T] -> logit [B] (III-D)."""
+    """Compact classifier: seven channels [B, 7, n_mels, T] -> logit [B] (III-D).
+
+    `rngs` gives the dropout key and is needed in training mode only.
+    """
 
     def __init__(self, cnn: cfg.CNN, layers: Layers):
         convs, norms, i = [], [], cfg.N_CHANNELS
@@ -173,17 +176,17 @@ class ForensicCNN(nnx.Module):
             i = o
         self.conv, self.norm = nnx.List(convs), nnx.List(norms)
         self.hidden = layers.linear(i, cnn.hidden)
-        self.dropout = nnx.Dropout(cnn.dropout, rngs=layers.rngs)
+        self.dropout = nnx.Dropout(cnn.dropout)
         self.out = layers.linear(cnn.hidden, 1)
 
-    def __call__(self, channels: jax.Array) -> jax.Array:
+    def __call__(self, channels: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = jnp.moveaxis(channels, 1, -1)
         for level, (conv, norm) in enumerate(zip(self.conv, self.norm, strict=True)):
             x = nnx.relu(norm(conv(x)))
             if level < len(self.conv) - 1:
                 x = max_pool(x)
         x = jnp.mean(x, axis=(1, 2))
-        x = self.dropout(nnx.relu(self.hidden(x)))
+        x = self.dropout(nnx.relu(self.hidden(x)), rngs=rngs)
         return self.out(x)[:, 0].astype(jnp.float32)
 
 
@@ -210,8 +213,8 @@ class ArtifactNet(nnx.Module):
     def __call__(self, audio: jax.Array) -> jax.Array:
         return nnx.sigmoid(self.logit(audio))
 
-    def logit(self, audio: jax.Array) -> jax.Array:
-        """Logit of P(AI): [B, 176400] -> [B]."""
+    def logit(self, audio: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Logit of P(AI): [B, 176400] -> [B]; `rngs` as in `ForensicCNN`."""
         magnitude = dsp.stft_magnitude(audio, self.config.front_end)
         residual = self.unet(magnitude) * magnitude
-        return self.cnn(dsp.seven_channels(residual, self.config.front_end))
+        return self.cnn(dsp.seven_channels(residual, self.config.front_end), rngs)

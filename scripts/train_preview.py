@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.47, help="length of a training crop")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--patch", type=int, nargs=2, help="override the preset's patch")
+    parser.add_argument("--watch", type=int, default=200, help="calibration crops watched")
     parser.add_argument("--eval-crops", type=int, default=60, help="per held-out source, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -182,12 +183,12 @@ def main() -> None:
     model = ArtifactNet(config, rngs=nnx.Rngs(args.seed))
     model.unet.head.kernel[...] = jnp.zeros_like(model.unet.head.kernel[...])
     model.train()
-    graph, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     aux = nnx.state(nnx.Linear(config.unet.bottleneck, 1, rngs=nnx.Rngs(args.seed)))
     params = {"model": params, "aux": aux}
 
-    def loss_fn(params, stats, rest, audio, label, whole):
-        model = nnx.merge(graph, params["model"], stats, rest, copy=True)
+    def loss_fn(params, stats, key, audio, label, whole):
+        model = nnx.merge(graph, params["model"], stats, copy=True)
         magnitude = dsp.stft_magnitude(audio, config.front_end)
         target = 0.05 + 0.9 * label
         bottleneck = jnp.mean(model.unet.encode(magnitude)[0], axis=(1, 2))
@@ -196,33 +197,34 @@ def main() -> None:
         loss, mask = optax.sigmoid_binary_cross_entropy(logit, target).mean(), jnp.zeros(2)
         if whole:
             mask = model.unet(magnitude)
-            logit = model.cnn(dsp.seven_channels(mask * magnitude, config.front_end))
+            channels = dsp.seven_channels(mask * magnitude, config.front_end)
+            logit = model.cnn(channels, nnx.Rngs(dropout=key))
             loss = 0.5 * loss + optax.sigmoid_binary_cross_entropy(logit, target).mean()
-        _, _, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-        return loss, (stats, rest, jnp.mean(mask), jnp.std(mask), logit)
+        stats = nnx.state(model, nnx.BatchStat)
+        return loss, (stats, jnp.mean(mask), jnp.std(mask), logit)
 
     def make_step(tx, whole):
-        def step(params, stats, rest, ema, opt, audio, label):
+        def step(params, stats, ema, opt, key, audio, label):
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
             audio = audio.astype(jnp.float32) / 32768
-            (loss, out), grads = gradient(params, stats, rest, audio, label, whole)
-            stats, rest, *metrics = out
+            (loss, out), grads = gradient(params, stats, key, audio, label, whole)
+            stats, *metrics = out
             updates, opt = tx.update(grads, opt, params)
             params = optax.apply_updates(params, updates)
             ema = jax.tree.map(lambda e, p: 0.99 * e + 0.01 * p, ema, params)
-            return params, stats, rest, ema, opt, loss, metrics
+            return params, stats, ema, opt, loss, metrics
 
-        return jax.jit(step, donate_argnums=(0, 1, 2, 3, 4))
+        return jax.jit(step, donate_argnums=(0, 1, 2, 3))
 
     @jax.jit
     def forward(params, stats, audio):
-        model = nnx.merge(graph, params, stats, rest, copy=True)
+        model = nnx.merge(graph, params["model"], stats, copy=True)
         model.eval()
         return model(audio)
 
     @jax.jit
     def encoder_score(params, stats, audio):
-        model = nnx.merge(graph, params["model"], stats, rest, copy=True)
+        model = nnx.merge(graph, params["model"], stats, copy=True)
         model.eval()
         x = jnp.mean(model.unet.encode(dsp.stft_magnitude(audio, config.front_end))[0], axis=(1, 2))
         return (x @ params["aux"]["kernel"][...])[:, 0] + params["aux"]["bias"][...]
@@ -231,7 +233,7 @@ def main() -> None:
     length, began = int(args.seconds * 44_100), time.time()
     losses, seen = [], []
     watched = np.flatnonzero(index["split"] == "calibration")
-    watched = np.random.default_rng(0).permutation(watched)[:200]
+    watched = np.random.default_rng(0).permutation(watched)[: args.watch]
     ema = jax.tree.map(jnp.copy, params)
     for whole, steps in ((False, args.encoder_steps), (True, args.steps)):
         if not steps:
@@ -247,8 +249,9 @@ def main() -> None:
             rows = index["row"][pick]
             audio = np.stack([crops[r, s : s + length] for r, s in zip(rows, starts, strict=True)])
             label = index["label"][pick]
-            out = step_fn(params, stats, rest, ema, opt, audio, label)
-            params, stats, rest, ema, opt, loss, (mean_mask, std_mask, logit) = out
+            key = jax.random.key(args.seed + len(losses))
+            out = step_fn(params, stats, ema, opt, key, audio, label)
+            params, stats, ema, opt, loss, (mean_mask, std_mask, logit) = out
             seen.append((label, np.asarray(logit)))
             losses.append(float(loss))
             if not np.isfinite(losses[-1]):
@@ -266,7 +269,7 @@ def main() -> None:
                 judge = functools.partial(forward if whole else encoder_score, ema, stats)
                 found = scores(judge, crops, index["row"][watched])
                 auc = roc_auc_score(index["label"][watched], found)
-                print(f"calibration AUC {auc:.3f} (200 crops)", file=sys.stderr)
+                print(f"calibration AUC {auc:.3f} ({len(watched)} crops)", file=sys.stderr)
 
     keep = np.zeros(len(weights), bool)
     held = np.isin(index["split"], ("calibration", "test"))

@@ -203,7 +203,7 @@ def test_gradients_reach_the_first_layer_and_are_finite():
         SMALL_PATCH, front_end=dataclasses.replace(SMALL.front_end, segment_samples=11_025)
     )
     model = build_model(weights(config))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = nnx.split(model, nnx.Param, nnx.BatchStat)
     x = audio(config)
     for batch in (x, np.zeros_like(x)):
 

@@ -60,16 +60,14 @@ class XlaBackend:
         self.device = jax.devices()[0]
         self._segments = CPU_SEGMENTS if self.device.platform == "cpu" else GPU_SEGMENTS
         self.batch_size = batch_size or self._segments
-        graph, self._state, self._rest = nnx.split(
-            build_model(weights, dtype), (nnx.Param, nnx.BatchStat), ...
-        )
+        graph, self._state = nnx.split(build_model(weights, dtype))
         samples = weights.config.front_end.segment_samples
 
-        def forward(state, rest, audio):
-            return nnx.merge(graph, state, rest)(audio)
+        def forward(state: nnx.State, audio: jax.Array) -> jax.Array:
+            return nnx.merge(graph, state)(audio)
 
         shape = jax.ShapeDtypeStruct((self._segments, samples), jnp.float32)
-        self._run = jax.jit(forward).lower(self._state, self._rest, shape).compile()
+        self._run = jax.jit(forward).lower(self._state, shape).compile()
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         n = len(audio)
@@ -77,5 +75,5 @@ class XlaBackend:
         padded[:n] = audio
         chunks = padded.reshape(-1, self._segments, audio.shape[1])
         # Dispatch is asynchronous: all chunks are queued before the first result is read.
-        out = [self._run(self._state, self._rest, chunk) for chunk in chunks]
+        out = [self._run(self._state, chunk) for chunk in chunks]
         return np.concatenate([np.asarray(p) for p in out])[:n]

@@ -1,0 +1,92 @@
+"""Settings that hold in every test, and in the commands that tests start, and shared fixtures."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports jax: silent promotion of a dtype or a rank is how numbers go wrong.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from audio_files import noise, write
+
+from artifactnet_jax.cli import main
+from artifactnet_jax.config import Config
+from artifactnet_jax.detector import Detector
+from artifactnet_jax.weights import random_tensors, save_weights
+
+
+class Outcome(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Its JSON Lines by path; a path twice is an error."""
+        rows = [json.loads(line) for line in self.out.splitlines()]
+        assert len({row["path"] for row in rows}) == len(rows)
+        return {row["path"]: row for row in rows}
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights whose scores of noise lie well inside (0, 1)."""
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    tensors = random_tensors(Config.edge())
+    tensors["cnn.out.bias"] += 6
+    save_weights(path, Config.edge(), tensors, name="random", licence="none", provenance={})
+    return path
+
+
+@pytest.fixture(scope="session")
+def detector(weights_path: Path) -> Detector:
+    """On backend numpy; tests leave it as it is."""
+    return Detector(weights_path, "numpy")
+
+
+@pytest.fixture(scope="session")
+def tracks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three tracks of 1, 3 and 2 segments: a.wav, b.wav, c.flac."""
+    folder = tmp_path_factory.mktemp("tracks")
+    for seed, (name, seconds) in enumerate({"a.wav": 4, "b.wav": 12, "c.flac": 7}.items()):
+        write(folder, name, (seed + 1) * noise(seconds, channels=1, seed=seed))
+    return folder
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in this process."""
+
+    def run(*args: Any) -> Outcome:
+        capsys.readouterr()
+        try:
+            code = main([os.fspath(arg) if isinstance(arg, Path) else str(arg) for arg in args])
+        except SystemExit as error:  # argparse
+            code = error.code  # type: ignore[assignment]
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def score(command: Command, weights_path: Path) -> Command:
+    """`artifactnet-jax score` with JSON Lines from backend numpy, unless told otherwise."""
+
+    def run(*args: Any) -> Outcome:
+        return command(
+            *("score", "--weights", weights_path, "--backend", "numpy", "--format", "jsonl", *args)
+        )
+
+    return run

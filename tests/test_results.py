@@ -1,0 +1,210 @@
+"""Rows in every format, and the two aggregation rules."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from artifactnet_jax import results
+from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
+
+VERDICT = Verdict(
+    path="song.wav",
+    verdict="ai",
+    score=0.75,
+    threshold=0.5,
+    segments=(SegmentScore(0.0, 0.5), SegmentScore(4.0, 1.0)),
+    duration_s=8.5,
+    sample_rate=48_000,
+    channels=2,
+    weights={"name": "w", "sha256": "ab" * 32, "preset": "edge"},
+    backend="numpy",
+    dtype="float32",
+    aggregate="median",
+    plan="all",
+    warnings=("resampled", "clipped"),
+    timings={"decode_s": 0.1, "compute_s": 0.2},
+)
+FAILURE = Failure("bad.mp3", "empty", "bad.mp3: the file has 0 bytes: copy it again")
+NASTY = [
+    "naïve 音.wav",
+    "two\nlines.wav",
+    "\udcff\udcfe.wav",
+    'quote",comma.wav',
+    "bell\a\r\x1b[31m",
+]
+
+
+def records(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_a_row_is_the_documented_schema():
+    assert VERDICT.to_dict() == {
+        "schema": "artifactnet-jax/score/1",
+        "path": "song.wav",
+        "verdict": "ai",
+        "score": 0.75,
+        "threshold": 0.5,
+        "n_segments": 2,
+        "segments": [{"start_s": 0.0, "score": 0.5}, {"start_s": 4.0, "score": 1.0}],
+        "duration_s": 8.5,
+        "sample_rate": 48_000,
+        "channels": 2,
+        "weights": {"name": "w", "sha256": "ab" * 32, "preset": "edge"},
+        "backend": "numpy",
+        "dtype": "float32",
+        "aggregate": "median",
+        "plan": "all",
+        "warnings": ["resampled", "clipped"],
+        "timings": {"decode_s": 0.1, "compute_s": 0.2},
+    }
+    assert list(VERDICT.to_dict())[:4] == ["schema", "path", "verdict", "score"]
+    assert FAILURE.to_dict() == {
+        "schema": "artifactnet-jax/score/1",
+        "path": "bad.mp3",
+        "error": {"kind": "empty", "message": FAILURE.message},
+    }
+
+
+@pytest.mark.parametrize("path", NASTY)
+def test_json_is_one_ascii_line_and_comes_back(path):
+    row = dataclasses.replace(VERDICT, path=path).to_dict()
+    line = results.to_json(row)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line) == row
+    assert results.from_json(line.encode() + b"\n") == row
+
+
+def test_json_has_no_nan():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.to_json({"score": math.nan})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\n",
+        b"null\n",
+        b"[]\n",
+        b"\xff\xfe\n",
+        b'{"schema": "artifactnet-jax/score/1"}\n',
+        b'{"schema": "artifactnet-jax/score/1", "path": 3}\n',
+        b'{"schema": "another/1", "path": "a"}\n',
+        results.to_json(VERDICT.to_dict()).encode()[:-1],
+    ],
+)
+def test_what_is_not_a_row_is_not_taken_for_one(line):
+    assert results.from_json(line) is None
+
+
+def test_csv_columns():
+    text = results.to_csv(None) + results.to_csv(VERDICT.to_dict())
+    assert records(text + results.to_csv(FAILURE.to_dict())) == [
+        {
+            "path": "song.wav",
+            "verdict": "ai",
+            "score": "0.75",
+            "threshold": "0.5",
+            "n_segments": "2",
+            "duration_s": "8.5",
+            "sample_rate": "48000",
+            "channels": "2",
+            "warnings": "resampled clipped",
+            "weights": "ab" * 32,
+            "backend": "numpy",
+            "dtype": "float32",
+            "error_kind": "",
+            "error": "",
+        },
+        {
+            **dict.fromkeys(results.CSV_COLUMNS, ""),
+            "path": "bad.mp3",
+            "error_kind": "empty",
+            "error": FAILURE.message,
+        },
+    ]
+
+
+@pytest.mark.parametrize("path", NASTY)
+def test_any_name_is_one_csv_record_and_one_table_line(path):
+    row = dataclasses.replace(VERDICT, path=path).to_dict()
+    (record,) = records(results.to_csv(None) + results.to_csv(row))
+    assert record["path"] == printable(path, keep="\n")
+    assert record["error"] == ""
+    line = results.to_table(row)
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+    assert printable(path) in line
+    (line + results.to_csv(row)).encode()  # surrogates would raise
+
+
+def test_table_lines():
+    assert results.TABLE_HEADER.split() == ["verdict", "score", "segments", "length", "track"]
+    line = results.to_table(VERDICT.to_dict())
+    assert line.split() == ["ai", "0.750", "2", "0:08.5", "song.wav", "(resampled,", "clipped)"]
+    assert results.to_table(FAILURE.to_dict()).split(maxsplit=4) == [
+        *("error", "-", "-", "-"),
+        FAILURE.message + "\n",
+    ]
+    silent = dataclasses.replace(VERDICT, verdict="undecided", score=None, segments=())
+    assert results.to_table(silent.to_dict()).split()[:3] == ["undecided", "-", "0"]
+    assert json.loads(results.to_json(silent.to_dict()))["score"] is None
+    assert records(results.to_csv(None) + results.to_csv(silent.to_dict()))[0]["score"] == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00.0"), (59.96, "1:00.0"), (61.04, "1:01.0"), (7205.5, "120:05.5")]
+)
+def test_lengths(seconds, text):
+    row = dataclasses.replace(VERDICT, duration_s=seconds).to_dict()
+    assert results.to_table(row).split()[3] == text
+
+
+def test_printable():
+    assert printable("a b é 音") == "a b é 音"
+    assert printable("a\nb\x1b\udcff\u202e") == "a\\nb\\x1b\\udcff\\u202e"
+    assert printable("a\nb\r", keep="\n") == "a\nb\\r"
+
+
+@pytest.mark.parametrize(
+    ("scores", "median"),
+    [
+        ([0.3], 0.3),
+        ([0.9, 0.1], 0.5),
+        ([0.9, 0.2, 0.4], 0.4),
+        ([1.0, 0.25, 0.0, 0.5], 0.375),
+        ([0.1, 0.1, 0.1, 0.9, 0.9], 0.1),
+    ],
+)
+def test_median(scores, median):
+    assert aggregate(scores, [1.0] * len(scores), "median", 1e-9) == median
+    assert median == np.median(scores)
+
+
+def test_rms_by_hand():
+    # (0.5 * 1 + 0.25 * 3) / 4, but for the epsilon in the sum of weights
+    assert aggregate([0.5, 0.25], [1.0, 3.0], "rms", 0.0) == 0.3125
+    assert aggregate([0.5, 0.25], [1.0, 3.0], "rms", 1.0) == pytest.approx(0.25, rel=1e-15)
+    assert aggregate([1.0], [1e-9], "rms", 1e-9) == pytest.approx(0.5, rel=1e-15)
+
+
+def test_rms_as_numpy_computes_it():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 60, 1000):
+        p, w = rng.random(n, np.float32), rng.random(n, np.float32) ** 3
+        wide = w.astype(np.float64)
+        expected = np.clip((p.astype(np.float64) * (wide / (wide.sum() + 1e-9))).sum(), 0, 1)
+        got = aggregate(p.tolist(), w.tolist(), "rms", 1e-9)
+        assert got == pytest.approx(expected, rel=1e-14)
+        assert aggregate([1.0] * n, w.tolist(), "rms", 1e-9) <= 1
+        assert aggregate([1.0] * n, w.tolist(), "rms", 0.0) <= 1
+        assert aggregate([0.0] * n, w.tolist(), "rms", 1e-9) == 0
