@@ -31,3 +31,7 @@ def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'artifactnet_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"artifactnet_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})  # what completion offers

@@ -1,7 +1,7 @@
 """The command `artifactnet-jax`. Heavy imports happen inside the verbs, so that --help is instant.
 
-stdout is data, stderr is progress. Exit codes: 0 all done, 1 some inputs failed, 2 usage, 3 backend
-not available.
+stdout is data, stderr is progress. Exit codes: 0 all done, 1 some inputs failed or the run broke
+off, 2 usage (or rows that cannot be written), 3 backend not available, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import traceback
 
 from artifactnet_jax import __version__
-from artifactnet_jax.results import SOME_FAILED, CommandError, printable
+from artifactnet_jax.results import SOME_FAILED, CommandError, brief, printable
 
 
 def _segments(text: str) -> int | str:
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="score tracks",
         description="Score tracks: one row per input, AI or real, with each segment's score.",
         epilog="Exit codes: 0 all scored, 1 some inputs failed (each a row with its error), "
-        "2 usage, 3 backend not available.",
+        "2 usage, 3 backend not available, 130 interrupted.",
     )
     score.add_argument(
         "paths",
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--backend",
         default="auto",
         choices=("auto", "xla", "numpy"),
-        help="auto takes xla where jax is installed",
+        help="auto takes xla where that is faster, else numpy",
     )
     score.add_argument(
         "--dtype",
@@ -124,8 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    if sys.stderr is None:  # closed by the caller: print() would fall back to stdout
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    # Closed by the caller. Without a stderr print() would write to stdout, among the data.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a C locale must not stop a name from printing
         sys.stdout.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
@@ -156,8 +157,7 @@ def _failed(error: BaseException, debug: bool) -> int:
     elif isinstance(error, KeyboardInterrupt):
         text, code = "interrupted", 128 + signal.SIGINT
     else:
-        text = f"{type(error).__name__}: {error}"
-        text, code = f"{text.splitlines()[0]}; --debug shows where", SOME_FAILED
+        text, code = f"{brief(error)}; --debug shows where", SOME_FAILED
     print(f"artifactnet-jax: {printable(text)}", file=sys.stderr)
     return code
 

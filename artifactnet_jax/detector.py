@@ -159,14 +159,14 @@ class Detector:
                 with contextlib.suppress(_Closed):
                     put(error)
 
-        threads = [
-            threading.Thread(target=decode, name=THREAD_NAME, daemon=True) for _ in range(self.jobs)
-        ]
-        for thread in threads:
-            thread.start()
-        running = len(threads)
+        threads: list[threading.Thread] = []
+        running = self.jobs
         batch: list[tuple[_Track, np.ndarray]] = []
         try:
+            for _ in range(self.jobs):
+                thread = threading.Thread(target=decode, name=THREAD_NAME, daemon=True)
+                thread.start()
+                threads.append(thread)
             while running or batch:
                 try:
                     item = ready.get(timeout=0.05) if running else None

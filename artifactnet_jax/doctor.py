@@ -11,8 +11,8 @@ from importlib import metadata
 from typing import Any
 
 from artifactnet_jax import __version__
-from artifactnet_jax.backends import BACKENDS, cpu_count, why_unavailable
-from artifactnet_jax.results import NO_BACKEND, OK
+from artifactnet_jax.backends import BACKENDS, cpu_count, pick, why_unavailable
+from artifactnet_jax.results import NO_BACKEND, OK, brief
 
 PACKAGES = (
     *("numpy", "soundfile", "soxr", "safetensors", "threadpoolctl", "tqdm", "av", "jax"),
@@ -34,7 +34,7 @@ def _devices() -> list[str]:
 
         return [f"{d.platform}: {d.device_kind}" for d in jax.devices()]
     except Exception as error:  # a broken driver must not stop the report on it
-        return [f"error: {type(error).__name__}: {error}".splitlines()[0]]
+        return [f"error: {brief(error)}"]
 
 
 def examine() -> dict[str, Any]:
@@ -42,10 +42,12 @@ def examine() -> dict[str, Any]:
     from artifactnet_jax.weights import WeightsError, default_path, load_weights
 
     backends = {name: why_unavailable(name) for name in BACKENDS}
+    auto = next((name for name, reason in backends.items() if not reason), None)
     try:
         loaded = load_weights()
         weights: dict[str, Any] = {**loaded.summary(), "licence": loaded.licence}
         weights["provenance"] = dict(loaded.provenance)
+        auto = auto and pick(loaded)
     except WeightsError as error:
         weights = {"error": str(error)}
     try:
@@ -62,7 +64,7 @@ def examine() -> dict[str, Any]:
         "cores": cpu_count(),
         "packages": {package: _version(package) for package in PACKAGES},
         "backends": {name: reason or "ok" for name, reason in backends.items()},
-        "auto": next((name for name, reason in backends.items() if not reason), None),
+        "auto": auto,  # with the weights below
         "jax_devices": [] if backends["xla"] else _devices(),
         "audio_formats": formats,
         "pyav": "ok" if _version("av") else "AAC, M4A: pip install 'artifactnet-jax[av]'",
@@ -80,14 +82,14 @@ def run(args: argparse.Namespace) -> int:
         return OK if found["auto"] else NO_BACKEND
     print(f"artifactnet-jax {found['artifactnet_jax']}, Python {found['python']}")
     print(f"{found['platform']}, {found['cores']} cores\n")
-    print("backends (auto takes the first that is ok):")
+    print(f"backends (auto takes {found['auto'] or 'none'}):")
     for name, state in found["backends"].items():
         print(f"  {name:<8} {state}")
     for device in found["jax_devices"]:
         print(f"           jax device {device}")
     print("\npackages:")
     for package, version in found["packages"].items():
-        print(f"  {package:<12} {version or '-'}")
+        print(f"  {package:<13} {version or '-'}")
     formats = ", ".join(found["audio_formats"])
     print(f"\naudio by libsndfile: {formats}\naudio by PyAV:       {found['pyav']}")
     weights = found["weights"]

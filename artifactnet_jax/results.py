@@ -144,6 +144,11 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def brief(error: BaseException) -> str:
+    """An exception's class and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+
+
 TABLE_HEADER = f"{'verdict':<10} {'score':>6} {'segments':>8} {'length':>9}  track\n"
 
 

@@ -15,7 +15,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from artifactnet_jax import results
-from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, Failure
+from artifactnet_jax.results import (
+    NO_BACKEND,
+    OK,
+    SOME_FAILED,
+    USAGE,
+    CommandError,
+    Failure,
+    brief,
+)
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
@@ -58,7 +66,10 @@ def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]
 
     try:
         paths = find_audio(args.paths, args.recursive)
-        output = _output(args, paths)
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from error
+    output = _output(args, paths)
+    try:
         detector = Detector(
             args.weights,
             args.backend,
@@ -73,10 +84,9 @@ def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]
         raise CommandError(str(error), NO_BACKEND) from error
     except (WeightsError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
-    except (ImportError, RuntimeError) as error:  # a broken installation or driver
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+    except Exception as error:  # a broken installation or driver, of which jax says what it likes
         cure = "see artifactnet-jax doctor, or use --backend numpy"
-        message = f"backend {args.backend!r} does not start: {cause}; {cure}"
+        message = f"backend {args.backend!r} does not start: {brief(error)}; {cure}"
         raise CommandError(message, NO_BACKEND) from error
     return paths, output, detector
 
@@ -95,8 +105,8 @@ def _output(args: argparse.Namespace, paths: list[str]) -> str | None:
         problem = "its folder does not exist: create it first"
     elif os.path.exists(path) and not os.path.isfile(path):
         problem = "not a regular file: name a file, or leave -o out for stdout"
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        problem = "no permission to write in its folder: name another"
+    elif not all(os.access(p, os.W_OK) for p in (folder, path) if os.path.exists(p)):
+        problem = "no permission to write there: name another file"
     elif os.path.abspath(named) in map(os.path.abspath, paths):
         problem = "it is one of the inputs: name another file"
     if problem:
@@ -104,33 +114,31 @@ def _output(args: argparse.Namespace, paths: list[str]) -> str | None:
     return path
 
 
-def _results(detector: Detector, paths: list[str]) -> Generator[tuple[int, Result], None, None]:
-    """score_many over paths, "-" being standard input."""
-    with contextlib.ExitStack() as stack:
-        sources: list[Any] = list(paths)
-        if "-" in paths:
-            sources[paths.index("-")] = stack.enter_context(_stdin())
-        yield from detector.score_many(sources)
-
-
 class _Stdin(io.BufferedRandom):
+    """A copy of standard input: decoders seek, and a stream of hours must not sit in memory."""
+
     name = "-"  # what its row is called
 
 
-def _stdin() -> io.BufferedRandom:
-    """Standard input as a file: decoders seek, and a stream of hours must not sit in memory.
+def _results(detector: Detector, paths: list[str]) -> Generator[tuple[int, Result], None, None]:
+    """score_many over paths, "-" being standard input.
 
-    Read here rather than in a decoding thread, which Ctrl-C could not reach.
+    That is copied before anything is scored: Ctrl-C could not reach a decoding thread that reads.
     """
-    try:
-        spool = _Stdin(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
-        if sys.stdin is not None:  # else closed, the same as empty
-            shutil.copyfileobj(sys.stdin.buffer, spool)
-        spool.seek(0)
-        return spool
-    except OSError as error:
-        message = f"standard input cannot be copied to a temporary file: {error.strerror}"
-        raise CommandError(f"{message}; is it a stream, and is TMPDIR full?", USAGE) from error
+    with contextlib.ExitStack() as stack:
+        sources: list[Any] = list(paths)
+        if "-" in paths:
+            try:
+                raw = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+                spool = stack.enter_context(_Stdin(raw))
+                if sys.stdin is not None:  # else closed, the same as empty
+                    shutil.copyfileobj(sys.stdin.buffer, spool)
+                spool.flush()
+            except OSError as error:
+                cause = f"standard input cannot be copied to a temporary file: {error.strerror}"
+                raise CommandError(f"{cause}; is the disk full? TMPDIR moves it", USAGE) from error
+            sources[paths.index("-")] = spool
+        yield from detector.score_many(sources)
 
 
 def _in_order(pairs: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result]]:
@@ -147,7 +155,7 @@ _ROW_START = f'{{"schema": "{results.SCHEMA}"'.encode()
 
 
 def _rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[str, Any]]:
-    """Whole rows of an earlier run but for failures among `paths`, which are tried again.
+    """Whole rows of an earlier run, except failures among `paths`, which are tried again.
 
     CommandError when the file is another's, or its rows are not comparable with this detector's.
     """
@@ -158,7 +166,7 @@ def _rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[
         "plan": detector.segments,
         "dtype": detector.backend.dtype,
     }
-    retried = {*paths, "-"}  # what stdin held then is not what it holds now
+    retried = set(paths)
     rows: dict[str, dict[str, Any]] = {}
     foreign = False
     try:
@@ -173,7 +181,8 @@ def _rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[
                     what = ", ".join(k for k, v in expected.items() if row.get(k) != v)
                     cure = "give the same options, or another -o FILE"
                     raise CommandError(f"{path} has rows with other {what}: {cure}", USAGE)
-                rows[row["path"]] = row
+                if row["path"] != "-":  # what stdin held then is not what it holds now
+                    rows[row["path"]] = row
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror}", USAGE) from error
     if foreign and not rows:  # it would be lost

@@ -7,6 +7,7 @@ import os
 # Before anything imports jax: silent promotion of a dtype or a rank is how numbers go wrong.
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.pop("PYTHONUNBUFFERED", None)  # what is left in a buffer at the end is tested too
 
 import json
 from collections.abc import Callable

@@ -90,6 +90,23 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch):
     assert load_backend("auto", WEIGHTS).name == "numpy"
 
 
+@needs_jax
+def test_auto_takes_xla_where_it_pays_for_its_start(monkeypatch):
+    heavy = Weights("random", Config.v94(), {}, "", "", {})
+    find, gpu = importlib.util.find_spec, set()
+
+    def find_spec(name):
+        return find("json" if name in gpu else "absent" if name.endswith("_plugin") else name)
+
+    monkeypatch.setattr(backends.importlib.util, "find_spec", find_spec)
+    assert backends.pick(WEIGHTS) == "numpy"
+    assert backends.pick(heavy) == "xla"
+    gpu.add("jax_cuda12_plugin")
+    assert backends.pick(WEIGHTS) == "xla"
+    monkeypatch.undo()
+    assert load_backend("auto", WEIGHTS, dtype="bfloat16").name == "xla"
+
+
 def test_an_old_python_is_said_so(monkeypatch):
     monkeypatch.setattr(backends.sys, "version_info", (3, 10, 12))
     assert "3.11" in why_unavailable("xla")

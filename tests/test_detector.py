@@ -6,6 +6,7 @@ import importlib.util
 import io
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -228,21 +229,17 @@ def test_bad_input_never_stops_the_others(make, tmp_path):
 
 
 def test_a_bug_in_a_decoder_fails_one_track(make, monkeypatch, caplog):
-    def broken(source, *rest, **options):
-        if source == "two\nlines":
-            return iter_raising(ZeroDivisionError("oops"))
-        return SegmentReader(source, *rest, **options)
+    def reader(source, *rest, **options):
+        if source != "two\nlines":
+            return SegmentReader(source, *rest, **options)
+        return (1 / 0 for _ in "x")
 
-    def iter_raising(error):
-        yield from ()
-        raise error
-
-    monkeypatch.setattr(module, "SegmentReader", broken)
+    monkeypatch.setattr(module, "SegmentReader", reader)
     caplog.set_level("DEBUG", "artifactnet_jax")
     found = dict(make().score_many(["two\nlines", scripted(0.5)]))
     assert found[1].score == 0.5
     assert found[0].kind == "internal"
-    assert found[0].message.startswith("two\\nlines: ZeroDivisionError in the decoder: oops")
+    assert found[0].message.startswith("two\\nlines: ZeroDivisionError in the decoder: ")
     assert caplog.records[0].exc_info[0] is ZeroDivisionError
 
 
@@ -336,84 +333,82 @@ def test_sources_may_wait_for_results(make, jobs, batch_size):
 def test_closing_does_not_wait_for_a_source_that_never_comes(make, monkeypatch):
     monkeypatch.setattr(module, "STOP_S", 0.05)
     more: queue.Queue[Any] = queue.Queue()
-    more.put(scripted(0.5))
-    more.put(scripted(0.5))
+    for _ in range(2):
+        more.put(scripted(0.5))
     results = make(jobs=2).score_many(iter(more.get, None))
-    assert next(results)[1].score == 0.5
+    assert [next(results)[1].score for _ in range(2)] == [0.5, 0.5]
+    time.sleep(0.05)  # for one thread to wait for an item, and the other for its turn
     results.close()
     left = [t for t in threading.enumerate() if t.name == module.THREAD_NAME]
-    assert len(left) <= 2
-    more.put("never scored")
+    assert 1 <= len(left) <= 2
+    for _ in range(2):
+        more.put("never scored")
     for thread in left:
         thread.join(30)
     assert decoding() == 0
+    assert more.qsize() == 1  # the second one is left to the caller
 
 
-class _Endless:
-    """Stands in for SegmentReader: an endless recording that counts what is read of it."""
-
-    count = 0
-    lock = threading.Lock()
-
-    def __init__(self, source: float, *_: Any, **__: Any):
-        self.level = source
-
-    def __iter__(self) -> Iterator[Any]:
-        reader = SegmentReader(scripted(0.5, level=self.level), *self.settings)
-        (segment,) = reader
-        while True:
-            with self.lock:
-                type(self).count += 1
-            yield segment
-
-    settings: tuple[Any, ...] = ()
+def endless(segment: Any, read: list[int]) -> Iterator[Any]:
+    """Stands in for the SegmentReader of a recording without end; counts what is read of it."""
+    while True:
+        read.append(1)
+        yield segment
 
 
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_decoding_runs_ahead_by_a_bounded_number_of_segments(make, monkeypatch, jobs):
-    computed, excess = 0, []
-    built = make(jobs=jobs)
+    read: list[int] = []
+    excess: list[int] = []
 
     class Slow(First):
         def __call__(self, audio):
-            nonlocal computed
-            if computed > 60:
+            if len(excess) == 20:
                 raise InterruptedError  # enough seen
-            for _ in range(50):  # let the threads fill whatever they can
-                threading.Event().wait(0.0002)
-            excess.append(_Endless.count - computed)
-            computed += len(audio)
-            return audio[:, 0]
+            time.sleep(0.01)  # let the threads fill whatever they can
+            excess.append(len(read) - sum(self.batches))
+            return super().__call__(audio)
 
-    built.backend = Slow(3)
-    monkeypatch.setattr(_Endless, "count", 0)
-    monkeypatch.setattr(_Endless, "settings", front_end_and_verdict(built))
-    monkeypatch.setattr(module, "SegmentReader", _Endless)
+    built = make(Slow(3), jobs=jobs)
+    (segment,) = SegmentReader(scripted(0.5), *front_end_and_verdict(built))
+    monkeypatch.setattr(module, "SegmentReader", lambda *_, **__: endless(segment, read))
     with pytest.raises(InterruptedError):
-        list(built.score_many([0.1] * 100))
+        list(built.score_many(["x"] * 100))
     # The queue, the batch in hand, and one segment in the hand of each thread.
-    assert max(excess) <= (2 * 3 + jobs) + 3 + jobs
+    assert 3 < max(excess) <= (2 * 3 + jobs) + 3 + jobs
 
 
 def test_closing_stops_threads_that_read_endless_silence(make, monkeypatch):
     built = make(jobs=2)
-    level = built.weights.config.verdict.silence_peak / 2
+    settings = front_end_and_verdict(built)
+    hiss = np.full(SIZE, settings[1].silence_peak / 2, np.float32)
+    (segment,) = SegmentReader((hiss, RATE), *settings)
 
-    def settings(source: float, *rest: Any, **options: Any) -> Any:
-        if source == level:
-            return silent()
-        return SegmentReader(scripted(source), *rest, **options)
+    def reader(source: Any, *rest: Any, **options: Any) -> Any:
+        if source == "silence":
+            return endless(segment, [])
+        return SegmentReader(source, *rest, **options)
 
-    def silent() -> Iterator[Any]:
-        (segment,) = SegmentReader((np.full(SIZE, level, np.float32), RATE), *rest)
-        while True:
-            yield segment
-
-    rest = front_end_and_verdict(built)
-    monkeypatch.setattr(module, "SegmentReader", settings)
-    results = built.score_many([0.5, level, level])
+    monkeypatch.setattr(module, "SegmentReader", reader)
+    results = built.score_many([scripted(0.5), "silence", "silence"])
     assert next(results)[1].score == 0.5
     results.close()
+    assert decoding() == 0
+
+
+def test_a_thread_that_does_not_start_stops_the_others(make, monkeypatch):
+    real, started = threading.Thread.start, []
+
+    def start(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start"):
+        list(make(jobs=4).score_many([scripted(0.5)] * 20))
+    assert len(started) == 2
     assert decoding() == 0
 
 

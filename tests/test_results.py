@@ -197,6 +197,11 @@ def test_rms_by_hand():
     assert aggregate([1.0], [1e-9], "rms", 1e-9) == pytest.approx(0.5, rel=1e-15)
 
 
+def test_rms_is_clipped():
+    # Rounded weights that add up to more than one.
+    assert aggregate([1.0] * 4, [1.1, 1.1, 0.1, 0.2], "rms", 0.0) == 1.0
+
+
 def test_rms_as_numpy_computes_it():
     rng = np.random.default_rng(0)
     for n in (1, 2, 7, 60, 1000):

@@ -1,0 +1,172 @@
+"""What is imported when, and which way imports may point."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import artifactnet_jax
+from artifactnet_jax import kernels
+
+PACKAGE = Path(artifactnet_jax.__file__).parent
+KERNELS = Path(kernels.__file__).parent
+HEAVY = {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "av", "soundfile", "soxr"}
+HEAVY |= {"scipy", "safetensors", "tqdm", "numpy"}
+
+# A module may import modules of lower layers, and those of its own folder in `kernels`.
+LAYERS = (
+    ("kernels", "config", "results"),
+    ("filterbank", "files"),
+    ("decode", "weights", "dsp", "reference"),
+    ("audio", "model"),
+    ("backends",),
+    ("detector",),
+    ("score", "doctor"),
+    ("cli",),
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py"}
+
+FILES = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")])
+KERNEL_FILES = sorted(KERNELS.glob("*.py"))
+
+
+def modules_after(code: str, cwd: Path) -> set[str]:
+    """Top-level names in sys.modules after a fresh Python has run this code."""
+    code += "\nimport sys, json; print(json.dumps([m.split('.')[0] for m in sys.modules]))"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    args = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(args, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(tmp_path, arguments):
+    code = f"""
+from artifactnet_jax.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    assert end.code == 0, end
+"""
+    loaded = modules_after(code, tmp_path)
+    assert "artifactnet_jax" in loaded
+    assert not loaded & HEAVY
+
+
+def test_importing_the_package_loads_nothing_and_does_nothing(tmp_path):
+    code = """
+import os, sys, threading
+opened = []
+sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+import artifactnet_jax
+assert threading.active_count() == 1
+others = [name for name in opened if not name.endswith((".py", ".pyc")) and os.path.isfile(name)]
+assert not others, others
+assert set(artifactnet_jax.__all__) <= set(dir(artifactnet_jax))
+"""
+    assert not modules_after(code, tmp_path) & HEAVY
+
+
+def test_scoring_with_numpy_never_loads_jax(tmp_path, tracks, weights_path):
+    arguments = ["score", "--backend", "numpy", "--weights", str(weights_path), str(tracks)]
+    code = f"from artifactnet_jax.cli import main; assert main({arguments!r}) == 0"
+    loaded = modules_after(code, tmp_path)
+    assert "numpy" in loaded
+    assert not loaded & {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "scipy", "av"}
+
+
+def test_names_of_the_package():
+    for name in artifactnet_jax.__all__:
+        assert getattr(artifactnet_jax, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        artifactnet_jax.nothing  # noqa: B018
+
+
+def test_folders_of_the_repository_are_not_top_level_packages(tmp_path):
+    code = """
+import importlib.util
+for name in ("kernels", "bench", "convert", "backends", "scripts", "tests"):
+    spec = importlib.util.find_spec(name)
+    assert spec is None, spec
+import artifactnet_jax.kernels, artifactnet_jax.bench
+"""
+    modules_after(code, tmp_path)
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports anywhere, type checking aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            if node.module == "artifactnet_jax":
+                found |= {f"artifactnet_jax.{alias.name}" for alias in node.names}
+            else:
+                found.add(str(node.module))
+        elif isinstance(node, ast.ImportFrom):
+            raise AssertionError(f"{path}:{node.lineno}: relative import")
+    parts = [name.split(".") for name in found if name.split(".")[0] == "artifactnet_jax"]
+    return {name[1] for name in parts if len(name) > 1 and not name[1].startswith("__")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    relative = path.relative_to(PACKAGE)
+    if str(relative) == "__init__.py":
+        assert imported(path) == set()
+        return
+    name = relative.parts[0].removesuffix(".py")
+    assert name in LAYER, f"new module: give {name} its place in LAYERS"
+    wrong = {
+        other
+        for other in imported(path)
+        if LAYER.get(other, len(LAYERS)) >= LAYER[name] and not (name == other == "backends")
+    }
+    assert not wrong
+
+
+def test_the_walk_sees_imports(tmp_path):
+    source = tmp_path / "x.py"
+    source.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from artifactnet_jax import cli\n"
+        "def f():\n    from artifactnet_jax.score import run\n    import artifactnet_jax.dsp\n"
+        "from artifactnet_jax import config as cfg, __version__\nimport os\n"
+    )
+    assert imported(source) == {"score", "dsp", "config"}
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
+def test_kernels_import_nothing_of_the_package(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1
+        elif isinstance(node, ast.ImportFrom):
+            assert not str(node.module).startswith("artifactnet_jax")
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("artifactnet_jax") for alias in node.names)
+
+
+NUMPY_FILES = [path for path in [*FILES, *KERNEL_FILES] if path.name not in WITH_JAX]
+
+
+@pytest.mark.parametrize("path", NUMPY_FILES, ids=lambda path: path.name)
+def test_the_numpy_path_is_python_3_10_without_jax(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+    top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name.split(".")[0] for node in top for alias in node.names}
+    names |= {str(node.module).split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
+    assert not names & {"jax", "flax", "tomllib", "onnx", "av"}
