@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from artifactnet_jax.kernels import median_filter
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from audio_files import noise, write
 
 from artifactnet_jax.cli import main
 from artifactnet_jax.config import Config
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.weights import random_tensors, save_weights
+from audio_files import noise, write
 
 
 class Outcome(NamedTuple):

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from audio_files import encode, noise, write
 
 from artifactnet_jax import decode
 from artifactnet_jax.audio import AudioReport, Segment, SegmentReader
 from artifactnet_jax.config import FrontEnd, Verdict
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import find_audio
+from audio_files import encode, noise, write
 
 FE, VERDICT = FrontEnd(), Verdict()
 RATE, SIZE = FE.sample_rate, FE.segment_samples

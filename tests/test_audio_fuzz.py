@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from audio_files import encode, noise
 
 KINDS = ["wav", "flac", "aiff", "ogg", "opus", "mp3", "m4a", "aac"]

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from audio_files import encode, noise, write
 
 from artifactnet_jax import cli, results
 from artifactnet_jax.config import Config
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.weights import random_tensors, save_weights
+from audio_files import encode, noise, write
 
 COMMAND = [sys.executable, "-m", "artifactnet_jax.cli"]
 needs_jax = pytest.mark.skipif(

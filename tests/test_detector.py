@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_files import encode, noise, write
 
 from artifactnet_jax import detector as module
 from artifactnet_jax.audio import AudioError, SegmentReader
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.results import Failure, SegmentScore, Verdict
 from artifactnet_jax.weights import load_weights
+from audio_files import encode, noise, write
 
 RATE, SIZE = 44_100, 176_400
 needs_jax = pytest.mark.skipif(

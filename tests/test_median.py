@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from artifactnet_jax.kernels import median_filter
-from artifactnet_jax.kernels.median import IMPLEMENTATIONS, median_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+
+from artifactnet_jax.kernels import median_filter
+from artifactnet_jax.kernels.median import IMPLEMENTATIONS, median_program
 
 NAMES = ["numpy", "xla"]
 

@@ -1,0 +1,27 @@
+"""The benchmarks run and report what they say; their speed is nobody's assertion."""
+
+import json
+
+import pytest
+
+pytest.importorskip("jax")
+from artifactnet_jax.bench import median, segments
+
+
+def test_segments(capsys):
+    assert segments.main(["--presets", "edge", "--segments", "2", "--rounds", "1"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["preset"] == "edge"
+    assert set(row["segments_per_s"]) == {"numpy", "xla"}
+    assert row["numpy_over"]["numpy"] == 1.0
+    assert 0 <= row["max_difference"] < 1e-4
+
+
+def test_median(capsys):
+    small = ["--batch", "1", "--bins", "40", "--frames", "50", "--rounds", "1"]
+    assert median.main(small) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [r["axis"] for r in results] == [-1, -2]
+    for result in results:
+        assert result["equals_scipy"] == dict.fromkeys(("scipy", "numpy", "xla", "xla_sort"), True)
+        assert set(result["ratios"]) == {"scipy/numpy", "scipy/xla", "xla_sort/xla"}
