@@ -9,8 +9,8 @@ Input is a folder made by `scripts/preview_data.py` (crops.npy, index.csv). Two 
    weight on the scaffolding. The mean and the spread of the mask are logged: a mean near 0.5 is
    pass-through collapse.
 
-Sources are split by lineage, never by clip: generators that share an autoencoder and codec
-reconstructions with their originals stay on one side. `CALIBRATION` sources give the threshold
+Sources are split whole, never by clip: codec reconstructions stay with their originals and the
+members of a generator family with each other; autoencoders may occur on both sides. `CALIBRATION` sources give the threshold
 (highest recall with a false-positive rate of at most 5 %); `TEST` sources are only reported.
 Batches hold as many AI as real crops; within a class every source counts by the square root of its
 size.
