@@ -10,10 +10,10 @@ Input is a folder made by `scripts/preview_data.py` (crops.npy, index.csv). Two 
    pass-through collapse.
 
 Sources are split whole, never by clip: codec reconstructions stay with their originals and the
-members of a generator family with each other; autoencoders may occur on both sides. `CALIBRATION` sources give the threshold
-(highest recall with a false-positive rate of at most 5 %); `TEST` sources are only reported.
-Batches hold as many AI as real crops; within a class every source counts by the square root of its
-size.
+members of a generator family with each other; autoencoders may occur on both sides. `CALIBRATION`
+sources give the threshold (highest recall with a false-positive rate of at most 5 %), `TEST`
+sources are only reported. Batches hold as many AI as real crops; within a class every source counts
+by the square root of its size.
 
     python scripts/train_preview.py --data DIR --out edge-preview.safetensors --report report.json
 """
