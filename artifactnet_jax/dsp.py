@@ -15,6 +15,8 @@ from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.kernels import median_filter
 
+SLOPE_FLOOR = 1e-5  # magnitude; its power is `FrontEnd.amin`, the floor of the mel bands
+
 
 def stft_magnitude(audio: jax.Array, front_end: FrontEnd) -> jax.Array:
     """Magnitude spectrogram: [B, segment_samples] -> [B, n_bins, n_frames].
@@ -50,16 +52,19 @@ def _share(part: jax.Array, other: jax.Array, eps: jax.Array) -> jax.Array:
 @_share.defjvp
 def _share_jvp(primals, tangents):
     # The textbook slope squares the denominator, which underflows to 0/0 for magnitudes below
-    # 1e-9. The share depends on ratios only, so divide by the larger magnitude first.
+    # 1e-9. The share depends on ratios only, so divide by the larger magnitude first. What is left
+    # is of the order of 1 / scale; below SLOPE_FLOOR, where a lone peak in silence would send that
+    # to infinity, the share counts as constant.
     part, other, eps = primals
-    scale = jnp.maximum(jnp.maximum(part, other), jnp.sqrt(eps))
-    safe = jnp.where(scale > 1e-30, scale, 1.0)
-    p, o = part / safe, other / safe
-    total = jnp.maximum(p**2 + o**2 + eps / safe**2, 0.5)
+    root = jnp.sqrt(eps)
+    scale = jnp.maximum(jnp.maximum(part, other), root)
+    safe = jnp.where(scale > SLOPE_FLOOR, scale, 1.0)
+    p, o, e = part / safe, other / safe, root / safe
+    total = jnp.maximum(p**2 + o**2 + e**2, 0.5)
     slope_part = 2 * p * (total - p**2) / total**2
     slope_other = -2 * p**2 * o / total**2
     slope = (slope_part * tangents[0] + slope_other * tangents[1]) / safe
-    return _share(*primals), jnp.where(scale > 1e-30, slope, 0.0)
+    return _share(*primals), jnp.where(scale > SLOPE_FLOOR, slope, 0.0)
 
 
 def hpss(residual: jax.Array, front_end: FrontEnd) -> tuple[jax.Array, jax.Array]:

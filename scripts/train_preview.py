@@ -9,9 +9,6 @@ Input is a folder made by `scripts/preview_data.py` (crops.npy, index.csv). Two 
    weight on the scaffolding. The mean and the spread of the mask are logged: a mean near 0.5 is
    pass-through collapse.
 
-Every training crop gets a random equalisation and, half of the time, a random cut-off on top of the
-chain of the data: what spectral envelope a source has is learnt in no time and tells nothing.
-
 Sources are split whole, never by clip: codec reconstructions stay with their originals and the
 members of a generator family with each other; autoencoders may occur on both sides. `CALIBRATION`
 sources give the threshold (highest recall with a false-positive rate of at most 5 %), `TEST`
@@ -160,12 +157,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
-    parser.add_argument("--encoder-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--encoder-steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=1.47, help="length of a training crop")
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--decay", type=float, default=0.05, help="weight decay")
     parser.add_argument("--patch", type=int, nargs=2, help="override the preset's patch")
     parser.add_argument("--watch", type=int, default=200, help="calibration crops watched")
     parser.add_argument("--eval-crops", type=int, default=60, help="per held-out source, at most")
@@ -191,22 +187,9 @@ def main() -> None:
     aux = nnx.state(nnx.Linear(config.unet.bottleneck, 1, rngs=nnx.Rngs(args.seed)))
     params = {"model": params, "aux": aux}
 
-    def equalise(magnitude, key):
-        """Random smooth gain curve and, for half of the crops, a random cut-off."""
-        gain_key, cut_key, edge_key = jax.random.split(key, 3)
-        n, n_bins = magnitude.shape[:2]
-        points = 6.0 * jax.random.normal(gain_key, (n, 8))  # dB, evenly spaced on sqrt(frequency)
-        position = 7.0 * jnp.sqrt(jnp.arange(n_bins) / (n_bins - 1))
-        curve = jax.vmap(lambda y: jnp.interp(position, jnp.arange(8.0), y))(points)
-        edge = jax.random.uniform(edge_key, (n, 1), minval=230.0, maxval=930.0)  # 5 to 20 kHz
-        cut = jax.random.bernoulli(cut_key, 0.5, (n, 1)) & (jnp.arange(n_bins)[None, :] > edge)
-        gain = jnp.where(cut, 0.0, 10.0 ** (curve / 20.0))
-        return magnitude * gain[:, :, None]
-
     def loss_fn(params, stats, key, audio, label, whole):
         model = nnx.merge(graph, params["model"], stats, copy=True)
-        key, eq_key = jax.random.split(key)
-        magnitude = equalise(dsp.stft_magnitude(audio, config.front_end), eq_key)
+        magnitude = dsp.stft_magnitude(audio, config.front_end)
         target = 0.05 + 0.9 * label
         bottleneck = jnp.mean(model.unet.encode(magnitude)[0], axis=(1, 2))
         kernel, bias = params["aux"]["kernel"][...], params["aux"]["bias"][...]
@@ -258,7 +241,7 @@ def main() -> None:
         rate = optax.warmup_cosine_decay_schedule(
             0.0, args.rate, max(steps // 20, 1), steps, args.rate / 50
         )
-        tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=args.decay))
+        tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-2))
         opt, step_fn = tx.init(params), make_step(tx, whole)
         for step in range(steps):
             pick = rng.choice(len(weights), args.batch, p=weights)

@@ -201,6 +201,22 @@ def test_gradients_are_finite(kind, eps):
         assert np.abs(slope).max() > 0
 
 
+@pytest.mark.parametrize("level", [0.0, 1e-38, 1e-27, 1e-18, 1e-9, 1e-6])
+@pytest.mark.parametrize("eps", [0.0, 1e-10])
+def test_gradient_at_a_lone_peak_in_near_silence_is_bounded(level, eps):
+    front_end = FrontEnd(hpss_eps=eps)
+    rng = np.random.default_rng(0)
+    residual = level * rng.uniform(0.5, 1.5, (1, 1025, 60)) + np.zeros((1, 1025, 60))
+    residual[0, 500, 30] = 1.0
+
+    def loss(r):
+        return jnp.mean(dsp.seven_channels(r, front_end) ** 2)
+
+    slope = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(residual, jnp.float32)))
+    assert np.isfinite(slope).all()
+    assert np.abs(slope).max() < 1e8
+
+
 def test_gradient_of_the_soft_mask_against_finite_differences():
     with jax.enable_x64(True):
         rng = np.random.default_rng(3)
