@@ -28,6 +28,14 @@ SHORT_S = 0.1  # s; a recording may fall this much short of its declared length
 Segments = int | Literal["all", "first60"]
 
 
+def check_plan(segments: Segments) -> None:
+    """ValueError unless `segments` is a plan: see `SegmentReader`."""
+    if isinstance(segments, bool) or not (
+        (isinstance(segments, int) and segments >= 1) or segments in ("all", "first60")
+    ):
+        raise ValueError(f"segments {segments!r} is not 'all', 'first60' or a count above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """Four seconds of mono audio at the detector's rate, with its level."""
@@ -81,10 +89,7 @@ class SegmentReader:
         segments: Segments = "all",
         name: str | None = None,
     ):
-        if isinstance(segments, bool) or not (
-            (isinstance(segments, int) and segments >= 1) or segments in ("all", "first60")
-        ):
-            raise ValueError(f"segments is {segments!r}: use 'all', 'first60' or a number from 1")
+        check_plan(segments)
         if isinstance(source, tuple):
             check_array(*source)
         self._source, self._fe, self._verdict, self._plan = source, front_end, verdict, segments

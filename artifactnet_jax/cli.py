@@ -18,24 +18,20 @@ from artifactnet_jax.results import SOME_FAILED, CommandError, brief, printable
 
 
 def _segments(text: str) -> int | str:
-    if text in ("all", "first60"):
-        return text
-    try:
-        count = int(text)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 'all', 'first60' or a count above 0")
-    return count
+    return text if text in ("all", "first60") else _count(text, "'all', 'first60' or a count")
 
 
 def _positive(text: str) -> int:
+    return _count(text, "a whole number")
+
+
+def _count(text: str, expected: str) -> int:
     try:
         count = int(text)
     except ValueError:
         count = 0
     if count < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected} above 0")
     return count
 
 

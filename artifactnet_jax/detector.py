@@ -14,11 +14,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader
+from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import cpu_count, load_backend
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
 from artifactnet_jax.weights import Weights, load_weights
@@ -79,7 +79,7 @@ class Detector:
         weights: str | os.PathLike[str] | Weights | None = None,
         backend: str = "auto",
         *,
-        segments: int | Literal["all", "first60"] = "all",
+        segments: Segments = "all",
         aggregate_rule: str | None = None,
         threshold: float | None = None,
         dtype: str = "float32",
@@ -96,10 +96,7 @@ class Detector:
             raise ValueError(f"unknown aggregation {self.rule!r}: use 'median' or 'rms'")
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold {self.threshold} is not in [0, 1]")
-        if isinstance(segments, bool) or not (
-            segments in ("all", "first60") or (isinstance(segments, int) and segments >= 1)
-        ):
-            raise ValueError(f"segments {segments!r} is not 'all', 'first60' or a count above 0")
+        check_plan(segments)
         if self.jobs < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("jobs and batch size must be at least 1")
         self.backend = load_backend(backend, self.weights, dtype=dtype, batch_size=batch_size)

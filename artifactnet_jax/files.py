@@ -1,8 +1,10 @@
-"""What a command line names: files, folders and lists of files."""
+"""What a command line names: files, folders and lists of files; and files written whole."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,3 +60,21 @@ def audio_in(folder: str, recursive: bool) -> list[str]:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES
         ]
     return found
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a whole file atomically, with the permissions of the one it replaces."""
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = os.path.join(folder, f".artifactnet-jax-{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

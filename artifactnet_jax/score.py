@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from artifactnet_jax import results
+from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import (
     NO_BACKEND,
     OK,
@@ -205,7 +206,7 @@ def _writer(
     """
     if path and form == "jsonl":
         with _writing(path):
-            _replace(path, "".join(results.to_json(row) + "\n" for row in kept))
+            replace_file(path, "".join(results.to_json(row) + "\n" for row in kept).encode())
             file = open(path, "ab")  # noqa: SIM115
         with file:
 
@@ -244,7 +245,7 @@ def _writer(
         emit(json.dumps(rows, indent=1, allow_nan=False) + "\n")
     if path:
         with _writing(path):
-            _replace(path, "".join(parts))
+            replace_file(path, "".join(parts).encode())
 
 
 @contextlib.contextmanager
@@ -257,23 +258,6 @@ def _writing(where: str) -> Iterator[None]:
     except OSError as error:
         message = f"cannot write to {where}: {error.strerror}; free space or name another file"
         raise CommandError(message, USAGE) from error
-
-
-def _replace(path: str, text: str) -> None:
-    """Write a whole file atomically, with the permissions of the one it replaces."""
-    temporary = os.path.join(os.path.dirname(path), f".artifactnet-jax-{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax import config as cfg
+from artifactnet_jax.files import replace_file
 
 FORMAT = "artifactnet-jax/weights/1"
 DEFAULT = "edge-preview.safetensors"
@@ -180,18 +180,7 @@ def save_weights(
         "provenance": json.dumps(provenance, sort_keys=True),
         "sha256": _digest(config_json, stored),
     }
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(stored, metadata=header))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace_file(path, save(stored, metadata=header))
 
 
 def default_path() -> Path:

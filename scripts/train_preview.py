@@ -64,7 +64,7 @@ def split_of(source: str) -> str:
 def read_index(folder: Path) -> dict[str, np.ndarray]:
     with open(folder / "index.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    columns = {key: np.array([row[key] for row in rows]) for key in ("source", "file", "kind")}
+    columns = {key: np.array([row[key] for row in rows]) for key in ("source", "file")}
     columns["row"] = np.array([int(row["row"]) for row in rows])
     columns["label"] = np.array([float(row["label"]) for row in rows], np.float32)
     plain = np.array([row["chain"].startswith("plain") for row in rows])
@@ -187,13 +187,15 @@ def main() -> None:
     aux = nnx.state(nnx.Linear(config.unet.bottleneck, 1, rngs=nnx.Rngs(args.seed)))
     params = {"model": params, "aux": aux}
 
+    def encoder_logit(model, params, magnitude):
+        bottleneck = jnp.mean(model.unet.encode(magnitude)[0], axis=(1, 2))
+        return (bottleneck @ params["aux"]["kernel"][...])[:, 0] + params["aux"]["bias"][...]
+
     def loss_fn(params, stats, key, audio, label, whole):
         model = nnx.merge(graph, params["model"], stats, copy=True)
         magnitude = dsp.stft_magnitude(audio, config.front_end)
         target = 0.05 + 0.9 * label
-        bottleneck = jnp.mean(model.unet.encode(magnitude)[0], axis=(1, 2))
-        kernel, bias = params["aux"]["kernel"][...], params["aux"]["bias"][...]
-        logit = (bottleneck @ kernel)[:, 0] + bias
+        logit = encoder_logit(model, params, magnitude)
         loss, mask = optax.sigmoid_binary_cross_entropy(logit, target).mean(), jnp.zeros(2)
         if whole:
             mask = model.unet(magnitude)
@@ -226,8 +228,7 @@ def main() -> None:
     def encoder_score(params, stats, audio):
         model = nnx.merge(graph, params["model"], stats, copy=True)
         model.eval()
-        x = jnp.mean(model.unet.encode(dsp.stft_magnitude(audio, config.front_end))[0], axis=(1, 2))
-        return (x @ params["aux"]["kernel"][...])[:, 0] + params["aux"]["bias"][...]
+        return encoder_logit(model, params, dsp.stft_magnitude(audio, config.front_end))
 
     rng = np.random.default_rng(args.seed)
     length, began = int(args.seconds * 44_100), time.time()
@@ -279,7 +280,7 @@ def main() -> None:
     index["split"][~keep & (index["split"] != "train")] = "unused"
     held_out = np.flatnonzero(keep)
     score = np.full(len(weights), np.nan)
-    score[held_out] = scores(lambda a: forward(ema, stats, a), crops, index["row"][held_out])
+    score[held_out] = scores(functools.partial(forward, ema, stats), crops, index["row"][held_out])
     calibration = index["split"] == "calibration"
     threshold = threshold_at_fpr(index["label"][calibration], score[calibration], 0.05)
     threshold = math.ceil(threshold * 1e4) / 1e4
@@ -316,7 +317,7 @@ def main() -> None:
         },
         dtype=np.float16,
     )
-    print(json.dumps({k: v for k, v in test.items()}, indent=1))
+    print(json.dumps(test, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.reference import Network
@@ -28,7 +28,8 @@ class NumpyBackend:
         self.batch_size = batch_size or cpu_count()
         self._network = Network(weights.config, weights.tensors)
         self._pool = ThreadPoolExecutor(cpu_count())
+        self._libraries = ThreadpoolController()  # looks for BLAS once, not at every batch
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
-        with threadpool_limits(1, user_api="blas"):
+        with self._libraries.limit(limits=1, user_api="blas"):
             return np.array(list(self._pool.map(self._network, audio)), np.float32)

@@ -31,21 +31,13 @@ def build_model(weights: Weights, dtype: str = "float32") -> ArtifactNet:
     model = nnx.eval_shape(
         lambda: ArtifactNet(weights.config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
     )
-    for kind in (nnx.Param, nnx.BatchStat):
-        nnx.update(model, fill(nnx.state(model, kind), weights))
+    filled = [
+        (path, leaf.replace(jnp.asarray(weights.tensors[".".join(map(str, path))])))
+        for path, leaf in nnx.to_flat_state(nnx.state(model))
+    ]
+    nnx.update(model, nnx.from_flat_state(filled))
     model.eval()
     return model
-
-
-def fill(state: nnx.State, weights: Weights) -> nnx.State:
-    """A state of the same structure whose leaves come from `weights`, by name."""
-    flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state(
-        [
-            (path, leaf.replace(jnp.asarray(weights.tensors[".".join(map(str, path))])))
-            for path, leaf in flat
-        ]
-    )
 
 
 class XlaBackend:
