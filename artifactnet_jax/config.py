@@ -16,26 +16,46 @@ import hashlib
 import json
 from typing import Any, Literal
 
-N_CHANNELS = (
-    7  # mel_res, mel_H, mel_P, delta, delta2, log ratio H/P, spectral flux (paper, Table I)
-)
+from artifactnet_jax.layers import Layer, layer_flops, preset_layers
+
+# Paper, Table I: in this order. "ratio" is mel_H - mel_P in dB, "flux" is |delta|.
+CHANNELS = ("mel_res", "mel_H", "mel_P", "delta", "delta2", "ratio", "flux")
 
 
 @dataclasses.dataclass(frozen=True)
 class FrontEnd:
-    """From audio to the seven channels (paper III-C; runner for what the paper leaves open)."""
+    """From audio to the seven channels (paper III-C; runner for what the paper leaves open).
+
+    The defaults are the presets' conventions; other values come from converted graphs.
+    """
 
     sample_rate: int = 44_100  # Hz
     segment_samples: int = 176_400  # 4.0 s
-    n_fft: int = 2048  # samples; periodic Hann window of the same length
-    hop: int = 512  # samples; frames are centred, edges reflected
-    hpss_width: int = 31  # bins and frames; median length along frequency and along time
+    n_fft: int = 2048  # samples
+    hop: int = 512  # samples
+    window: Literal["hann", "given"] = "hann"  # periodic Hann; tensor front_end.window [n_fft]
+    stft_pad: int = 1024  # samples added at both ends: n_fft / 2 centres the frames
+    stft_edge: Literal["reflect", "edge", "constant"] = "reflect"  # what they hold
+    spectrum_power: float = 1.0  # of the spectrogram: 1 magnitude, 2 power
+    spectrum_scale: float = 1.0  # factor on the magnitude
+    spectrum_eps: float = 0.0  # added to re^2 + im^2 (before any scale)
+    hpss_width: int = 31  # frames; median along time, harmonic
+    percussive_width: int = 31  # bins; median along frequency, percussive
+    hpss_edge: Literal["reflect", "edge", "constant"] = "reflect"  # "reflect" repeats no sample
+    hpss_power: float = 2.0  # of the soft masks
     hpss_eps: float = 0.0  # added to h^2 + p^2; the raw-song graph has 1e-10, v9.4 behaves as 0
     n_mels: int = 128  # bands, 0 Hz to Nyquist
-    mel_scale: Literal["slaney", "htk"] = "slaney"  # inferred; a converted graph brings its own
+    mel_scale: Literal["slaney", "htk", "given"] = "slaney"  # inferred; "given": front_end.mel
     mel_norm: Literal["slaney", "none"] = "slaney"  # "slaney" gives every band unit area
+    mel_power: float = 2.0  # of the magnitude, before the bands are summed
     amin: float = 1e-10  # power floor before the logarithm
-    top_db: float = 80.0  # dB kept below the maximum over residual, H and P together
+    amin_rule: Literal["max", "add"] = "max"  # log of max(power, amin), or of power + amin
+    db_factor: float = 10.0  # dB are db_factor * log10(power)
+    top_db: float | None = 80.0  # dB kept below the maximum; None: no clamp
+    # What that maximum is over: residual, H and P of a segment together, each view by itself, or
+    # all views (or each view) of all segments of a song.
+    joint: Literal["segment", "view", "song", "song_view"] = "segment"
+    channels: tuple[str, ...] = CHANNELS
 
     @property
     def segment_s(self) -> float:
@@ -50,7 +70,7 @@ class FrontEnd:
     @property
     def n_frames(self) -> int:
         """STFT frames of a segment (345)."""
-        return self.segment_samples // self.hop + 1
+        return (self.segment_samples + 2 * self.stft_pad - self.n_fft) // self.hop + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +108,26 @@ class CNN:
 
 
 @dataclasses.dataclass(frozen=True)
+class Imported:
+    """A UNet or CNN read from a foreign graph, layer by layer.
+
+    As UNet: map (1, n_bins, n_frames) of the magnitude -> mask of the same shape, its final sigmoid
+    and scale included. As CNN: map (len(channels), n_mels, n_frames) -> the logit, a vector (1,) or
+    a map (1, 1, 1).
+    """
+
+    layers: tuple[Layer, ...]
+    mask_max: float | None = None  # UNet: bound of the mask that the layers guarantee, if any
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """From segment scores to a song's verdict (paper III-D, runner, raw-song graph)."""
 
     threshold: float = 0.5  # paper; AI when score >= threshold
-    aggregate: Literal["median", "rms"] = "median"  # paper and runner; "rms" is the raw-song graph
+    # Paper and runner: "median"; raw-song graph: "rms"; "mean" only in converted graphs.
+    aggregate: Literal["median", "rms", "mean"] = "median"
+    segments: Literal["all", "first60"] = "all"  # raw-song graph: "first60"
     runner_segments: int = 7  # runner: evenly spaced starts
     first_s: float = 60.0  # raw-song graph: seconds read
     min_tail_s: float = 2.0  # raw-song graph: a shorter tail is dropped, a longer one zero-padded
@@ -120,8 +155,8 @@ class Config:
 
     preset: str
     front_end: FrontEnd = FrontEnd()
-    unet: UNet = UNet()
-    cnn: CNN = CNN()
+    unet: UNet | Imported = UNet()
+    cnn: CNN | Imported = CNN()
     verdict: Verdict = Verdict()
 
     @classmethod
@@ -143,22 +178,36 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as stored in a weights file."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        for key in ("unet", "cnn"):
+            part = getattr(self, key)
+            if isinstance(part, Imported):
+                data[key]["layers"] = [layer.to_dict() for layer in part.layers]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Config:
-        """Inverse of `to_dict`; ValueError naming an unknown or missing key."""
-        parts = {"front_end": FrontEnd, "unet": UNet, "cnn": CNN, "verdict": Verdict}
+        """Inverse of `to_dict`; ValueError naming an unknown or missing section or an unknown key.
+
+        A key that an older file lacks takes its default.
+        """
+        parts: dict[str, Any] = {
+            "front_end": FrontEnd,
+            "unet": Imported if "layers" in data.get("unet", ()) else UNet,
+            "cnn": Imported if "layers" in data.get("cnn", ()) else CNN,
+            "verdict": Verdict,
+        }
         if set(data) != set(parts) | {"preset"}:
             raise ValueError(f"config has keys {sorted(data)}, not preset and {sorted(parts)}")
         values = {}
         for key, part in parts.items():
             names = {field.name for field in dataclasses.fields(part)}
-            if set(data[key]) != names:
-                wrong = sorted(set(data[key]) ^ names)
-                raise ValueError(f"config section {key!r} has unknown or missing keys {wrong}")
-            pairs = data[key].items()
-            values[key] = part(**{k: tuple(v) if isinstance(v, list) else v for k, v in pairs})
+            if unknown := sorted(set(data[key]) - names):
+                raise ValueError(f"config section {key!r} has unknown keys {unknown}")
+            pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in data[key].items()}
+            if part is Imported:
+                pairs["layers"] = tuple(map(Layer.from_dict, pairs["layers"]))
+            values[key] = part(**pairs)
         return cls(preset=str(data["preset"]), **values)
 
     def digest(self) -> str:
@@ -172,32 +221,10 @@ def flops(config: Config) -> dict[str, int]:
     A multiply-add counts as two; biases, norms and activations are left out, as is usual.
     Returns {"unet", "cnn", "total"}.
     """
-    fe, unet, cnn = config.front_end, config.unet, config.cnn
-    rows = -(-fe.n_bins // unet.stride[0]) * unet.stride[0] // unet.patch[0]
-    cols = -(-fe.n_frames // unet.stride[1]) * unet.stride[1] // unet.patch[1]
-    area = unet.patch[0] * unet.patch[1]
-
-    def block(n: int, i: int, o: int) -> int:
-        return 2 * n * (9 * i * o + 9 * o * o + (i * o if i != o else 0))
-
-    n, i, total = rows * cols, 1, 0
-    if area > 1:
-        total, i = 2 * n * area * unet.stem, unet.stem
-    total += 2 * n * unet.widths[0] * area  # head
-    above = unet.bottleneck
-    for o in unet.widths:
-        total += block(n, i, o) + 2 * (n // 4) * 16 * o * o  # encoder block, 4x4 stride-2 down
-        i, n = o, n // 4
-    total += block(n, i, unet.bottleneck) + 2 * n * 19 * unet.bottleneck**2  # and the gated block
-    for o in reversed(unet.widths):
-        total += 2 * n * above * 4 * o + block(4 * n, 2 * o, o)  # 2x2 transposed up, decoder block
-        above, n = o, 4 * n
-
-    head, i, (height, width) = 0, N_CHANNELS, (fe.n_mels, fe.n_frames)
-    for level, o in enumerate(cnn.widths):
-        head += 2 * height * width * 9 * i * o
-        i = o
-        if level < len(cnn.widths) - 1:
-            height, width = height // 2, width // 2
-    head += 2 * (i * cnn.hidden + cnn.hidden)
-    return {"unet": total, "cnn": head, "total": total + head}
+    fe = config.front_end
+    unet, cnn = preset_layers(config)
+    work = {
+        "unet": layer_flops(unet, (1, fe.n_bins, fe.n_frames)),
+        "cnn": layer_flops(cnn, (len(fe.channels), fe.n_mels, fe.n_frames)),
+    }
+    return {**work, "total": sum(work.values())}

@@ -14,6 +14,13 @@ def hann(n: int) -> np.ndarray:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
 
 
+def analysis_window(front_end: FrontEnd) -> np.ndarray:
+    """Window of the STFT [n_fft], float64; ValueError for one that is given as a tensor."""
+    if front_end.window == "given":
+        raise ValueError("the front end's window is given: pass the tensor front_end.window")
+    return hann(front_end.n_fft)
+
+
 def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
     """Frequency in Hz to mel, "htk" (O'Shaughnessy) or "slaney" (Auditory Toolbox), float64."""
     hz = np.asarray(hz, np.float64)
@@ -37,8 +44,11 @@ def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
 def mel_filterbank(front_end: FrontEnd) -> np.ndarray:
     """Triangular mel filters [n_mels, n_bins], float64, from 0 Hz to Nyquist.
 
-    Equal to librosa.filters.mel; `mel_norm` "slaney" gives each band unit area in Hz.
+    Equal to librosa.filters.mel; `mel_norm` "slaney" gives each band unit area in Hz. ValueError
+    for a matrix that is given as a tensor.
     """
+    if front_end.mel_scale == "given":
+        raise ValueError("the front end's mel matrix is given: pass the tensor front_end.mel")
     nyquist = front_end.sample_rate / 2
     top = hz_to_mel(np.array(nyquist), front_end.mel_scale)
     edges = mel_to_hz(np.linspace(0.0, top, front_end.n_mels + 2), front_end.mel_scale)

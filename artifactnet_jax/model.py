@@ -7,6 +7,7 @@ products are taken on hardware that would round them to TF32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax import dsp
+from artifactnet_jax import layers as nets
 
 
 class Layers:
@@ -45,9 +47,7 @@ class Layers:
 
 def depth_to_space(x: jax.Array, rows: int, cols: int) -> jax.Array:
     """Sub-pixel rearrangement: [B, H, W, rows * cols * C] -> [B, H * rows, W * cols, C]."""
-    b, h, w, _ = x.shape
-    x = x.reshape(b, h, w, rows, cols, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h * rows, w * cols, -1)
+    return nets.rearrange(x, rows, cols, "DCR")
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -168,8 +168,8 @@ class ForensicCNN(nnx.Module):
     `rngs` gives the dropout key and is needed in training mode only.
     """
 
-    def __init__(self, cnn: cfg.CNN, layers: Layers):
-        convs, norms, i = [], [], cfg.N_CHANNELS
+    def __init__(self, cnn: cfg.CNN, channels: int, layers: Layers):
+        convs, norms, i = [], [], channels
         for o in cnn.widths:
             convs.append(layers.conv(i, o, 3, bias=True))
             norms.append(layers.norm(o))
@@ -190,11 +190,176 @@ class ForensicCNN(nnx.Module):
         return self.out(x)[:, 0].astype(jnp.float32)
 
 
+def _selu(x: jax.Array, alpha: float, gamma: float) -> jax.Array:
+    return gamma * jax.nn.elu(x, alpha)
+
+
+# By operator: (x, **attributes) -> array of the same shape and dtype. jax.nn has the gradients
+# that formulas get wrong at 0 or where an exponential overflows.
+ELEMENTWISE: dict[str, Callable[..., jax.Array]] = {
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "hard_swish": jax.nn.hard_swish,
+    "mish": jax.nn.mish,
+    "exp": jnp.exp,
+    "log": jnp.log,
+    "sqrt": jnp.sqrt,
+    "reciprocal": lambda x: 1 / x,
+    "abs": jnp.abs,
+    "neg": jnp.negative,
+    "erf": jax.lax.erf,
+    "leaky_relu": lambda x, alpha: jax.nn.leaky_relu(x, alpha),
+    "elu": jax.nn.elu,
+    "celu": jax.nn.celu,
+    "selu": _selu,
+    "hard_sigmoid": lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1),
+    "gelu": lambda x, approximate: jax.nn.gelu(x, approximate=approximate == "tanh"),
+}
+# Sums over many positions, or over samples of uneven weight: in float32 whatever `dtype` is.
+WIDE = ("batch_norm", "group_norm", "mean", "sum", "avg_pool", "softmax", "resize")
+
+
+def transposed_conv(x: jax.Array, kernel: jax.Array, attrs: dict[str, Any], precision: Any):
+    """Transposed convolution without bias: [B, H, W, I], [kh, kw, I, O] -> [B, H', W', O].
+
+    As a plain convolution to stride * stride * O features, and depth-to-space: XLA would multiply
+    the zeros that it inserts.
+    """
+    (rows, cols), (kh, kw, i, o) = attrs["strides"], kernel.shape
+    down, across = -(-kh // rows), -(-kw // cols)  # inputs that meet in one output
+    kernel = jnp.pad(kernel, ((0, down * rows - kh), (0, across * cols - kw), (0, 0), (0, 0)))
+    kernel = kernel.reshape(down, rows, across, cols, i, o).transpose(0, 2, 4, 1, 3, 5)
+    kernel = kernel.reshape(down, across, i, rows * cols * o)[::-1, ::-1]
+    size = [
+        s * (n - 1) + k + more
+        for s, n, k, more in zip(
+            (rows, cols), x.shape[1:3], (kh, kw), attrs["output_padding"], strict=True
+        )
+    ]
+    ends = [(n - 1, n - 1) for n in (down, across)]
+    out = depth_to_space(_conv(x, kernel, padding=ends, precision=precision), rows, cols)
+    short = [(0, max(0, n - m)) for n, m in zip(size, out.shape[1:3], strict=True)]
+    if short != [(0, 0), (0, 0)]:  # output padding that no input reaches
+        out = jnp.pad(out, ((0, 0), *short, (0, 0)))
+    (top, bottom), (left, right) = attrs["padding"]
+    return out[:, top : size[0] - bottom, left : size[1] - right]
+
+
+def _conv(x, kernel, *, strides=(1, 1), padding, dilations=(1, 1), groups=1, precision):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilations,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision=precision,
+    )
+
+
+class LayerNetwork(nnx.Module):
+    """A network from a foreign graph: maps [B, C, H, W] -> [B, C', H', W'] or vectors [B, C'].
+
+    Parameters are attributes "layer.leaf" (batch statistics too), so that state paths are the
+    weights' names. Convolutions and linear layers compute in `dtype`; what follows the last of
+    them, and every wide sum, is float32. Batch norms use the running statistics unless `train()`
+    is called.
+    """
+
+    def __init__(self, layers: tuple[nets.Layer, ...], part: Layers):
+        self.layers = layers
+        self.dtype, self.precision = part.dtype, part.precision
+        self.use_running_average = True
+        self.momentum = 0.9
+        kernel = nnx.initializers.lecun_normal()
+        for layer in layers:
+            for leaf, shape in layer.tensors:
+                if leaf == "kernel":
+                    value = kernel(part.rngs.params(), shape, jnp.float32)
+                elif leaf in ("scale", "var", "value"):
+                    value = jnp.ones(shape)
+                else:
+                    value = jnp.zeros(shape)
+                kind = nnx.BatchStat if leaf in ("mean", "var") else nnx.Param
+                setattr(self, f"{layer.name}.{leaf}", kind(value))
+        self.last_product = max(
+            (layer.name for layer in layers if layer.op in nets.PRODUCTS),
+            key=[layer.name for layer in layers].index,
+            default="",
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nets.evaluate(self.layers, jnp.moveaxis(x, 1, -1), self._compute)
+        return jnp.moveaxis(x, -1, 1).astype(jnp.float32)
+
+    def _compute(self, layer: nets.Layer, inputs: list[jax.Array], spare: bool) -> jax.Array:
+        attrs, dtype = layer.attrs, jnp.result_type(*{x.dtype for x in inputs})
+        if len({x.dtype for x in inputs}) > 1:
+            dtype = jnp.dtype(jnp.float32)
+            inputs = [x.astype(dtype) for x in inputs]
+        if layer.op in nets.PRODUCTS:
+            out = self._product(layer, inputs[0].astype(self.dtype))
+            return out.astype(jnp.float32) if layer.name == self.last_product else out
+        if layer.op in ELEMENTWISE:
+            return ELEMENTWISE[layer.op](inputs[0], **attrs)
+        wide = jnp.float32 if layer.op in WIDE else dtype
+        tensors = {leaf: self._tensor(layer, leaf).astype(wide) for leaf, _ in layer.tensors}
+        inputs = [x.astype(wide) for x in inputs]
+        if layer.op == "batch_norm" and not self.use_running_average:
+            tensors |= self._batch_statistics(layer, inputs[0])
+        return nets.apply(layer, inputs, tensors, jnp).astype(dtype)
+
+    def _tensor(self, layer: nets.Layer, leaf: str) -> jax.Array:
+        return getattr(self, f"{layer.name}.{leaf}")[...]
+
+    def _product(self, layer: nets.Layer, x: jax.Array) -> jax.Array:
+        attrs = layer.attrs
+        kernel = self._tensor(layer, "kernel").astype(x.dtype)
+        if layer.op == "conv":
+            out = _conv(x, kernel, precision=self.precision, **attrs)
+        elif layer.op == "conv_transpose":
+            out = transposed_conv(x, kernel, attrs, self.precision)
+        else:
+            out = jnp.matmul(x, kernel, precision=self.precision)
+        if "bias" not in dict(layer.tensors):
+            return out
+        bias = self._tensor(layer, "bias").astype(x.dtype)
+        return out + bias.reshape((1,) * (out.ndim - 1) + bias.shape)
+
+    def _batch_statistics(self, layer: nets.Layer, x: jax.Array) -> dict[str, jax.Array]:
+        """Mean and variance of this batch; the running ones move towards them."""
+        axes = tuple(range(x.ndim - 1))
+        batch = {"mean": jnp.mean(x, axis=axes), "var": jnp.var(x, axis=axes)}
+        for leaf, value in batch.items():
+            running = getattr(self, f"{layer.name}.{leaf}")
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * value
+        return batch
+
+
+class Given(nnx.Variable):
+    """A constant of the front end that came with a graph: never trained."""
+
+
+class FrontEndTensors(nnx.Module):
+    """What the front end is given as tensors; empty for the presets."""
+
+    def __init__(self, front_end: cfg.FrontEnd):
+        size = (front_end.n_mels, front_end.n_bins)
+        window, mel = front_end.window == "given", front_end.mel_scale == "given"
+        self.window = Given(jnp.zeros(front_end.n_fft)) if window else None
+        self.mel = Given(jnp.zeros(size)) if mel else None
+
+
 class ArtifactNet(nnx.Module):
-    """Audio [B, 176400] float32, 44.1 kHz, in [-1, 1] -> P(AI) [B] float32 in [0, 1].
+    """Audio [B, segment_samples] float32, in [-1, 1] -> P(AI) [B] float32 in [0, 1].
 
     `dtype` is what the convolutions compute in (float32 or bfloat16); `precision` applies to
-    their float32 products: HIGHEST by default, DEFAULT lets a GPU use TF32.
+    their float32 products: HIGHEST by default, DEFAULT lets a GPU use TF32. Every segment stands
+    by itself; the maximum of a joint rule "song" comes from the caller of `classify`.
     """
 
     def __init__(
@@ -207,14 +372,54 @@ class ArtifactNet(nnx.Module):
     ):
         layers = Layers(rngs, dtype, precision)
         self.config = config
-        self.unet = ArtifactUNet(config.unet, layers)
-        self.cnn = ForensicCNN(config.cnn, layers)
+        self.front_end = FrontEndTensors(config.front_end)
+        self.unet: ArtifactUNet | LayerNetwork
+        self.cnn: ForensicCNN | LayerNetwork
+        if isinstance(config.unet, cfg.Imported):
+            self.unet = LayerNetwork(config.unet.layers, layers)
+        else:
+            self.unet = ArtifactUNet(config.unet, layers)
+        if isinstance(config.cnn, cfg.Imported):
+            self.cnn = LayerNetwork(config.cnn.layers, layers)
+        else:
+            self.cnn = ForensicCNN(config.cnn, len(config.front_end.channels), layers)
 
     def __call__(self, audio: jax.Array) -> jax.Array:
         return nnx.sigmoid(self.logit(audio))
 
     def logit(self, audio: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Logit of P(AI): [B, 176400] -> [B]; `rngs` as in `ForensicCNN`."""
-        magnitude = dsp.stft_magnitude(audio, self.config.front_end)
-        residual = self.unet(magnitude) * magnitude
-        return self.cnn(dsp.seven_channels(residual, self.config.front_end), rngs)
+        """Logit of P(AI): [B, segment_samples] -> [B]; `rngs` as in `ForensicCNN`."""
+        magnitude = self.magnitude(audio)
+        views = self.views(self.mask(magnitude) * magnitude)
+        return self.classify(views, dsp.loudest(views, self.config.front_end), rngs)
+
+    def magnitude(self, audio: jax.Array) -> jax.Array:
+        """Audio [B, segment_samples] -> magnitude [B, n_bins, n_frames]."""
+        window = self.front_end.window
+        return dsp.stft_magnitude(
+            audio, self.config.front_end, None if window is None else window[...]
+        )
+
+    def mask(self, magnitude: jax.Array) -> jax.Array:
+        """Magnitude [B, n_bins, n_frames] -> mask in [0, mask_max], same shape."""
+        if isinstance(self.unet, LayerNetwork):
+            return self.unet(magnitude[:, None])[:, 0]
+        return self.unet(magnitude)
+
+    def views(self, residual: jax.Array) -> jax.Array:
+        """Residual [B, n_bins, n_frames] -> dB of its views [B, 3, n_mels, T], before the clamp."""
+        mel = self.front_end.mel
+        return dsp.mel_views(residual, self.config.front_end, None if mel is None else mel[...])
+
+    def classify(
+        self, views: jax.Array, loudest: jax.Array, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Views and the maxima to clamp below [B, 3] (see `dsp.loudest`) -> logit [B]."""
+        channels = dsp.channels(views, self.config.front_end, loudest)
+        return self.decide(channels, rngs)
+
+    def decide(self, channels: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Channels [B, C, n_mels, T] -> logit [B]."""
+        if isinstance(self.cnn, LayerNetwork):
+            return self.cnn(channels).reshape(len(channels))
+        return self.cnn(channels, rngs)

@@ -2,35 +2,62 @@
 
 The same maths as `artifactnet_jax.dsp` and `artifactnet_jax.model`, one segment at a time. The
 dtype of the input is kept: float32 to score, float64 as the oracle of everything else. Batch norm
-is folded into the convolutions once, in float64.
+of the presets is folded into the convolutions once, in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from artifactnet_jax import config as cfg
-from artifactnet_jax.filterbank import hann, mel_filterbank
+from artifactnet_jax import layers as nets
+from artifactnet_jax.filterbank import analysis_window, mel_filterbank
 from artifactnet_jax.kernels import median_filter
 
-BN_EPSILON = 1e-5
 
-
-def stft_magnitude(audio: np.ndarray, front_end: cfg.FrontEnd) -> np.ndarray:
-    """Magnitude spectrogram: [N] -> [n_bins, n_frames], periodic Hann, centred, reflected edges."""
+def stft_magnitude(
+    audio: np.ndarray, front_end: cfg.FrontEnd, window: np.ndarray | None = None
+) -> np.ndarray:
+    """Spectrogram: [N] -> [n_bins, n_frames]; `window` [n_fft] is that of window "given"."""
     n_fft, hop = front_end.n_fft, front_end.hop
-    padded = np.pad(audio, n_fft // 2, mode="reflect")
+    window = analysis_window(front_end) if window is None else window
+    padded = np.pad(audio, front_end.stft_pad, mode=front_end.stft_edge)
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
-    spectrum = np.fft.rfft(frames * hann(n_fft).astype(audio.dtype))
-    return np.ascontiguousarray(np.sqrt(spectrum.real**2 + spectrum.imag**2).T)
+    spectrum = np.fft.rfft(frames * window.astype(audio.dtype))
+    power = spectrum.real**2 + spectrum.imag**2
+    if front_end.spectrum_eps:
+        power += audio.dtype.type(front_end.spectrum_eps)
+    magnitude = np.sqrt(power)
+    if front_end.spectrum_scale != 1:
+        magnitude *= audio.dtype.type(front_end.spectrum_scale)
+    return np.ascontiguousarray(power_of(magnitude, front_end.spectrum_power).T)
+
+
+def power_of(x: np.ndarray, power: float) -> np.ndarray:
+    """x**power; a whole power takes products, not logarithms."""
+    return x ** (int(power) if float(power).is_integer() else power)
+
+
+def running_median(x: np.ndarray, width: int, axis: int, edge: str) -> np.ndarray:
+    """Median of `width` samples along an axis that goes on as `edge` says; same shape."""
+    if edge == "reflect":
+        return median_filter(x, width, axis=axis)
+    half = [(width // 2, width // 2) if k == axis else (0, 0) for k in range(x.ndim)]
+    wide = median_filter(np.pad(x, half, mode=edge), width, axis=axis)  # type: ignore[call-overload]
+    inner = slice(width // 2, width // 2 + x.shape[axis])
+    return wide[tuple(inner if k == axis else slice(None) for k in range(x.ndim))]
 
 
 def hpss(residual: np.ndarray, front_end: cfg.FrontEnd) -> tuple[np.ndarray, np.ndarray]:
     """Harmonic and percussive parts of a magnitude: [F, T] -> two [F, T]."""
-    h = median_filter(residual, front_end.hpss_width, axis=1) ** 2
-    p = median_filter(residual, front_end.hpss_width, axis=0) ** 2
+    edge, power = front_end.hpss_edge, front_end.hpss_power
+    h = power_of(running_median(residual, front_end.hpss_width, 1, edge), power)
+    p = power_of(running_median(residual, front_end.percussive_width, 0, edge), power)
     total = h + p + residual.dtype.type(front_end.hpss_eps)
     share = np.zeros_like(residual)  # a part is exactly 0 where both medians are 0
     np.divide(h, total, out=share, where=total > 0)
@@ -40,10 +67,18 @@ def hpss(residual: np.ndarray, front_end: cfg.FrontEnd) -> tuple[np.ndarray, np.
     return harmonic, residual * share
 
 
-def mel_db(magnitude: np.ndarray, front_end: cfg.FrontEnd) -> np.ndarray:
-    """Mel power in dB: [F, T] -> [n_mels, T], floored at `amin`, no top-dB clamp."""
-    mel = mel_filterbank(front_end).astype(magnitude.dtype) @ magnitude**2
-    return 10 * np.log10(np.maximum(mel, magnitude.dtype.type(front_end.amin)))
+def mel_db(
+    magnitude: np.ndarray, front_end: cfg.FrontEnd, mel: np.ndarray | None = None
+) -> np.ndarray:
+    """Mel power in dB: [F, T] -> [n_mels, T], floored by `amin`, no top-dB clamp.
+
+    `mel` [n_mels, n_bins] is that of mel_scale "given".
+    """
+    mel = mel_filterbank(front_end) if mel is None else mel
+    bands = mel.astype(magnitude.dtype) @ power_of(magnitude, front_end.mel_power)
+    amin = magnitude.dtype.type(front_end.amin)
+    floored = np.maximum(bands, amin) if front_end.amin_rule == "max" else bands + amin
+    return magnitude.dtype.type(front_end.db_factor) * np.log10(floored)
 
 
 def delta(x: np.ndarray) -> np.ndarray:
@@ -51,13 +86,45 @@ def delta(x: np.ndarray) -> np.ndarray:
     return np.diff(x, axis=-1, prepend=x[..., :1])
 
 
-def seven_channels(residual: np.ndarray, front_end: cfg.FrontEnd) -> np.ndarray:
-    """Forensic features (paper, Table I): residual magnitude [F, T] -> [7, n_mels, T]."""
-    views = np.stack([mel_db(part, front_end) for part in (residual, *hpss(residual, front_end))])
-    views = np.maximum(views, views.max() - views.dtype.type(front_end.top_db))
+def mel_views(
+    residual: np.ndarray, front_end: cfg.FrontEnd, mel: np.ndarray | None = None
+) -> np.ndarray:
+    """Residual [F, T] -> dB of residual, harmonic, percussive part [3, n_mels, T], no clamp."""
+    parts = (residual, *hpss(residual, front_end))
+    return np.stack([mel_db(part, front_end, mel) for part in parts])
+
+
+def loudest(views: np.ndarray, front_end: cfg.FrontEnd) -> np.ndarray:
+    """What `channels` clamps below, for a segment by itself: views [3, n_mels, T] -> dB [3]."""
+    peaks = views.max(axis=(1, 2))
+    return peaks if front_end.joint.endswith("view") else np.full_like(peaks, peaks.max())
+
+
+def channels(views: np.ndarray, front_end: cfg.FrontEnd, peaks: np.ndarray) -> np.ndarray:
+    """Views [3, n_mels, T] and their maxima [3] -> features [C, n_mels, T] (paper, Table I)."""
+    if front_end.top_db is not None:
+        floor = peaks - views.dtype.type(front_end.top_db)
+        views = np.maximum(views, floor[:, None, None])
     mel_res, mel_h, mel_p = views
     d = delta(mel_res)
-    return np.stack([mel_res, mel_h, mel_p, d, delta(d), mel_h - mel_p, np.abs(d)])
+    named = {
+        "mel_res": lambda: mel_res,
+        "mel_H": lambda: mel_h,
+        "mel_P": lambda: mel_p,
+        "delta": lambda: d,
+        "delta2": lambda: delta(d),
+        "ratio": lambda: mel_h - mel_p,
+        "flux": lambda: np.abs(d),
+    }
+    return np.stack([named[name]() for name in front_end.channels])
+
+
+def seven_channels(
+    residual: np.ndarray, front_end: cfg.FrontEnd, mel: np.ndarray | None = None
+) -> np.ndarray:
+    """Forensic features of one segment: residual magnitude [F, T] -> [C, n_mels, T]."""
+    views = mel_views(residual, front_end, mel)
+    return channels(views, front_end, loudest(views, front_end))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -66,139 +133,256 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
-def fold(tensors: Mapping[str, np.ndarray], dtype=np.float32) -> dict[str, np.ndarray]:
-    """Tensors with every batch norm folded into the convolution before it.
+@functools.cache
+def _erfcx_series(degree: int) -> np.ndarray:
+    """Chebyshev series of erfc(x) exp(x^2), 0 <= x <= 6, in (16 / (2 + x) - 5) / 3."""
 
-    Names follow `artifactnet_jax.weights.parameter_shapes`; each convolution `x` ends up with
-    `x.kernel` and `x.bias` in `dtype`, and no norm is left.
-    """
-    wide = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
-    for name in [n for n in wide if n.endswith(".var")]:
-        norm = name.removesuffix(".var")
-        # unet: block.norm1 follows block.conv1; cnn: cnn.norm.0 follows cnn.conv.0
-        conv = norm.replace(".norm", ".conv")
-        scale = wide.pop(f"{norm}.scale") / np.sqrt(wide.pop(name) + BN_EPSILON)
-        bias = wide.get(f"{conv}.bias", 0.0) - wide.pop(f"{norm}.mean")
-        wide[f"{conv}.kernel"] = wide[f"{conv}.kernel"] * scale
-        wide[f"{conv}.bias"] = bias * scale + wide.pop(f"{norm}.bias")
-    return {name: np.ascontiguousarray(tensor, dtype) for name, tensor in wide.items()}
+    def scaled(t: np.ndarray) -> np.ndarray:
+        return np.array([math.erfc(x) * math.exp(x * x) for x in 16 / (3 * t + 5) - 2])
+
+    return np.polynomial.chebyshev.chebinterpolate(scaled, degree)
 
 
-def conv3x3(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """3x3 convolution with zero padding: [H, W, I], [3, 3, I, O] -> [H, W, O].
+def erf(x: np.ndarray) -> np.ndarray:
+    """Error function, to about the precision of the dtype; NumPy has none."""
+    size = np.minimum(np.abs(x), 6)
+    series = _erfcx_series(9 if x.dtype == np.float32 else 19).astype(x.dtype)
+    tail = np.polynomial.chebyshev.chebval((16 / (2 + size) - 5) / 3, series)
+    return np.copysign(1 - tail * np.exp(-size * size), x)
 
-    The three columns of the window are laid side by side once; each of its three rows is then one
-    matrix product over a contiguous slice, so that BLAS does all the work without an im2col of 9.
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    """log(1 + exp(x)) that never overflows."""
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def _gelu(x: np.ndarray, approximate: str) -> np.ndarray:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+
+
+def _expm1(x: np.ndarray) -> np.ndarray:
+    return np.expm1(np.minimum(x, 0))  # without overflow where the result is not used
+
+
+# By operator: (x, **attributes) -> array of the same shape.
+ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "sigmoid": sigmoid,
+    "tanh": np.tanh,
+    "softplus": softplus,
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "mish": lambda x: x * np.tanh(softplus(x)),
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "reciprocal": lambda x: 1 / x,
+    "abs": np.abs,
+    "neg": np.negative,
+    "erf": erf,
+    "leaky_relu": lambda x, alpha: np.where(x >= 0, x, alpha * x),
+    "elu": lambda x, alpha: np.where(x > 0, x, alpha * _expm1(x)),
+    "celu": lambda x, alpha: np.maximum(x, 0) + np.minimum(alpha * _expm1(x / alpha), 0),
+    "selu": lambda x, alpha, gamma: gamma * np.where(x > 0, x, alpha * _expm1(x)),
+    "hard_sigmoid": lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1),
+    "gelu": _gelu,
+}
+
+
+def conv(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None = None,
+    strides: tuple[int, int] = (1, 1),
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    dilations: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> np.ndarray:
+    """Convolution with zero padding: [H, W, I], [kh, kw, I / groups, O] -> [H', W', O].
+
+    The columns of the window are laid side by side once; each of its rows is then one matrix
+    product over a slice (a contiguous one where the stride is 1), so that BLAS does all the work
+    without an im2col of the whole window.
     """
     h, w, i = x.shape
-    o = kernel.shape[-1]
-    columns = np.zeros((h + 2, w, 3, i), x.dtype)
-    columns[1:-1, 1:, 0] = x[:, :-1]
-    columns[1:-1, :, 1] = x
-    columns[1:-1, :-1, 2] = x[:, 1:]
-    rows = columns.reshape(h + 2, w, 3 * i)
-    out = rows[:h].reshape(h * w, 3 * i) @ kernel[0].reshape(3 * i, o)
-    for r in (1, 2):
-        out += rows[r : r + h].reshape(h * w, 3 * i) @ kernel[r].reshape(3 * i, o)
-    out += bias
-    return out.reshape(h, w, o)
+    kh, kw, _, o = kernel.shape
+    (top, bottom), (left, right) = padding
+    (sh, sw), (dh, dw) = strides, dilations
+    if groups > 1:
+        return _grouped_conv(x, kernel, bias, strides, padding, dilations, groups)
+    if (kh, kw) == (1, 1) and not any((top, bottom, left, right)):
+        out = x[::sh, ::sw] @ kernel[0, 0]
+        return out if bias is None else out + bias
+    if (sh, sw) != (1, 1) and kh % sh == 0 == kw % sw and (dh, dw) == (1, 1):
+        return _patch_conv(x, kernel, bias, strides, padding)
+    rows, cols = (
+        (n + sum(p) - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in ((h, kh, sh, padding[0], dh), (w, kw, sw, padding[1], dw))
+    )
+    columns = np.zeros((h + top + bottom, cols, kw, i), x.dtype)
+    for k in range(kw):
+        start = k * dw - left  # column of x under the window's column k, at output column 0
+        first = max(0, -(start // sw))
+        last = min(cols, (w - 1 - start) // sw + 1)
+        if first < last:
+            source = slice(start + first * sw, start + (last - 1) * sw + 1, sw)
+            columns[top : top + h, first:last, k] = x[:, source]
+    columns = columns.reshape(h + top + bottom, cols, kw * i)
+    out = None
+    for k in range(kh):
+        window = columns[k * dh : k * dh + (rows - 1) * sh + 1 : sh]
+        part = window.reshape(rows * cols, kw * i) @ kernel[k].reshape(kw * i, o)
+        out = part if out is None else np.add(out, part, out=out)
+    assert out is not None
+    if bias is not None:
+        out += bias
+    return out.reshape(rows, cols, o)
 
 
-def patches(x: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    """Space to depth: [H, W, C] -> [H / rows, W / cols, rows * cols * C]."""
-    h, w, c = x.shape
-    x = x.reshape(h // rows, rows, w // cols, cols, c).transpose(0, 2, 1, 3, 4)
-    return x.reshape(h // rows, w // cols, rows * cols * c)
+def _patch_conv(x, kernel, bias, strides, padding) -> np.ndarray:
+    """Convolution whose kernel is a multiple of its stride: one of stride 1 over patches."""
+    (kh, kw, i, o), (sh, sw) = kernel.shape, strides
+    x = np.pad(x, (*padding, (0, 0)))
+    x = nets.patches(x[: len(x) // sh * sh, : x.shape[1] // sw * sw], sh, sw)
+    kernel = kernel.reshape(kh // sh, sh, kw // sw, sw, i, o).transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(kh // sh, kw // sw, sh * sw * i, o)
+    rows, cols = x.shape[0] - kh // sh + 1, x.shape[1] - kw // sw + 1
+    out = np.zeros(o, x.dtype) if bias is None else bias
+    for r in range(kh // sh):
+        for c in range(kw // sw):
+            out = out + x[r : r + rows, c : c + cols] @ kernel[r, c]
+    return out
 
 
-def depth_to_space(x: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    """Inverse of `patches`: [H, W, rows * cols * C] -> [H * rows, W * cols, C]."""
-    h, w, _ = x.shape
-    x = x.reshape(h, w, rows, cols, -1).transpose(0, 2, 1, 3, 4)
-    return x.reshape(h * rows, w * cols, -1)
+def _grouped_conv(x, kernel, bias, strides, padding, dilations, groups) -> np.ndarray:
+    """Depthwise ones tap by tap, others group by group."""
+    kh, kw, i, o = kernel.shape
+    if i > 1 or o != groups:
+        each = o // groups
+        parts = [
+            conv(
+                x[..., g * i : (g + 1) * i],
+                kernel[..., g * each : (g + 1) * each],
+                None,
+                strides,
+                padding,
+                dilations,
+            )
+            for g in range(groups)
+        ]
+        out = np.concatenate(parts, axis=-1)
+    else:
+        (sh, sw), (dh, dw) = strides, dilations
+        x = np.pad(x, (*padding, (0, 0)))
+        rows, cols = (x.shape[0] - dh * (kh - 1) - 1) // sh, (x.shape[1] - dw * (kw - 1) - 1) // sw
+        out = np.zeros((rows + 1, cols + 1, o), x.dtype)
+        for r in range(kh):
+            for c in range(kw):
+                a, b = r * dh, c * dw
+                taps = x[a : a + rows * sh + 1 : sh, b : b + cols * sw + 1 : sw]
+                out += taps * kernel[r, c, 0]
+    return out if bias is None else out + bias
+
+
+def conv_transpose(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None = None,
+    strides: tuple[int, int] = (1, 1),
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    output_padding: tuple[int, int] = (0, 0),
+) -> np.ndarray:
+    """Transposed convolution: [H, W, I], [kh, kw, I, O] -> [H', W', O]; see `layers`."""
+    (h, w, i), (kh, kw, _, o), (sh, sw) = x.shape, kernel.shape, strides
+    (top, bottom), (left, right) = padding
+    stamps = x @ kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)
+    if (kh, kw) == (sh, sw) and not any((top, bottom, left, right, *output_padding)):
+        out = nets.rearrange(stamps, kh, kw, "DCR")  # the stamps do not overlap
+    else:
+        stamps = stamps.reshape(h, w, kh, kw, o)
+        tall, wide = sh * (h - 1) + kh, sw * (w - 1) + kw
+        full = np.zeros((tall + output_padding[0], wide + output_padding[1], o), x.dtype)
+        for r in range(kh):
+            for c in range(kw):
+                full[r : r + sh * h : sh, c : c + sw * w : sw][:h, :w] += stamps[:, :, r, c]
+        out = full[top : len(full) - bottom, left : full.shape[1] - right]
+    return out if bias is None else out + bias
+
+
+def run(
+    layers: tuple[nets.Layer, ...],
+    tensors: Mapping[str, np.ndarray],
+    x: np.ndarray,
+    prefix: str = "",
+) -> np.ndarray:
+    """Run a network on one example: [H, W, C] or [C] -> its output in the same layout.
+
+    `tensors` by `prefix` + "layer.leaf", in the dtype of x.
+    """
+
+    def compute(layer: nets.Layer, inputs: list[Any], spare: bool) -> np.ndarray:
+        x, attrs = inputs[0], layer.attrs
+        own: dict[str, Any] = {
+            leaf: tensors[f"{prefix}{layer.name}.{leaf}"] for leaf, _ in layer.tensors
+        }
+        if layer.op == "conv":
+            return conv(x, **own, **attrs)
+        if layer.op == "conv_transpose":
+            return conv_transpose(x, **own, **attrs)
+        if layer.op == "linear":
+            out = x @ own["kernel"]
+            return out + own["bias"] if "bias" in own else out
+        if spare and layer.op == "relu":
+            return np.maximum(x, 0, out=x)
+        if spare and layer.op == "add" and len(inputs) == 2 and x.shape == inputs[1].shape:
+            return np.add(x, inputs[1], out=x)
+        if layer.op in ELEMENTWISE:
+            return ELEMENTWISE[layer.op](x, **attrs)
+        return nets.apply(layer, inputs, own, np)
+
+    # The logarithm of an empty bin is -inf in the graph too, which then clips it.
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return nets.evaluate(layers, x, compute)
 
 
 class Network:
-    """UNet and CNN over folded tensors; `mask` and `logit` follow the modules of `model`."""
+    """The whole detector over a config's layers; a method per stage, as `model.ArtifactNet` has."""
 
     def __init__(self, config: cfg.Config, tensors: Mapping[str, np.ndarray], dtype=np.float32):
         self.config = config
-        self.tensors = fold(tensors, dtype)
+        self.unet, self.cnn = nets.preset_layers(config)
+        self.tensors = nets.preset_tensors(config, tensors, dtype)
+        self.window, self.mel = (tensors.get(f"front_end.{name}") for name in ("window", "mel"))
 
-    def _dense(self, name: str, x: np.ndarray) -> np.ndarray:
-        """1x1 convolution or linear layer over the last axis, with bias where there is one."""
-        kernel = self.tensors[f"{name}.kernel"]
-        out = x @ kernel.reshape(-1, kernel.shape[-1])
-        return out + self.tensors[f"{name}.bias"] if f"{name}.bias" in self.tensors else out
-
-    def _conv3x3(self, name: str, x: np.ndarray) -> np.ndarray:
-        return conv3x3(x, self.tensors[f"{name}.kernel"], self.tensors[f"{name}.bias"])
-
-    def _down(self, name: str, x: np.ndarray) -> np.ndarray:
-        """4x4 convolution, stride 2, padding 1: a 2x2 one over 2x2 patches of the padded input."""
-        kernel = self.tensors[f"{name}.kernel"]
-        i, o = kernel.shape[2:]
-        x = patches(np.pad(x, ((1, 1), (1, 1), (0, 0))), 2, 2)
-        kernel = (
-            kernel.reshape(2, 2, 2, 2, i, o).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * i, o)
-        )
-        out = self.tensors[f"{name}.bias"]
-        for r in (0, 1):
-            for c in (0, 1):
-                out = out + x[r : r + x.shape[0] - 1, c : c + x.shape[1] - 1] @ kernel[r, c]
-        return out
-
-    def _residual(self, name: str, x: np.ndarray) -> np.ndarray:
-        h = self._conv3x3(f"{name}.conv1", x)
-        np.maximum(h, 0, out=h)
-        return self._conv3x3(f"{name}.conv2", h)
-
-    def _block(self, name: str, x: np.ndarray) -> np.ndarray:
-        h = self._residual(name, x)
-        h += self._dense(f"{name}.shortcut", x) if f"{name}.shortcut.kernel" in self.tensors else x
-        return np.maximum(h, 0, out=h)
+    def magnitude(self, audio: np.ndarray) -> np.ndarray:
+        """Audio [N] -> magnitude [n_bins, n_frames]."""
+        return stft_magnitude(audio, self.config.front_end, self.window)
 
     def mask(self, magnitude: np.ndarray) -> np.ndarray:
         """Magnitude [n_bins, n_frames] -> mask in [0, mask_max], same shape."""
-        unet, (n_bins, n_frames) = self.config.unet, magnitude.shape
-        x = magnitude
-        if unet.input_scale == "log":
-            x = np.log(np.maximum(x, x.dtype.type(unet.log_floor)))
-            x = x - x.mean()
-        pad = [(0, -n_bins % unet.stride[0]), (0, -n_frames % unet.stride[1])]
-        x = np.pad(x, pad, mode="reflect")[..., None]
-        if unet.patch != (1, 1):
-            x = self._dense("unet.stem", patches(x, *unet.patch))
-        skips = []
-        for level in range(len(unet.widths)):
-            x = self._block(f"unet.encoder.{level}", x)
-            skips.append(x)
-            x = self._down(f"unet.down.{level}", x)
-        x = self._block("unet.bottom", x)
-        h = self._residual("unet.gated", x)
-        x = np.maximum(x + h * sigmoid(self._dense("unet.gated.gate", h)), 0)
-        for level in range(len(unet.widths)):
-            x = depth_to_space(self._dense(f"unet.up.{level}.conv", x), 2, 2)
-            x += self.tensors[f"unet.up.{level}.bias"]
-            x = self._block(f"unet.decoder.{level}", np.concatenate([x, skips.pop()], axis=-1))
-        logits = depth_to_space(self._dense("unet.head", x), *unet.patch)
-        return sigmoid(logits[:n_bins, :n_frames, 0]) * magnitude.dtype.type(unet.mask_max)
+        return run(self.unet, self.tensors, magnitude[..., None], "unet.")[..., 0]
+
+    def views(self, residual: np.ndarray) -> np.ndarray:
+        """Residual magnitude [n_bins, n_frames] -> dB of its three views [3, n_mels, T]."""
+        return mel_views(residual, self.config.front_end, self.mel)
+
+    def classify(self, views: np.ndarray, loudest: np.ndarray) -> np.ndarray:
+        """Views and the maxima to clamp below [3] (see `loudest`) -> logit, a scalar array."""
+        return self.logit(channels(views, self.config.front_end, loudest))
 
     def logit(self, channels: np.ndarray) -> np.ndarray:
-        """Seven channels [7, n_mels, T] -> logit, a scalar array."""
+        """Channels [C, n_mels, T] -> logit, a scalar array."""
         x = np.ascontiguousarray(np.moveaxis(channels, 0, -1))
-        depth = len(self.config.cnn.widths)
-        for level in range(depth):
-            x = np.maximum(self._conv3x3(f"cnn.conv.{level}", x), 0)
-            if level < depth - 1:
-                h, w = x.shape[0] // 2 * 2, x.shape[1] // 2 * 2
-                x = np.maximum(x[0:h:2, :w], x[1:h:2, :w])
-                x = np.maximum(x[:, 0::2], x[:, 1::2])
-        x = np.maximum(self._dense("cnn.hidden", x.mean(axis=(0, 1))), 0)
-        return self._dense("cnn.out", x)[0]
+        return run(self.cnn, self.tensors, x, "cnn.").reshape(())
+
+    def segment_views(self, audio: np.ndarray) -> np.ndarray:
+        """Audio [N] -> `views` of its residual."""
+        magnitude = self.magnitude(audio)
+        return self.views(self.mask(magnitude) * magnitude)
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
-        """P(AI) of one segment: audio [N] -> scalar array in [0, 1]."""
-        magnitude = stft_magnitude(audio, self.config.front_end)
-        residual = self.mask(magnitude) * magnitude
-        return sigmoid(self.logit(seven_channels(residual, self.config.front_end)))
+        """P(AI) of one segment by itself: audio [N] -> scalar array in [0, 1]."""
+        views = self.segment_views(audio)
+        return sigmoid(self.classify(views, loudest(views, self.config.front_end)))

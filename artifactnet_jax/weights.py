@@ -21,6 +21,8 @@ import numpy as np
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.files import replace_file
+from artifactnet_jax.filterbank import hann, mel_filterbank
+from artifactnet_jax.layers import tensor_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
 DEFAULT = "edge-preview.safetensors"
@@ -40,6 +42,7 @@ class Weights:
     sha256: str  # digest over config and tensors as stored
     licence: str
     provenance: Mapping[str, Any]
+    graph: Mapping[str, Any] | None = None  # a foreign graph that is run as it is, node by node
 
     def summary(self) -> dict[str, str]:
         """The three fields that identify weights in a result row."""
@@ -50,9 +53,11 @@ def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a model, batch statistics (mean, var) included.
 
     Names are the paths of the Flax modules in `artifactnet_jax.model`; convolution kernels are
-    HWIO.
+    HWIO. Of a converted graph there are also the layers of `config.Imported` and what the front
+    end is given: front_end.window [n_fft], front_end.mel [n_mels, n_bins].
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    front_end, unet, cnn = config.front_end, config.unet, config.cnn
 
     def conv(name: str, rows: int, cols: int, i: int, o: int, bias: bool) -> None:
         shapes[f"{name}.kernel"] = (rows, cols, i, o)
@@ -74,27 +79,36 @@ def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
         if i != o:
             conv(f"{name}.shortcut", 1, 1, i, o, True)
 
-    unet, cnn = config.unet, config.cnn
-    area, i = unet.patch[0] * unet.patch[1], 1
-    if area > 1:
-        i = unet.stem
-        conv("unet.stem", *unet.patch, 1, i, True)
-    for level, o in enumerate(unet.widths):
-        block(f"unet.encoder.{level}", i, o)
-        conv(f"unet.down.{level}", 4, 4, o, o, True)
-        i = o
-    block("unet.bottom", i, unet.bottleneck)
-    residual("unet.gated", unet.bottleneck, unet.bottleneck)
-    conv("unet.gated.gate", 1, 1, unet.bottleneck, unet.bottleneck, True)
-    i = unet.bottleneck
-    for level, o in enumerate(reversed(unet.widths)):
-        conv(f"unet.up.{level}.conv", 1, 1, i, 4 * o, False)
-        shapes[f"unet.up.{level}.bias"] = (o,)
-        block(f"unet.decoder.{level}", 2 * o, o)
-        i = o
-    conv("unet.head", 1, 1, i, area, True)
+    if front_end.window == "given":
+        shapes["front_end.window"] = (front_end.n_fft,)
+    if front_end.mel_scale == "given":
+        shapes["front_end.mel"] = (front_end.n_mels, front_end.n_bins)
 
-    i = cfg.N_CHANNELS
+    if isinstance(unet, cfg.Imported):
+        shapes |= tensor_shapes(unet.layers, "unet")
+    else:
+        area, i = unet.patch[0] * unet.patch[1], 1
+        if area > 1:
+            i = unet.stem
+            conv("unet.stem", *unet.patch, 1, i, True)
+        for level, o in enumerate(unet.widths):
+            block(f"unet.encoder.{level}", i, o)
+            conv(f"unet.down.{level}", 4, 4, o, o, True)
+            i = o
+        block("unet.bottom", i, unet.bottleneck)
+        residual("unet.gated", unet.bottleneck, unet.bottleneck)
+        conv("unet.gated.gate", 1, 1, unet.bottleneck, unet.bottleneck, True)
+        i = unet.bottleneck
+        for level, o in enumerate(reversed(unet.widths)):
+            conv(f"unet.up.{level}.conv", 1, 1, i, 4 * o, False)
+            shapes[f"unet.up.{level}.bias"] = (o,)
+            block(f"unet.decoder.{level}", 2 * o, o)
+            i = o
+        conv("unet.head", 1, 1, i, area, True)
+
+    if isinstance(cnn, cfg.Imported):
+        return shapes | tensor_shapes(cnn.layers, "cnn")
+    i = len(front_end.channels)
     for level, o in enumerate(cnn.widths):
         conv(f"cnn.conv.{level}", 3, 3, i, o, True)
         norm(f"cnn.norm.{level}", o)
@@ -106,11 +120,12 @@ def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_counts(config: cfg.Config) -> dict[str, int]:
-    """Trained parameters (batch statistics excluded): {"unet", "cnn", "total"}."""
+    """Trained parameters (batch statistics, front end excluded): {"unet", "cnn", "total"}."""
     counts = {"unet": 0, "cnn": 0}
     for name, shape in parameter_shapes(config).items():
-        if not name.endswith((".mean", ".var")):
-            counts[name.split(".")[0]] += int(np.prod(shape))
+        part = name.split(".")[0]
+        if part in counts and not name.endswith((".mean", ".var")):
+            counts[part] += int(np.prod(shape))
     return {**counts, "total": sum(counts.values())}
 
 
@@ -119,7 +134,11 @@ def random_tensors(config: cfg.Config, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in parameter_shapes(config).items():
-        if name.endswith((".scale", ".var")):
+        if name == "front_end.window":
+            values = hann(*shape)
+        elif name == "front_end.mel":
+            values = mel_filterbank(dataclasses.replace(config.front_end, mel_scale="slaney"))
+        elif name.endswith((".scale", ".var", ".value")):
             values = rng.uniform(0.5, 1.5, shape)
         elif name.endswith(".kernel"):
             values = rng.standard_normal(shape) * np.sqrt(1.5 / np.prod(shape[:-1]))
@@ -129,8 +148,21 @@ def random_tensors(config: cfg.Config, seed: int = 0) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _digest(config_json: str, tensors: Mapping[str, np.ndarray]) -> str:
-    sha = hashlib.sha256(config_json.encode())
+def weights_digest(
+    config: cfg.Config,
+    tensors: Mapping[str, np.ndarray],
+    graph: Mapping[str, Any] | None = None,
+) -> str:
+    """SHA-256 over config, graph and tensors, hexadecimal: `Weights.sha256`."""
+    return _digest(_json(config.to_dict()), tensors, _json(graph) if graph is not None else "")
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, sort_keys=True)
+
+
+def _digest(config_json: str, tensors: Mapping[str, np.ndarray], graph_json: str = "") -> str:
+    sha = hashlib.sha256((config_json + graph_json).encode())
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         sha.update(f"\0{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
@@ -138,7 +170,14 @@ def _digest(config_json: str, tensors: Mapping[str, np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _check(where: str, config: cfg.Config, tensors: Mapping[str, np.ndarray]) -> None:
+def _check(
+    where: str,
+    config: cfg.Config,
+    tensors: Mapping[str, np.ndarray],
+    graph: Mapping[str, Any] | None,
+) -> None:
+    if graph is not None:  # its constants are whatever they are; the digest guards them
+        return
     expected = parameter_shapes(config)
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or extra:
@@ -162,15 +201,23 @@ def save_weights(
     name: str,
     licence: str,
     provenance: Mapping[str, Any],
+    graph: Mapping[str, Any] | None = None,
     dtype: Any = np.float32,
 ) -> None:
-    """Write a weights file atomically; `dtype` float16 halves it. WeightsError on bad tensors."""
+    """Write a weights file atomically; `dtype` float16 halves it. WeightsError on bad tensors.
+
+    With `graph` the tensors are its constants, and keep their dtypes.
+    """
     from safetensors.numpy import save
 
     with np.errstate(over="ignore"):  # an overflow to inf is reported by name below
-        stored = {k: np.ascontiguousarray(v, dtype=dtype) for k, v in tensors.items()}
-    _check(os.fspath(path), config, stored)
-    config_json = json.dumps(config.to_dict(), sort_keys=True)
+        stored = {
+            k: np.asarray(v, dtype=dtype if graph is None else None, order="C")
+            for k, v in tensors.items()
+        }
+    _check(os.fspath(path), config, stored, graph)
+    config_json = _json(config.to_dict())
+    graph_json = _json(graph) if graph is not None else ""
     header = {
         "format": FORMAT,
         "name": name,
@@ -178,8 +225,10 @@ def save_weights(
         "config": config_json,
         "licence": licence,
         "provenance": json.dumps(provenance, sort_keys=True),
-        "sha256": _digest(config_json, stored),
+        "sha256": _digest(config_json, stored, graph_json),
     }
+    if graph is not None:
+        header["graph"] = graph_json
     replace_file(path, save(stored, metadata=header))
 
 
@@ -212,10 +261,13 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
         config = cfg.Config.from_dict(json.loads(header["config"]))
         provenance = json.loads(header["provenance"])
         name, licence, sha256 = header["name"], header["licence"], header["sha256"]
+        graph_json = header.get("graph", "")
+        graph = json.loads(graph_json) if graph_json else None
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{where}: damaged header ({error!r})") from error
-    _check(where, config, stored)
-    if _digest(header["config"], stored) != sha256:
+    _check(where, config, stored, graph)
+    if _digest(header["config"], stored, graph_json) != sha256:
         raise WeightsError(f"{where}: tensors do not match the digest in the header")
-    tensors = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
-    return Weights(name, config, tensors, sha256, licence, provenance)
+    if graph is None:
+        stored = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
+    return Weights(name, config, stored, sha256, licence, provenance, graph)

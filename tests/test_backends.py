@@ -1,5 +1,6 @@
 """Backends: one score per segment, whatever the batch; both against each other."""
 
+import dataclasses
 import importlib.util
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from artifactnet_jax import backends
 from artifactnet_jax.backends import BACKENDS, BackendError, load_backend, why_unavailable
-from artifactnet_jax.config import Config
+from artifactnet_jax.config import CNN, Config, FrontEnd, UNet
+from artifactnet_jax.reference import Network, sigmoid
 from artifactnet_jax.weights import Weights, random_tensors
 
 WEIGHTS = Weights("random", Config.edge(), random_tensors(Config.edge()), "", "", {})
@@ -55,6 +57,75 @@ def test_xla_and_numpy_agree():
     np.testing.assert_allclose(
         load_backend("xla", WEIGHTS)(audio), load_backend("numpy", WEIGHTS)(audio), atol=1e-5
     )
+
+
+SONG = Config(
+    "song",
+    FrontEnd(
+        segment_samples=4_096,
+        n_fft=256,
+        hop=128,
+        stft_pad=128,
+        n_mels=16,
+        hpss_width=5,
+        percussive_width=5,
+        top_db=10.0,
+    ),
+    UNet(widths=(4,), bottleneck=6),
+    CNN(widths=(4, 6), hidden=5),
+)
+
+
+def song(joint: str, n: int = 3) -> tuple[Weights, np.ndarray]:
+    """Weights with that joint rule, and segments of ever lower level."""
+    front_end = dataclasses.replace(SONG.front_end, joint=joint)
+    config = dataclasses.replace(SONG, front_end=front_end)
+    rng = np.random.default_rng(0)
+    audio = rng.standard_normal((n, 4_096)) * 0.3 ** np.arange(n)[:, None]
+    tensors = random_tensors(config)
+    tensors["cnn.out.kernel"] *= 0.1  # scores well inside (0, 1)
+    return Weights(joint, config, tensors, "", "", {}), audio.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("joint", ["segment", "view", "song", "song_view"])
+def test_the_joint_rule_of_a_song_by_hand(name, joint):
+    weights, audio = song(joint)
+    network = Network(weights.config, weights.tensors, np.float64)
+    views = np.stack([network.segment_views(each) for each in audio.astype(np.float64)])
+    axes = {"segment": (1, 2, 3), "view": (2, 3), "song": (0, 1, 2, 3), "song_view": (0, 2, 3)}
+    clamped = np.maximum(views, views.max(axis=axes[joint], keepdims=True) - 10)
+    expected = []
+    for res, h, p in clamped:
+        d = np.diff(res, axis=1, prepend=res[:, :1])
+        channels = np.stack([res, h, p, d, np.diff(d, axis=1, prepend=0), h - p, np.abs(d)])
+        expected.append(sigmoid(network.logit(channels)))
+    backend = load_backend(name, weights)
+    scores = backend.song(audio)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    alone = backend(audio)
+    if joint in ("segment", "view"):
+        np.testing.assert_array_equal(scores, alone)
+    else:
+        assert np.abs(scores - alone).max() > 0.01
+        np.testing.assert_array_equal(backend.song(audio[:1]), alone[:1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("joint", ["segment", "song_view"])
+def test_stages_are_those_of_scoring(name, joint):
+    weights, audio = song(joint, 1)
+    backend = load_backend(name, weights)
+    stages = backend.stages(audio[0])
+    exact = load_backend("numpy", weights).stages(audio[0].astype(np.float64))
+    shapes = dict.fromkeys(("magnitude", "mask", "residual", "H", "P"), (129, 33))
+    shapes |= {"views": (3, 16, 33), "channels": (7, 16, 33), "logit": (), "score": ()}
+    assert {key: value.shape for key, value in stages.items()} == shapes
+    for key, value in stages.items():
+        np.testing.assert_allclose(value, exact[key], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(stages["residual"], stages["mask"] * stages["magnitude"], rtol=1e-6)
+    np.testing.assert_allclose(stages["score"], backend(audio)[0], atol=1e-6)
 
 
 @needs_jax

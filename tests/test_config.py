@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from artifactnet_jax.config import Config, FrontEnd, Published, flops
+from artifactnet_jax.config import CNN, Config, FrontEnd, Published, UNet, flops
 from artifactnet_jax.weights import parameter_counts, parameter_shapes
 
 
@@ -44,6 +44,18 @@ def test_v94_needs_132_gflop():
     assert work["unet"] == pytest.approx(130.4e9, rel=1e-3)
     assert work["cnn"] == pytest.approx(1.4e9, rel=1e-2)
     assert work["total"] == work["unet"] + work["cnn"]
+
+
+def test_work_by_hand():
+    front_end = FrontEnd(segment_samples=14 * 64, n_fft=30, hop=64, stft_pad=15, n_mels=8)
+    config = Config("tiny", front_end, UNet(widths=(3,), bottleneck=5), CNN(widths=(2,), hidden=4))
+    assert (front_end.n_bins, front_end.n_frames) == (16, 15)
+    full, half = 16 * 16, 8 * 8  # 15 frames are padded to 16
+    unet = full * (9 * 3 + 81 + 3) + half * 16 * 9  # encoder block with shortcut, down
+    unet += half * (9 * 15 + 9 * 25 + 15 + 19 * 25)  # bottom, gated
+    unet += half * 4 * 15 + full * (9 * 18 + 81 + 18) + full * 3  # up, decoder block, head
+    cnn = 8 * 15 * 9 * 7 * 2 + 2 * 4 + 4
+    assert flops(config) == {"unet": 2 * unet, "cnn": 2 * cnn, "total": 2 * (unet + cnn)}
 
 
 def test_both_presets_see_the_same_spectrogram():

@@ -1,5 +1,7 @@
 """The front end against scipy and librosa: JAX and NumPy each on their own."""
 
+import dataclasses
+
 import librosa
 import numpy as np
 import pytest
@@ -110,9 +112,46 @@ def test_stft_of_a_bin_centred_sine_is_half_the_window_sum():
         assert magnitude[104:, 10:-10].max() < 0.05
 
 
-def test_stft_refuses_a_hop_that_does_not_divide():
-    with pytest.raises(ValueError, match="hop 500"):
-        dsp.stft_magnitude(jnp.zeros((1, 176_400)), FrontEnd(hop=500))
+VARIANTS = [
+    FrontEnd(hop=441),
+    FrontEnd(n_fft=512, hop=160, stft_pad=256, stft_edge="edge"),
+    FrontEnd(n_fft=512, hop=128, stft_pad=0, window="given"),
+    FrontEnd(n_fft=512, hop=256, stft_pad=100, stft_edge="constant", spectrum_power=2.0),
+    FrontEnd(spectrum_eps=1e-3, spectrum_scale=0.25),
+    FrontEnd(spectrum_eps=1e-3, spectrum_scale=0.25, spectrum_power=0.5),
+]
+
+
+@pytest.mark.parametrize("front_end", VARIANTS, ids=range(len(VARIANTS)))
+def test_stft_variants_against_librosa(front_end):
+    fe = dataclasses.replace(front_end, segment_samples=22_050)
+    audio = AUDIO[: fe.segment_samples]
+    window = None
+    if fe.window == "given":
+        window = np.random.default_rng(0).uniform(0, 1, fe.n_fft)
+    spectrum = librosa.stft(
+        np.pad(audio, fe.stft_pad, mode=fe.stft_edge),
+        n_fft=fe.n_fft,
+        hop_length=fe.hop,
+        window="hann" if window is None else window,
+        center=False,
+    )
+    magnitude = fe.spectrum_scale * np.sqrt(np.abs(spectrum) ** 2 + fe.spectrum_eps)
+    expected = magnitude**fe.spectrum_power
+    assert expected.shape == (fe.n_bins, fe.n_frames)
+    exact = reference.stft_magnitude(audio, fe, window)
+    np.testing.assert_allclose(exact, expected, rtol=1e-6, atol=1e-7)
+    given = None if window is None else jnp.asarray(window, jnp.float32)
+    ours = in_jax(lambda a: dsp.stft_magnitude(a, fe, given), audio)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=5e-4)
+
+
+def test_a_given_window_or_mel_matrix_must_be_passed():
+    for module, audio in ((reference, AUDIO), (dsp, jnp.asarray(AUDIO, jnp.float32)[None])):
+        with pytest.raises(ValueError, match=r"front_end\.window"):
+            module.stft_magnitude(audio, FrontEnd(window="given"))
+        with pytest.raises(ValueError, match=r"front_end\.mel"):
+            module.mel_db(audio[..., None], FrontEnd(mel_scale="given"))
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-10])
@@ -126,6 +165,84 @@ def test_hpss(eps):
         in_jax(lambda r: dsp.hpss(r, front_end), residual), expected, strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("edge", ["reflect", "edge", "constant"])
+@pytest.mark.parametrize("power", [1.0, 1.5, 3.0])
+def test_hpss_variants_against_scipy(edge, power):
+    fe = FrontEnd(
+        hpss_width=9, percussive_width=17, hpss_edge=edge, hpss_power=power, hpss_eps=1e-3
+    )
+    residual = np.random.default_rng(0).uniform(0, 1, (60, 50)) ** 3
+    mode = {"reflect": "mirror", "edge": "nearest", "constant": "constant"}[edge]
+    h = scipy.ndimage.median_filter(residual, size=(1, 9), mode=mode) ** power
+    p = scipy.ndimage.median_filter(residual, size=(17, 1), mode=mode) ** power
+    expected = residual * h / (h + p + 1e-3), residual * p / (h + p + 1e-3)
+    for ours, theirs in zip(reference.hpss(residual, fe), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    parts = in_jax(lambda r: dsp.hpss(r, fe), residual)
+    for ours, theirs in zip(parts, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 3.0])
+def test_soft_masks_of_any_power_have_true_and_finite_gradients(power):
+    fe = FrontEnd(hpss_width=3, percussive_width=5, hpss_power=power)
+
+    def loss(r):
+        return sum(jnp.sum(part**2) for part in dsp.hpss(r, fe))
+
+    silent = np.zeros((1, 12, 12), np.float32)
+    silent[0, :6] = np.random.default_rng(0).uniform(0, 1, (6, 12))
+    assert np.isfinite(jax.grad(loss)(jnp.asarray(silent))).all()
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(3)
+        residual = jnp.asarray(rng.uniform(0.5, 1.5, (1, 12, 12)))
+        direction = jnp.asarray(rng.standard_normal((1, 12, 12)))
+        slope = jnp.vdot(jax.grad(loss)(residual), direction)
+        step = 1e-6
+        ahead, behind = loss(residual + step * direction), loss(residual - step * direction)
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("joint", ["segment", "view", "song", "song_view"])
+@pytest.mark.parametrize("top_db", [None, 20.0])
+def test_feature_variants_by_hand(joint, top_db):
+    fe = FrontEnd(
+        n_fft=64,
+        n_mels=6,
+        mel_scale="given",
+        mel_power=1.0,
+        amin=0.3,
+        amin_rule="add",
+        db_factor=20.0,
+        top_db=top_db,
+        joint=joint,
+        channels=("flux", "mel_P", "delta2", "mel_res", "ratio"),
+        hpss_width=3,
+        percussive_width=3,
+    )
+    rng = np.random.default_rng(0)
+    mel, residual = rng.uniform(0, 1, (6, 33)), rng.uniform(0, 3, (33, 20)) ** 4
+    h = scipy.ndimage.median_filter(residual, size=(1, 3), mode="mirror") ** 2
+    p = scipy.ndimage.median_filter(residual, size=(3, 1), mode="mirror") ** 2
+    parts = residual, residual * h / (h + p), residual * p / (h + p)
+    views = np.stack([20 * np.log10(mel @ part + 0.3) for part in parts])
+    clamped = views
+    if top_db is not None:
+        # A segment scored by itself is its own song.
+        axes = (1, 2) if joint.endswith("view") else (0, 1, 2)
+        clamped = np.maximum(views, views.max(axis=axes, keepdims=True) - top_db)
+        assert (clamped > views).any()
+    d = np.diff(clamped[0], axis=1, prepend=clamped[0][:, :1])
+    d2 = np.diff(d, axis=1, prepend=0)
+    expected = np.stack([np.abs(d), clamped[2], d2, clamped[0], clamped[1] - clamped[2]])
+    ours = reference.seven_channels(residual, fe, mel)
+    np.testing.assert_allclose(ours, expected, atol=1e-9)
+    given = jnp.asarray(mel, jnp.float32)
+    in32 = in_jax(lambda r: dsp.seven_channels(r, fe, given), residual)
+    np.testing.assert_allclose(in32, expected, atol=1e-3)
+    np.testing.assert_allclose(reference.mel_views(residual, fe, mel), views, atol=1e-9)
 
 
 def test_hpss_separates_a_tone_from_a_click():

@@ -29,6 +29,13 @@ class Backend(Protocol):
         """P(AI) float32 [B] of float32 audio [B, segment_samples], B <= batch_size."""
         ...
 
+    def song(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) of each segment of one song [n, segment_samples] seen together: float32 [n].
+
+        A whole-song graph gives float64 [1], its own score.
+        """
+        ...
+
 
 class BackendError(Exception):
     """A backend is not available here; the message says what to install."""
@@ -40,6 +47,7 @@ BACKENDS = {
     "numpy": ("artifactnet_jax.backends.numpy:NumpyBackend", (), "", (3, 10)),
 }
 
+GRAPH_BACKEND = "artifactnet_jax.convert.runtime:GraphBackend"  # xla's, for Weights.graph
 
 HEAVY_FLOPS = 50e9  # per segment
 
@@ -72,6 +80,8 @@ def pick(weights: Weights) -> str:
     jax takes seconds to import and compile. That pays on a GPU and for heavy weights (v94 runs
     1.4 times as fast in xla on two cores); with light ones `numpy` has long finished by then.
     """
+    if weights.graph is not None:
+        return "xla"
     if why_unavailable("xla"):
         return "numpy"
     gpu = any(importlib.util.find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13"))
@@ -92,4 +102,8 @@ def load_backend(
     if reason := why_unavailable(name):
         raise BackendError(reason)
     module, factory = BACKENDS[name][0].split(":")
+    if weights.graph is not None:
+        if name != "xla":
+            raise ValueError(f"these weights are a foreign graph, which {name} cannot run: use xla")
+        module, factory = GRAPH_BACKEND.split(":")
     return getattr(importlib.import_module(module), factory)(weights, dtype, batch_size)

@@ -8,7 +8,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.reference import Network
+from artifactnet_jax.reference import Network, channels, hpss, loudest, sigmoid
 from artifactnet_jax.weights import Weights
 
 
@@ -33,3 +33,41 @@ class NumpyBackend:
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         with self._libraries.limit(limits=1, user_api="blas"):
             return np.array(list(self._pool.map(self._network, audio)), np.float32)
+
+    def song(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [n] of the segments [n, N] of one song, under the config's joint rule."""
+        network, front_end = self._network, self._network.config.front_end
+        if not front_end.joint.startswith("song"):
+            return self(audio)
+        with self._libraries.limit(limits=1, user_api="blas"):
+            views = list(self._pool.map(network.segment_views, audio))
+            peaks = np.max([loudest(each, front_end) for each in views], axis=0)
+            logits = self._pool.map(lambda each: network.classify(each, peaks), views)
+            return np.array([sigmoid(logit) for logit in logits], np.float32)
+
+    def stages(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """Every stage of one segment [N] scored by itself.
+
+        magnitude, mask, residual, H, P [n_bins, T], views [3, n_mels, T] in dB before the clamp,
+        channels [C, n_mels, T], logit and score ().
+        """
+        network, front_end = self._network, self._network.config.front_end
+        with self._libraries.limit(limits=1, user_api="blas"):
+            magnitude = network.magnitude(audio)
+            mask = network.mask(magnitude)
+            residual = mask * magnitude
+            harmonic, percussive = hpss(residual, front_end)
+            views = network.views(residual)
+            features = channels(views, front_end, loudest(views, front_end))
+            logit = network.logit(features)
+        return {
+            "magnitude": magnitude,
+            "mask": mask,
+            "residual": residual,
+            "H": harmonic,
+            "P": percussive,
+            "views": views,
+            "channels": features,
+            "logit": logit,
+            "score": sigmoid(logit),
+        }

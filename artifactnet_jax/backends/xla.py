@@ -4,12 +4,16 @@ Every call runs the same executable on the same number of segments, padded with 
 recompiles whatever the length or number of files, and a segment's score cannot depend on the batch
 it came in, bit for bit. (Buckets of several sizes compile to different programs, whose sums differ
 in the last bits.) On CPU one segment fills the machine, so the executable takes one and a batch is
-a loop; on a GPU it takes `GPU_SEGMENTS`.
+a loop; on a GPU it takes `GPU_SEGMENTS`. Where the maximum of the top-dB clamp is that of a whole
+song there are two such executables: one up to the views whose maxima are taken, one from there.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 # A detector must leave room for the other users of the device; only effective before jax starts.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -19,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from artifactnet_jax import dsp
 from artifactnet_jax.model import ArtifactNet
 from artifactnet_jax.weights import Weights
 
@@ -52,20 +57,95 @@ class XlaBackend:
         self.device = jax.devices()[0]
         self._segments = CPU_SEGMENTS if self.device.platform == "cpu" else GPU_SEGMENTS
         self.batch_size = batch_size or self._segments
-        graph, self._state = nnx.split(build_model(weights, dtype))
-        samples = weights.config.front_end.segment_samples
+        self._stages: Callable[..., Any] | None = None
+        self._front_end = weights.config.front_end
+        self._graph, self._state = nnx.split(build_model(weights, dtype))
+        n, fe = self._segments, self._front_end
+        audio = (n, fe.segment_samples)
+        self._by_song = fe.joint.startswith("song")
+        if self._by_song:
+            views = (n, 3, fe.n_mels, fe.n_frames)
+            self._views = self._compile(_views, audio)
+            self._classify = self._compile(_classify, views, (n, 3))
+        else:
+            self._run = self._compile(lambda model, audio: model(audio), audio)
 
-        def forward(state: nnx.State, audio: jax.Array) -> jax.Array:
-            return nnx.merge(graph, state)(audio)
+    def _compile(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
+        """`function` of the model and float32 arrays of these shapes, ahead of time."""
 
-        shape = jax.ShapeDtypeStruct((self._segments, samples), jnp.float32)
-        self._run = jax.jit(forward).lower(self._state, shape).compile()
+        def forward(state: nnx.State, *arrays: jax.Array) -> Any:
+            return function(nnx.merge(self._graph, state), *arrays)
 
-    def __call__(self, audio: np.ndarray) -> np.ndarray:
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        compiled = jax.jit(forward).lower(self._state, *arrays).compile()
+        return functools.partial(compiled, self._state)
+
+    def _chunks(self, audio: np.ndarray) -> np.ndarray:
+        """[B, N] -> [chunks, segments, N], the last one filled up with zeros."""
         n = len(audio)
         padded = np.zeros((-(-n // self._segments) * self._segments, audio.shape[1]), np.float32)
         padded[:n] = audio
-        chunks = padded.reshape(-1, self._segments, audio.shape[1])
+        return padded.reshape(-1, self._segments, audio.shape[1])
+
+    def __call__(self, audio: np.ndarray) -> np.ndarray:
         # Dispatch is asynchronous: all chunks are queued before the first result is read.
-        out = [self._run(self._state, chunk) for chunk in chunks]
-        return np.concatenate([np.asarray(p) for p in out])[:n]
+        if self._by_song:
+            parts = [self._views(chunk) for chunk in self._chunks(audio)]
+            out = [self._classify(*part) for part in parts]
+        else:
+            out = [self._run(chunk) for chunk in self._chunks(audio)]
+        return np.concatenate([np.asarray(p) for p in out])[: len(audio)]
+
+    def song(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [n] of the segments [n, N] of one song, under the config's joint rule."""
+        if not self._by_song:
+            return self(audio)
+        views, peaks = zip(*[self._views(chunk) for chunk in self._chunks(audio)], strict=True)
+        # The segments that fill up the last chunk are no part of the song.
+        loudest = np.concatenate([np.asarray(part) for part in peaks])[: len(audio)].max(axis=0)
+        joint = np.tile(loudest, (self._segments, 1))
+        out = [self._classify(part, joint) for part in views]
+        return np.concatenate([np.asarray(p) for p in out])[: len(audio)]
+
+    def stages(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """Every stage of one segment [N] scored by itself.
+
+        magnitude, mask, residual, H, P [n_bins, T], views [3, n_mels, T] in dB before the clamp,
+        channels [C, n_mels, T], logit and score (). Compiled at the first call, on its own.
+        """
+        if self._stages is None:
+            self._stages = self._compile(_stages, (1, len(audio)))
+        values = self._stages(np.asarray(audio, np.float32)[None])
+        return {name: np.asarray(value)[0] for name, value in values.items()}
+
+
+def _views(model: ArtifactNet, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
+    magnitude = model.magnitude(audio)
+    views = model.views(model.mask(magnitude) * magnitude)
+    return views, dsp.loudest(views, model.config.front_end)
+
+
+def _classify(model: ArtifactNet, views: jax.Array, loudest: jax.Array) -> jax.Array:
+    return nnx.sigmoid(model.classify(views, loudest))
+
+
+def _stages(model: ArtifactNet, audio: jax.Array) -> dict[str, jax.Array]:
+    front_end = model.config.front_end
+    magnitude = model.magnitude(audio)
+    mask = model.mask(magnitude)
+    residual = mask * magnitude
+    harmonic, percussive = dsp.hpss(residual, front_end)
+    views = model.views(residual)
+    channels = dsp.channels(views, front_end, dsp.loudest(views, front_end))
+    logit = model.decide(channels)
+    return {
+        "magnitude": magnitude,
+        "mask": mask,
+        "residual": residual,
+        "H": harmonic,
+        "P": percussive,
+        "views": views,
+        "channels": channels,
+        "logit": logit,
+        "score": nnx.sigmoid(logit),
+    }
