@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/artifactnet-jax score examples
 
 test: $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu,train]' --group dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train]' --group dev
 	$(MAKE) lint
 	$(BIN)/python -m pytest
 

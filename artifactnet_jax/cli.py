@@ -68,7 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="file, folder, @list.txt (one path per line), or - for a WAV or FLAC stream on stdin",
     )
     score.add_argument("-r", "--recursive", action="store_true", help="descend into subfolders")
-    score.add_argument("--weights", metavar="W", help="weights file (default: embedded)")
+    score.add_argument(
+        "--weights", metavar="W", help="weights file or ONNX model (default: embedded weights)"
+    )
     score.add_argument(
         "--backend",
         default="auto",
@@ -84,12 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument(
         "--segments",
         type=_segments,
-        default="all",
         metavar="all|first60|N",
-        help="all 4 s segments (default), those of the first 60 s, or N evenly spaced ones",
+        help="all 4 s segments, those of the first 60 s, or N evenly spaced ones (default: what "
+        "the weights say, else all)",
     )
     score.add_argument(
-        "--aggregate", choices=("median", "rms"), help="from segments to a song (default: median)"
+        "--aggregate",
+        choices=("median", "rms", "mean"),
+        help="from segments to a song (default: what the weights say, else median)",
     )
     score.add_argument(
         "--threshold", type=_fraction, metavar="T", help="AI at or above (default: the weights')"
@@ -111,6 +115,91 @@ def build_parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
+    convert = verbs.add_parser(
+        "convert",
+        help="turn an ONNX model into a weights file",
+        description="Recognise an ONNX model of audio to score, print what was found, and write it "
+        "as weights: native where every part is recognised, else as the graph itself.",
+        epilog="Exit codes: 0 written, 2 the model cannot be used, 3 a package is missing.",
+    )
+    convert.add_argument("model", metavar="MODEL.onnx", help="external data beside it is read too")
+    convert.add_argument(
+        "-o", "--output", metavar="W.safetensors", help="default: MODEL.safetensors, here"
+    )
+    convert.add_argument(
+        "--route",
+        default="auto",
+        choices=("auto", "native"),
+        help="native: fail rather than fall back to running the graph",
+    )
+    convert.add_argument(
+        "--score-output", metavar="NAME", help="which output is the score, where several could be"
+    )
+    convert.add_argument(
+        "--licence", metavar="TEXT", help="the model's licence, where its metadata do not state it"
+    )
+    convert.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
+    export = verbs.add_parser(
+        "export",
+        help="write weights as an ONNX model",
+        description="Write weights as an ONNX model: our own lean graph, or with --template the "
+        "original file with its weights replaced.",
+        epilog="Exit codes: 0 written, 2 usage, 3 a package is missing.",
+    )
+    export.add_argument("weights", metavar="W", help="weights file, or an ONNX model")
+    export.add_argument("-o", "--output", metavar="M.onnx", required=True)
+    export.add_argument(
+        "--form",
+        choices=("segment", "song"),
+        help="a score for each segment, or one for all (default: as the source)",
+    )
+    export.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        help="of the convolutions (default: fp32); the front end is always float32",
+    )
+    export.add_argument(
+        "--template",
+        metavar="ORIGINAL.onnx",
+        help="the model that the weights came from: only its initialisers change",
+    )
+    export.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
+    verify = verbs.add_parser(
+        "verify",
+        help="compare an ONNX model in onnxruntime with every backend here",
+        description="Run an ONNX model in onnxruntime and what it converts to in every backend, "
+        "and compare them stage by stage and track by track.",
+        epilog="Exit codes: 0 equal, 1 beyond the tolerance or tracks that cannot be read, "
+        "2 usage, 3 onnxruntime or a backend not available, 130 interrupted.",
+    )
+    verify.add_argument("model", metavar="MODEL.onnx", help="the original")
+    verify.add_argument(
+        "weights", nargs="?", metavar="W", help="weights to compare (default: MODEL converted)"
+    )
+    verify.add_argument(
+        "--audio",
+        nargs="+",
+        metavar="PATH",
+        help="tracks, folders or @list.txt (default: eight synthetic segments)",
+    )
+    verify.add_argument(
+        "--backends",
+        metavar="LIST",
+        help="of numpy,xla,xla-bfloat16,onnx,onnx-fp16 (default: all that run here; onnx is the "
+        "exported graph; half precision is reported beside)",
+    )
+    verify.add_argument(
+        "--tolerance",
+        type=_fraction,
+        default=1e-4,
+        metavar="D",
+        help="on the difference of a track's score (default: 1e-4)",
+    )
+    verify.add_argument("--json", action="store_true", help="the report as one JSON object")
+    verify.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
     doctor = verbs.add_parser(
         "doctor", help="show versions, devices and backends, and what to install"
     )
@@ -129,6 +218,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.verb == "doctor":
             from artifactnet_jax.doctor import run
+        elif args.verb == "verify":
+            from artifactnet_jax.convert.verify import run
+        elif args.verb == "convert":
+            from artifactnet_jax.convert.command import convert as run
+        elif args.verb == "export":
+            from artifactnet_jax.convert.command import export as run
         else:
             from artifactnet_jax.score import run
         code = run(args)

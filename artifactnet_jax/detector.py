@@ -40,11 +40,24 @@ class _Track:
     scores: list[float] = dataclasses.field(default_factory=list)
     decode_s: float = 0.0
     compute_s: float = 0.0
+    song: float | None = None  # what a whole-song graph says
     end: AudioReport | Failure | None = None  # set once the last segment has been read
 
     @property
     def done(self) -> bool:
         return self.end is not None and len(self.scores) == len(self.starts)
+
+
+def open_weights(path: str | os.PathLike[str] | None) -> Weights:
+    """Weights of a file, of an ONNX model (converted once, then cached), or the embedded ones.
+
+    Raises WeightsError.
+    """
+    if path is not None and os.fspath(path).lower().endswith(".onnx"):
+        from artifactnet_jax.convert.cache import load_onnx
+
+        return load_onnx(path)
+    return load_weights(path)
 
 
 class _Closed(Exception):
@@ -64,12 +77,13 @@ def _name(source: Any) -> str:
 class Detector:
     """Scores tracks with one set of weights on one backend.
 
-    weights: path of a weights file, `Weights`, or None for those that come with the package.
-    backend: "auto", "xla" or "numpy". segments: "all" consecutive 4 s segments, "first60" those of
-    the first minute (raw-song graph), or N evenly spaced ones (the public runner takes 7).
-    aggregate_rule: "median" or "rms"; threshold: AI when score >= threshold; both default to what
-    the weights say. dtype: "float32", or "bfloat16" convolutions on backend "xla". batch_size:
-    segments per backend call. jobs: decoding threads.
+    weights: path of a weights file or of an ONNX model (converted, and kept in a cache), `Weights`,
+    or None for those that come with the package. backend: "auto", "xla" or "numpy". segments: "all"
+    consecutive 4 s segments, "first60" those of the first minute (raw-song graph), or N evenly
+    spaced ones (the public runner takes 7). aggregate_rule: "median", "rms" or "mean"; threshold:
+    AI when score >= threshold; all default to what the weights say. Weights of a whole-song model
+    see the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
+    convolutions on backend "xla". batch_size: segments per backend call. jobs: decoding threads.
 
     Raises WeightsError, BackendError, or ValueError for an unknown option.
     """
@@ -79,24 +93,35 @@ class Detector:
         weights: str | os.PathLike[str] | Weights | None = None,
         backend: str = "auto",
         *,
-        segments: Segments = "all",
+        segments: Segments | None = None,
         aggregate_rule: str | None = None,
         threshold: float | None = None,
         dtype: str = "float32",
         batch_size: int | None = None,
         jobs: int | None = None,
     ):
-        self.weights = weights if isinstance(weights, Weights) else load_weights(weights)
+        self.weights = weights if isinstance(weights, Weights) else open_weights(weights)
         config = self.weights.config
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = config.verdict.threshold if threshold is None else threshold
-        self.segments = segments
+        self.segments: Segments = config.verdict.segments if segments is None else segments
+        whole = self.weights.provenance.get("form") == "song"
+        self._song = config.front_end.joint.startswith("song") or (
+            whole and self.weights.graph is not None
+        )
         self.jobs = cpu_count() if jobs is None else jobs
-        if self.rule not in ("median", "rms"):
-            raise ValueError(f"unknown aggregation {self.rule!r}: use 'median' or 'rms'")
+        if self.rule not in ("median", "rms", "mean"):
+            raise ValueError(f"unknown aggregation {self.rule!r}: use 'median', 'rms' or 'mean'")
+        if self._song and self.weights.graph is not None:
+            if aggregate_rule is not None:
+                raise ValueError("a whole-song graph aggregates by itself: leave --aggregate out")
+            self.rule = "graph"
+        if self._song and self.segments == "all":
+            cure = "use --segments first60 or a count"
+            raise ValueError(f"these weights score the segments of a song together: {cure}")
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold {self.threshold} is not in [0, 1]")
-        check_plan(segments)
+        check_plan(self.segments)
         if self.jobs < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("jobs and batch size must be at least 1")
         self.backend = load_backend(backend, self.weights, dtype=dtype, batch_size=batch_size)
@@ -175,6 +200,8 @@ class Detector:
                     raise item
                 if item is None:
                     running = max(running - 1, 0)
+                elif isinstance(item[1], np.ndarray) and self._song:
+                    self._compute_song(*item)
                 elif isinstance(item[1], np.ndarray):
                     batch.append(item)
                 else:
@@ -195,8 +222,13 @@ class Detector:
     def _decode(
         self, track: _Track, source: Any, put: Callable[[Any], None], stop: threading.Event
     ) -> None:
-        """Read one source and put its audible segments, then the track itself (in a thread)."""
+        """Read one source and put its audible segments, then the track itself (in a thread).
+
+        For a model that sees a song as a whole all segments are one item, silent ones included.
+        """
         config, began = self.weights.config, time.perf_counter()
+        song: list[np.ndarray] = []
+        audible = False
         # ValueError or TypeError here is the caller's mistake: raised, not a row.
         reader = SegmentReader(
             source, config.front_end, config.verdict, self.segments, name=track.path
@@ -205,14 +237,24 @@ class Detector:
             for segment in reader:
                 if stop.is_set():
                     raise _Closed
-                if segment.peak <= config.verdict.silence_peak:
+                audible |= segment.peak > config.verdict.silence_peak
+                if segment.peak <= config.verdict.silence_peak and not self._song:
                     continue  # nothing to judge; the report says so
                 track.starts.append(segment.start_s)
                 track.rms.append(segment.rms)
+                if self._song:
+                    song.append(segment.samples)
+                    continue
                 track.decode_s += time.perf_counter() - began
                 put((track, segment.samples))
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
+            if audible and song:
+                track.decode_s += time.perf_counter() - began
+                put((track, np.stack(song)))
+                began = time.perf_counter()
+            elif song:
+                track.starts.clear()
         except _Closed:
             raise
         except AudioError as error:
@@ -238,17 +280,30 @@ class Detector:
             if track.done:
                 yield track.index, self._finish(track)
 
+    def _compute_song(self, track: _Track, audio: np.ndarray) -> None:
+        """Score the segments of a song together; its report follows in the queue."""
+        began = time.perf_counter()
+        scores = self.backend.song(audio)
+        if self.rule == "graph":
+            track.starts.clear()  # it gives one score, and none of a segment
+            track.song = float(scores[0])
+        else:
+            track.scores = [float(score) for score in scores]
+        track.compute_s = time.perf_counter() - began
+
     def _finish(self, track: _Track) -> Verdict | Failure:
         if isinstance(track.end, Failure):
             return track.end
         assert track.end is not None
-        if not all(0.0 <= score <= 1.0 for score in track.scores):  # NaN compares false
+        scores = track.scores if track.song is None else [track.song]
+        if not all(0.0 <= score <= 1.0 for score in scores):  # NaN compares false
             cause = f"{printable(track.path)}: the model gave a score outside [0, 1]"
             return Failure(track.path, "model", f"{cause}: try other weights, and report this")
         rms_eps = self.weights.config.verdict.rms_eps
         score, verdict = None, "undecided"
-        if track.scores:
-            score = aggregate(track.scores, track.rms, self.rule, rms_eps)
+        if scores:
+            one = track.song
+            score = one if one is not None else aggregate(scores, track.rms, self.rule, rms_eps)
             verdict = "ai" if score >= self.threshold else "real"
         segments = zip(track.starts, track.scores, strict=True)
         return Verdict(

@@ -52,7 +52,7 @@ class Verdict:
     weights: dict[str, str]
     backend: str
     dtype: str
-    aggregate: str
+    aggregate: str  # "graph": by a whole-song graph itself, which shows no segment scores
     plan: int | str  # of segments: "all", "first60" or a count
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds
@@ -87,12 +87,17 @@ def aggregate(scores: list[float], rms: list[float], rule: str, rms_eps: float) 
     """Song score of segment scores.
 
     "median" is the rule of the paper and the public runner; "rms" is the raw-song graph's mean
-    weighted by each segment's RMS, in float64, its weights being rms / (sum + rms_eps).
+    weighted by each segment's RMS, in float64, its weights being rms / (sum + rms_eps); "mean" is
+    the plain one.
     """
     if rule == "median":
         ordered, half = sorted(scores), len(scores) // 2
         return ordered[half] if len(scores) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    if rule == "mean":
+        return min(1.0, math.fsum(scores) / len(scores))
     total = math.fsum(rms) + rms_eps
+    if total == 0:  # digital silence, and nothing added
+        return 0.0
     return min(1.0, math.fsum(p * w / total for p, w in zip(scores, rms, strict=True)))
 
 

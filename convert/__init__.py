@@ -1,0 +1,1 @@
+"""Conversion between ONNX graphs and weights files."""

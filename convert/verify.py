@@ -1,0 +1,306 @@
+"""The verb `verify`: an ONNX model in onnxruntime against every backend here, and the report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from artifactnet_jax.audio import AudioError, Segment, SegmentReader
+from artifactnet_jax.convert.graph import ConvertError, read_graph
+from artifactnet_jax.convert.parity import (
+    BACKENDS,
+    STAGES,
+    Comparison,
+    Original,
+    candidates,
+    together,
+)
+from artifactnet_jax.files import find_audio
+from artifactnet_jax.results import (
+    NO_BACKEND,
+    OK,
+    SOME_FAILED,
+    USAGE,
+    CommandError,
+    printable,
+)
+from artifactnet_jax.weights import Weights, WeightsError
+
+if TYPE_CHECKING:
+    from artifactnet_jax.convert.importer import Contract
+
+SCHEMA = "artifactnet-jax/verify/1"
+COLUMNS = 100  # of the text
+LISTED = 20  # segments in the text of which the original has no finite score
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify what the arguments name; returns the exit code. CommandError: it cannot go on."""
+    for package in ("onnxruntime", "onnx", "jax", "flax"):
+        if importlib.util.find_spec(package) is None:
+            cure = "pip install 'artifactnet-jax[convert]'"
+            raise CommandError(f"verify needs {package}: {cure}", NO_BACKEND)
+    from tqdm import tqdm
+
+    from artifactnet_jax.detector import open_weights
+
+    wanted = args.backends.split(",") if args.backends else list(BACKENDS)
+    try:
+        paths = find_audio(args.audio or [], recursive=False)
+        given = open_weights(args.weights) if args.weights else None
+        reference = _converted(args.model, given)
+        weights = given or reference
+        original = Original(args.model, reference)
+        _check(args.weights, weights, original.contract)
+        found, left_out = candidates(weights, original.contract, wanted)
+    except (ConvertError, WeightsError, ValueError) as error:
+        raise CommandError(str(error), USAGE) from error
+    if args.backends and left_out:
+        name, reason = next(iter(left_out.items()))
+        raise CommandError(f"--backends {name}: {reason}", NO_BACKEND)
+
+    comparison = Comparison(original, weights, found)
+    tracks: Iterable[tuple[str, Iterable[Segment]]] = _probe_tracks(weights, original.contract)
+    if args.audio:
+        tracks = _read(paths, weights, original.contract)
+    total = len(paths) or None
+    for path, segments in tqdm(tracks, total=total, unit="track", leave=False, disable=None):
+        try:
+            comparison.track(path, segments)
+        except (AudioError, ConvertError) as error:
+            kind = error.kind if isinstance(error, AudioError) else "model"
+            failure = {"kind": kind, "message": str(error)}
+            comparison.rows.append({"path": path, "error": failure})
+    report = _report(args, reference, comparison, left_out)
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n" if args.json else to_text(report)
+    sys.stdout.write(text)
+    return OK if report["ok"] else SOME_FAILED
+
+
+def _converted(path: str, given: Weights | None) -> Weights:
+    """What a model converts to. Raises ConvertError or WeightsError."""
+    from artifactnet_jax.convert.cache import load_onnx
+
+    try:
+        return load_onnx(path)
+    except (ConvertError, WeightsError):
+        # Of several outputs only the weights may know which one is the score.
+        if given is None or given.provenance.get("source_sha256") != read_graph(path).sha256:
+            raise
+        return given
+
+
+def _check(path: str | None, weights: Weights, contract: Contract) -> None:
+    """ValueError where weights cannot score what the original scores."""
+    samples = weights.config.front_end.segment_samples
+    if samples != contract.samples:
+        raise ValueError(
+            f"{path}: weights of {samples}-sample segments, the model's have {contract.samples}: "
+            "name weights that were made of it"
+        )
+    if weights.graph is not None and (weights.provenance.get("form") == "song") != contract.song:
+        raise ValueError(
+            f"{path}: of weights and model one scores songs, the other segments: name weights that "
+            "were made of it"
+        )
+
+
+# --- What is scored -------------------------------------------------------------------------------
+
+
+def _read(
+    paths: list[str], weights: Weights, contract: Contract
+) -> Iterator[tuple[str, SegmentReader]]:
+    """Recordings, cut as the weights say; for a graph of k segments, into k of them."""
+    config = weights.config
+    plan: Any = config.verdict.segments
+    if together(weights, contract):
+        plan = contract.segments or ("first60" if plan == "all" else plan)
+    for path in paths:
+        yield path, SegmentReader(path, config.front_end, config.verdict, plan)
+
+
+def probe(samples: int) -> dict[str, np.ndarray]:
+    """Segments float32 [samples] of what detectors meet, by name."""
+    from artifactnet_jax.convert.recognise import probe_audio
+
+    rng = np.random.default_rng(0)
+    music = probe_audio(3, samples)
+    clicks = np.zeros(samples)
+    clicks[rng.integers(0, samples, 4)] = 0.7
+    tone = 0.9 * np.sin(2 * np.pi * 1000 / 44_100 * np.arange(samples))
+    found = {f"music {i + 1}": segment for i, segment in enumerate(music)}
+    found |= {
+        "digital silence": np.zeros(samples),
+        "clicks in silence": clicks,
+        "music at -60 dB": music[0] * 1e-3,
+        "full-scale noise": rng.uniform(-1, 1, samples),
+        "sine of 1 kHz": tone + rng.normal(0, 1e-5, samples),  # 16 bits have that much noise
+    }
+    return {name: audio.astype(np.float32) for name, audio in found.items()}
+
+
+def _probe_tracks(weights: Weights, contract: Contract) -> Iterator[tuple[str, list[Segment]]]:
+    """The probe's segments as tracks of one; where songs are scored whole, also one of several.
+
+    A graph that takes no less than k segments gets each k times.
+    """
+    found, whole = probe(contract.samples), together(weights, contract)
+    tracks = {k: [audio] * ((contract.segments or 1) if whole else 1) for k, audio in found.items()}
+    if whole:
+        music = [audio for name, audio in found.items() if name.startswith("music")][:3]
+        count = contract.segments or len(music)
+        tracks["music 1 to 3"] = list(itertools.islice(itertools.cycle(music), count))
+    seconds = weights.config.front_end.segment_s
+    for name, segments in tracks.items():
+        yield (
+            name,
+            [
+                Segment(i * seconds, x, float(np.abs(x).max()), float(np.sqrt(np.mean(x * x))))
+                for i, x in enumerate(segments)
+            ],
+        )
+
+
+# --- The report -----------------------------------------------------------------------------------
+
+
+def _report(
+    args: argparse.Namespace, reference: Weights, comparison: Comparison, left_out: dict[str, str]
+) -> dict[str, Any]:
+    """Everything that was found, as plain data."""
+    weights, original, rows = comparison.weights, comparison.original, comparison.rows
+    verdict, made = weights.config.verdict, reference.provenance
+    notes = []
+    if weights.sha256 != reference.sha256:
+        notes.append("these weights are not what the model converts to: differences are expected")
+    if original.note:
+        notes.append(f"the original was {original.note}")
+    backends = {c.name: c.to_dict(args.tolerance) for c in comparison.found}
+    failed = sum("error" in row for row in rows)
+    compared = sum(row.get("score") is not None for row in rows)
+    if failed:
+        notes.append(f"{failed} of {len(rows)} tracks could not be compared")
+    if not compared:
+        notes.append("nothing was compared: there is no track of which the original has a score")
+    equal = all(row["ok"] for row in backends.values() if row["counted"])
+    return {
+        "schema": SCHEMA,
+        "ok": bool(equal and compared and not failed),
+        "model": {
+            "path": args.model,
+            "sha256": made["source_sha256"],
+            "form": made["form"],
+            "producer": made["producer"],
+            "opset": made["opset"],
+        },
+        "weights": {
+            **weights.summary(),
+            **{k: weights.provenance.get(k) for k in ("route", "reason", "source_sha256")},
+        },
+        "notes": notes,
+        "tolerance": args.tolerance,
+        "threshold": verdict.threshold,
+        "aggregate": "graph" if original.contract.song else verdict.aggregate,
+        "backends": backends,
+        "left_out": left_out,
+        "tracks": rows,
+        "not_finite": comparison.not_finite,
+    }
+
+
+def to_text(report: dict[str, Any]) -> str:
+    """The report for people, in lines of at most 100 characters."""
+    model, weights, backends = report["model"], report["weights"], report["backends"]
+    names = {name: name if row["counted"] else f"{name}*" for name, row in backends.items()}
+    lines = [
+        f"model     {printable(os.path.basename(model['path']))}, scores each {model['form']}, "
+        f"opset {model['opset']}, sha256 {model['sha256'][:16]}",
+        f"weights   {printable(weights['name'])}, route {weights['route'] or 'none'}, "
+        f"sha256 {weights['sha256'][:16]}",
+    ]
+    lines += [f"          {printable(weights['reason'])}"] if weights["reason"] else []
+    for reason, same in itertools.groupby(report["left_out"].items(), lambda item: item[1]):
+        lines.append(f"left out  {', '.join(name for name, _ in same)}: {reason}")
+    lines += ["", *_stages(report, names), "", *_tracks(report, names), ""]
+    if report["not_finite"]:
+        lines += [*_not_finite(report["not_finite"]), ""]
+    lines.append(f"{'backend':<14}{'track |dp|':>12}{'segment |dp|':>14}{'flips':>7}")
+    for name, row in backends.items():
+        verdict = "ok" if row["ok"] else "FAILS"
+        if not row["counted"]:
+            verdict = "beside: does not decide"
+        elif not row["ok"] and row["departs"]:
+            verdict += f", departs first at: {row['departs']}"
+        if row["not_finite"]:
+            verdict += f"; not finite: {row['not_finite']}"
+        cells = f"{short(row['track_dp']):>12}{short(row['segment_dp']):>14}{row['flips']:>7}"
+        lines.append(f"{names[name]:<14}{cells}  {verdict}")
+    lines += ["", *(f"note: {note}" for note in report["notes"])]
+    outcome = "verified" if report["ok"] else "NOT VERIFIED"
+    lines.append(f"{outcome}; tolerance {report['tolerance']:g} on a track's |dp|, and no flip")
+    wrapped = (textwrap.wrap(x, COLUMNS, subsequent_indent=" " * 10) or [""] for x in lines)
+    return "".join(f"{line}\n" for line in itertools.chain.from_iterable(wrapped))
+
+
+def _stages(report: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
+    backends = report["backends"].values()
+    yield "Largest and 99.9 % absolute error against onnxruntime, over all segments"
+    yield f"{'stage':<10}{'scale':>9}" + "".join(f"{name:>16}" for name in names.values())
+    for stage in STAGES:
+        found = [row["stages"].get(stage) for row in backends]
+        if any(found):
+            scale = max(cell["scale"] for cell in found if cell)
+            pairs = [f"{short(c['max'])} {short(c['p999']):>6}" if c else "-" for c in found]
+            yield f"{stage:<10}{scale:>9.3g}" + "".join(f"{pair:>16}" for pair in pairs)
+
+
+def _tracks(report: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
+    rule = "by the graph" if report["aggregate"] == "graph" else f"by {report['aggregate']}"
+    yield f"|dp| of each track, {rule}; ! is a verdict flip at {report['threshold']:g}"
+    widths = [max(8, len(name)) + 2 for name in names.values()]
+    cells = "".join(f"{name:>{w}}" for name, w in zip(names.values(), widths, strict=True))
+    yield f"{'original':>8}{'segments':>10}{cells}  track"
+    room = COLUMNS - 20 - sum(widths)
+    for row in report["tracks"]:
+        if "error" in row:
+            yield f"{'error':>8}  {printable(row['error']['message'])}"
+            continue
+        path, found = printable(row["path"]), row["backends"].values()
+        known = row["score"] is not None
+        dps = [short(c["dp"]) + "!" * c["flip"] if known else "-" for c in found]
+        cells = "".join(f"{dp:>{width}}" for dp, width in zip(dps, widths, strict=True))
+        score = "-" if row["score"] is None else f"{row['score']:.5f}"
+        tail = path if len(path) <= room else f"...{path[3 - room :]}"
+        yield f"{score:>8}{row['n_segments']:>10}{cells}  {tail}"
+
+
+def _not_finite(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"{len(rows)} times the original is not finite; ours there"
+    for row in rows[:LISTED]:
+        start = "song" if row["start_s"] is None else f"{row['start_s']:.1f} s"
+        path = printable(row["path"])
+        yield f"{start:>8}  {path if len(path) <= 90 else '...' + path[-87:]}"
+        says = ((k, "not finite" if p is None else f"{p:.4f}") for k, p in row["backends"].items())
+        yield f"{'':>10}" + "  ".join(f"{name} {score}" for name, score in says)
+    if len(rows) > LISTED:
+        yield f"{'':>10}and {len(rows) - LISTED} more: --json lists them all"
+
+
+def short(x: float | None) -> str:
+    """A number in at most six characters; None, as JSON has it, is infinite."""
+    if x is None:
+        return "inf"
+    if x < 1e-9:
+        return "<1e-9" if x else "0"
+    mantissa, exponent = f"{x:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
