@@ -205,7 +205,7 @@ def test_mistakes_of_the_caller_are_python_errors(detector, weights_path):
         ({"batch_size": 0}, "at least 1"),
         ({"threshold": 1.5}, r"1\.5 is not in \[0, 1\]"),
         ({"threshold": float("nan")}, "nan is not in"),
-        ({"aggregate_rule": "mean"}, "'median' or 'rms'"),
+        ({"aggregate_rule": "max"}, "'median', 'rms' or 'mean'"),
         ({"segments": 0}, "not 'all'"),
         ({"segments": True}, "not 'all'"),
         ({"segments": "some"}, "not 'all'"),

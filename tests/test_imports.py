@@ -12,20 +12,23 @@ from pathlib import Path
 import pytest
 
 import artifactnet_jax
-from artifactnet_jax import kernels
+from artifactnet_jax import convert, kernels
 
 PACKAGE = Path(artifactnet_jax.__file__).parent
 KERNELS = Path(kernels.__file__).parent
+CONVERT = Path(convert.__file__).parent
 HEAVY = {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "av", "soundfile", "soxr"}
 HEAVY |= {"scipy", "safetensors", "tqdm", "numpy"}
 
 # A module may import modules of lower layers, and those of its own folder in `kernels`.
 LAYERS = (
-    ("kernels", "config", "results"),
+    ("kernels", "layers", "results"),
+    ("config",),
     ("filterbank", "files"),
     ("decode", "weights", "dsp", "reference"),
     ("audio", "model"),
     ("backends",),
+    ("convert",),
     ("detector",),
     ("score", "doctor"),
     ("cli",),
@@ -47,7 +50,10 @@ def modules_after(code: str, cwd: Path) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["--version"]])
+VERBS = ("score", "convert", "export", "verify", "doctor")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([v, "--help"] for v in VERBS)])
 def test_help_loads_nothing_heavy(tmp_path, arguments):
     code = f"""
 from artifactnet_jax.cli import main
@@ -147,6 +153,19 @@ def test_the_walk_sees_imports(tmp_path):
         "from artifactnet_jax import config as cfg, __version__\nimport os\n"
     )
     assert imported(source) == {"score", "dsp", "config"}
+
+
+@pytest.mark.parametrize("path", sorted(CONVERT.glob("*.py")), ids=lambda path: path.name)
+def test_convert_stands_below_the_detector(path):
+    """Its verbs apart, which are commands like `score`."""
+    verbs = ("command.py", "verify.py", "parity.py")
+    top = LAYER["cli"] if path.name in verbs else LAYER["detector"]
+    assert not {other for other in imported(path) if LAYER[other] >= top}
+
+
+def test_reading_an_onnx_file_needs_no_jax(tmp_path):
+    code = "import artifactnet_jax.convert.graph, artifactnet_jax.convert.cache"
+    assert not modules_after(code, tmp_path) & {"jax", "flax", "onnx", "onnxruntime"}
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
