@@ -472,7 +472,7 @@ def test_the_factor_of_the_mask_may_come_last(tmp_path):
     assert weights.config.unet.mask_max == pytest.approx(0.5)
     audio = segments(2, SMALL.segment_samples)
     expected = session(str(path)).run(None, {"audio": audio})[0]
-    np.testing.assert_allclose(load_backend("numpy", weights)(audio), expected, atol=PARITY)
+    np.testing.assert_allclose(load_backend("numpy", weights)(audio), expected, atol=1e-4)
 
 
 def test_metadata_may_state_rate_and_licence(tmp_path):
