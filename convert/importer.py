@@ -70,8 +70,7 @@ def import_model(
     try:
         contract, trace = examine(graph, output)
         native, reason = _native(contract, trace)
-        if native is None and contract.song and not _is_song(graph, contract, trace):
-            # Given several segments it runs them into each other: it works one by one only.
+        if _mixes(graph, contract, trace, native):
             contract, trace = examine(graph, output, several=False)
             native, reason = _native(contract, trace)
     except ConvertError as error:
@@ -95,6 +94,20 @@ def import_model(
     digest = weights_digest(native.config, native.tensors)
     provenance |= native.found
     return Weights(name, native.config, native.tensors, digest, licence, provenance)
+
+
+def _mixes(graph: Graph, contract: Contract, trace: Trace, native: Native | None) -> bool:
+    """Whether a graph that scores segments, not songs, lets those of one call run into each other.
+
+    It must then be given one at a time, and normalises each by itself.
+    """
+    if contract.segments is not None:
+        return False
+    if contract.song:  # one score for several segments, but not by any rule for songs
+        return native is None and not _is_song(graph, contract, trace)
+    if native is not None:
+        return native.config.front_end.joint.startswith("song")
+    return not _independent(graph, contract, trace)
 
 
 def _native(contract: Contract, trace: Trace) -> tuple[Native | None, str]:
@@ -256,6 +269,18 @@ def _is_song(graph: Graph, contract: Contract, trace: Trace) -> bool:
     feed = {contract.input: contract.shaped(audio)}
     got = tensors_of(graph, feed, [contract.output])[contract.output]
     return bool(np.max(np.abs(got - trace.values[contract.output])) < PARITY)
+
+
+def _independent(graph: Graph, contract: Contract, trace: Trace) -> bool:
+    """Whether the scores of several segments are those of each alone, by the first of them."""
+    audio = recognise.probe_audio(trace.segments, contract.samples)[:1]
+    feed = {contract.input: contract.shaped(audio)}
+    try:
+        alone = tensors_of(graph, feed, [contract.output])[contract.output]
+    except ConvertError:  # it wants several
+        return True
+    together = trace.values[contract.output].reshape(-1)
+    return bool(np.max(np.abs(alone.reshape(-1)[:1] - together[:1])) < PARITY)
 
 
 # --- the native route ----------------------------------------------------------------------------

@@ -475,6 +475,25 @@ def test_the_factor_of_the_mask_may_come_last(tmp_path):
     np.testing.assert_allclose(load_backend("numpy", weights)(audio), expected, atol=1e-4)
 
 
+def test_segments_that_share_a_maximum_are_scored_one_by_one(tmp_path):
+    """A graph of many segments, clamped below the maximum of all: each must stand by itself."""
+    path = tmp_path / "member.onnx"
+    export(member(5, KINDS, SMALL), path)
+    model = onnx.load(path)
+    loudest = next(node for node in model.graph.node if node.op_type == "ReduceMax")
+    loudest.input[1] = "all.axes"
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(4), "all.axes"))
+    onnx.save(model, path)
+    weights = import_model(path)
+    assert weights.provenance["route"] == "native", weights.provenance["reason"]
+    assert (weights.config.front_end.joint, weights.provenance["form"]) == ("segment", "segment")
+    audio = segments(2, SMALL.segment_samples) * np.array([[1], [0.001]], np.float32)
+    run = session(str(path))
+    expected = [run.run(None, {"audio": audio[i : i + 1]})[0][0] for i in range(2)]
+    assert abs(run.run(None, {"audio": audio})[0][1] - expected[1]) > 1e-3
+    np.testing.assert_allclose(load_backend("numpy", weights)(audio), expected, atol=1e-4)
+
+
 def test_metadata_may_state_rate_and_licence(tmp_path):
     path = tmp_path / "member.onnx"
     export(member(4, KINDS, SMALL), path)
