@@ -142,8 +142,8 @@ def _transforms(trace: Trace) -> Iterator[tuple[int, int | None, list[np.ndarray
         rows: list[np.ndarray] = []
         if node.op == "STFT":
             hop = int(trace.static[node.inputs[1]].reshape(()))
-            bins = trace.shapes[node.outputs[0]][-2]
-            n_fft = 2 * (bins - 1) if node.attributes.get("onesided", 1) else bins
+            n_bins = trace.shapes[node.outputs[0]][-2]
+            n_fft = 2 * (n_bins - 1) if node.attributes.get("onesided", 1) else n_bins
             window = node.inputs[2] if len(node.inputs) > 2 else ""
             if window:
                 rows.append(trace.static[window].reshape(-1).astype(np.float64))
@@ -160,10 +160,11 @@ def _transforms(trace: Trace) -> Iterator[tuple[int, int | None, list[np.ndarray
                 given = trace.static.get(name)
                 if given is None or given.ndim < 2 or given.size != np.prod(given.shape[-2:]):
                     continue
-                flat = given.reshape(given.shape[-2:])
+                flat = given.reshape(given.shape[-2], given.shape[-1])
                 for matrix in (flat, flat.T):
-                    if matrix.shape[1] in (matrix.shape[0] // 2 + 1, matrix.shape[0] + 2):
-                        n_fft = matrix.shape[0]
+                    size = len(matrix)
+                    if matrix.shape[-1] in (size // 2 + 1, size + 2):
+                        n_fft = size
                         rows.append(matrix[:, 0].astype(np.float64))
         if n_fft >= 16:
             yield n_fft, hop, [*rows, *vectors.get(n_fft, []), hann(n_fft), np.ones(n_fft)]
