@@ -140,6 +140,12 @@ def _graph_weights(
     front_end = cfg.FrontEnd(sample_rate=rate, segment_samples=contract.samples)
     config = cfg.Config(preset="graph", front_end=front_end, verdict=verdict)
     digest = weights_digest(config, tensors, data)
+    initialisers = [
+        {"name": constant, "tensor": f"constants.{constant}", "transform": "same"}
+        for constant, array in graph.constants.items()
+        if array.dtype.kind == "f"
+    ]
+    provenance = {**provenance, "initialisers": initialisers}
     return Weights(name, config, tensors, digest, licence, provenance, data)
 
 

@@ -575,12 +575,14 @@ class _Builder:
             raise self.fail("a dilated pooling, or one that is not two-dimensional")
         got = self.trace.shapes[node.outputs[0]][2:]
         padding = [list(sides) for sides in geometry["padding"]]
+        if not any(map(any, padding)) and kind == "avg_pool":
+            more["count_include_pad"] = False  # there is none, and what lies past the end is none
         for axis in (0, 1):  # ceil_mode reads past the end
             s, k = geometry["strides"][axis], window[axis]
             reach = (got[axis] - 1) * s + k - value.shape[1 + axis] - padding[axis][0]
             if node.attributes.get("ceil_mode", 0) and reach > padding[axis][1]:
                 if kind == "avg_pool" and more["count_include_pad"]:
-                    raise self.fail("average pooling past the end")
+                    raise self.fail("average pooling past its padding")
                 padding[axis][1] = reach
         attributes = {"kernel": window, **geometry, "padding": padding, **more}
         name = self.emit(kind, [value.name], attributes)

@@ -320,7 +320,7 @@ def test_round_trip_to_onnxruntime(converted, audio, name, tmp_path):
     np.testing.assert_allclose(got, scores(weights, "numpy", name, audio), atol=ROUNDING)
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", [*NATIVE, "attention"])
 def test_untouched_weights_give_the_original_back(converted, name, tmp_path):
     path = tmp_path / f"{name}.onnx"
     export(converted[name], path, template=FOLDER / f"{name}.onnx")
@@ -347,6 +347,23 @@ def test_tuned_weights_go_back_into_the_original(converted, audio, name, tmp_pat
     )
     np.testing.assert_allclose(got, load_backend("numpy", changed)(audio), atol=PARITY)
     assert np.max(np.abs(got - TRUTH[name]["scores"])) > 1e-3
+
+
+def test_a_graph_goes_back_into_its_file_too(converted, audio, tmp_path):
+    weights = converted["attention"]
+    tuned = {
+        name: array * np.float32(1.1) if array.ndim == 4 and array.dtype == np.float32 else array
+        for name, array in weights.tensors.items()
+    }
+    changed = dataclasses.replace(weights, tensors=tuned)
+    path = tmp_path / "tuned.onnx"
+    export(changed, path, template=FOLDER / "attention.onnx")
+    run = session(str(path))
+    got = run.run(None, {run.get_inputs()[0].name: audio})[0].reshape(-1)
+    np.testing.assert_allclose(got, load_backend("xla", changed)(audio), atol=PARITY)
+    assert np.max(np.abs(got - TRUTH["attention"]["scores"])) > 1e-3
+    with pytest.raises(ValueError, match="as template"):
+        export(changed, path)
 
 
 def test_the_export_command(command, converted, tmp_path):
