@@ -703,7 +703,9 @@ class _Builder:
     def cut(self, value: _Map, role: str, start: int, stop: int, step: int = 1) -> _Map:
         """Part of one axis of a map."""
         where = "chw".index(role) if role in "chw" else -1
-        if value.spread or where < 0 or where >= len(value.shape) or step < 1:
+        if value.spread:
+            raise self.fail("it acts on a reshaped feature map")
+        if where < 0 or where >= len(value.shape) or step < 1:
             raise self.fail(f"a cut along axis {role!r} with step {step}")
         size = value.shape[where]
         if (start, stop, step) == (0, size, 1):

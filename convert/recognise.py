@@ -338,27 +338,26 @@ def after(trace: Trace, name: str) -> set[str]:
     return reached
 
 
-def _median_width(residual: np.ndarray, plane: np.ndarray, axis: int) -> int | None:
-    """Width of the median along an axis of [n, F, T] that gives `plane` away from the edges."""
+def _windows(residual: np.ndarray, axis: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Some places in [n, F, T] away from the edges, and the widest window around each."""
     size = residual.shape[axis]
-    widest = min(MAX_MEDIAN, size // 2 * 2 - 1)
-    half = widest // 2
-    if half < 1:
-        return None
-    rng = np.random.default_rng(0)
-    level = np.quantile(residual, 0.5)
+    half = min(MAX_MEDIAN, size // 2 * 2 - 1) // 2
     inside = [slice(None)] * 3
     inside[axis] = slice(half, size - half)
-    places = np.argwhere(residual[tuple(inside)] > level)
-    places = places[rng.choice(len(places), min(48, len(places)), replace=False)]
+    places = np.argwhere(residual[tuple(inside)] > np.quantile(residual, 0.5))
+    places = places[np.random.default_rng(0).permutation(len(places))[:48]]
     places[:, axis] += half
     index = [places[:, k, None] for k in range(3)]
     index[axis] = index[axis] + np.arange(-half, half + 1)
-    windows = residual[tuple(index)]
-    got = plane[tuple(places.T)]
+    return tuple(places.T), residual[tuple(index)]
+
+
+def _median_width(windows: np.ndarray, got: np.ndarray) -> int | None:
+    """Width of the medians of [places, width] windows that are the values got [places]."""
+    half = windows.shape[1] // 2
     if not np.all(np.any(windows == got[:, None], axis=1)):
         return None
-    for width in range(3, widest + 1, 2):
+    for width in range(3, windows.shape[1] + 1, 2):
         cut = windows[:, half - width // 2 : half + width // 2 + 1]
         if np.array_equal(np.median(cut, axis=1).astype(got.dtype), got):
             return width
@@ -380,13 +379,15 @@ def find_medians(trace: Trace, residual: Plane) -> dict[str, Any]:
     found: dict[str, Any] = {}
     array = residual.array
     below = after(trace, residual.tensor)
+    around = {axis: _windows(array, axis) for axis in (1, 2)}
     for plane in planes(trace, array.shape[1], array.shape[2], among=below):
-        if plane.array.max() > array.max() or plane.array.shape != array.shape:
+        if plane.array.shape != array.shape:
             continue
         for axis, width_key, key in ((2, "hpss_width", "h"), (1, "percussive_width", "p")):
             if key in found:
                 continue
-            width = _median_width(array, plane.array, axis)
+            places, windows = around[axis]
+            width = _median_width(windows, plane.array[places])
             if width is None:
                 continue
             for edge in EDGES if "hpss_edge" not in found else (found["hpss_edge"],):
