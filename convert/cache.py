@@ -7,8 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from artifactnet_jax import __version__
 from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
+
+
+REVISION = 1  # of the converter: raise it whenever the same file converts to something else
 
 
 def cache_folder() -> Path:
@@ -31,7 +33,7 @@ def load_onnx(path: str | os.PathLike[str]) -> Weights:
             f"{os.fspath(path)}: an ONNX model needs {error.name}: {cure}"
         ) from error
     graph = read_graph(path)
-    cached = cache_folder() / f"{graph.sha256[:40]}-{__version__}.safetensors"
+    cached = cache_folder() / f"{graph.sha256[:40]}-{REVISION}.safetensors"
     if cached.is_file():
         with contextlib.suppress(WeightsError):  # a damaged entry is made anew
             return load_weights(cached)
