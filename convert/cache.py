@@ -9,7 +9,6 @@ from pathlib import Path
 
 from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
 
-
 REVISION = 1  # of the converter: raise it whenever the same file converts to something else
 
 
