@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from artifactnet_jax import Detector
+from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.backends import load_backend
-from artifactnet_jax.config import CNN, Imported, UNet
+from artifactnet_jax.config import CNN, FrontEnd, Imported, UNet, Verdict
 from artifactnet_jax.convert.cache import cache_folder, load_onnx, save
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import export
@@ -33,6 +34,7 @@ from onnx_audio import RATE, SAMPLES, segments
 from unet_family import SMALL, member
 
 FOLDER = Path(__file__).parent / "onnx"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 NATIVE = sorted(
     path.stem
     for path in FOLDER.glob("*.json")
@@ -78,6 +80,31 @@ def test_native_scores_are_those_of_the_file(converted, audio, name, backend):
     assert (weights.provenance["route"], weights.provenance["reason"]) == ("native", "")
     got = scores(weights, backend, name, audio)
     np.testing.assert_allclose(got, TRUTH[name]["scores"], atol=PARITY)
+
+
+@pytest.fixture(scope="module")
+def music() -> np.ndarray:
+    """The first segments of the example clips, real and generated music: [4, SAMPLES]."""
+    clips = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".opus", ".mp3", ".ogg"))
+    clips += sorted(EXAMPLES.glob("*.flac"))
+    readers = [SegmentReader(clip, FrontEnd(), Verdict(), 1) for clip in clips]
+    return np.stack([next(iter(reader)).samples for reader in readers])
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_real_music_scores_as_in_onnxruntime(converted, music, name):
+    """Scores within 1e-4, and the same verdicts."""
+    run = session(str(FOLDER / f"{name}.onnx"))
+    given = run.get_inputs()[0].name
+    if TRUTH[name]["songs"] is None:
+        expected = [float(run.run(None, {given: x[None]})[0].item()) for x in music]
+        got = load_backend("numpy", converted[name])(music)
+    else:
+        expected = [float(run.run(None, {given: music})[0].item())]
+        verdict = Detector(converted[name], "numpy").score(music.reshape(-1), RATE)
+        got = np.array([verdict.score])
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert ((got >= 0.5) == (np.array(expected) >= 0.5)).all()
 
 
 def test_float64_settles_who_is_right(converted, audio):
