@@ -335,7 +335,7 @@ def _from_residual(
     mel = recognise.find_mel(trace, arrays, below)
     clamp = recognise.find_clamp(trace, mel, below)
     views = recognise.clamped(mel.views, clamp["top_db"], clamp["joint"])
-    channels = recognise.find_channels(trace, views, mel, start, contract.output)
+    channels = recognise.find_channels(trace, views, start, contract.output)
     spectrum = residual.spectrum
     given = not np.allclose(spectrum.window, hann(len(spectrum.window)), atol=1e-6)
     front_end = cfg.FrontEnd(

@@ -20,10 +20,9 @@ from artifactnet_jax.config import CHANNELS
 from artifactnet_jax.convert.networks import Trace, Unmapped, decimal
 from artifactnet_jax.convert.operators import evaluate
 from artifactnet_jax.filterbank import hann
-from artifactnet_jax.kernels import median_filter
-from artifactnet_jax.reference import delta
+from artifactnet_jax.reference import delta, running_median
 
-EDGES = {"reflect": "reflect", "edge": "edge", "constant": "constant"}  # ours: NumPy's
+EDGES = ("reflect", "edge", "constant")  # the names are NumPy's too
 MAX_MEDIAN = 101
 SHARE_ERROR = 1e-4  # of a soft mask
 STRETCH = 2.0
@@ -182,10 +181,10 @@ def find_spectrum(trace: Trace, audio: np.ndarray) -> list[Spectrum]:
         length = max(trace.shapes[name], default=0)
         if values.size == n * length and length > samples and (length - samples) % 2 == 0:
             pad = (length - samples) // 2
-            for edge, mode in EDGES.items():
+            for edge in EDGES:
                 if np.array_equal(
                     values.reshape(n, -1),
-                    np.pad(audio, ((0, 0), (pad, pad)), mode=mode),  # type: ignore[call-overload]
+                    np.pad(audio, ((0, 0), (pad, pad)), mode=edge),  # type: ignore[call-overload]
                 ):
                     pads.add((pad, edge))
     found: list[Spectrum] = []
@@ -210,7 +209,7 @@ def find_spectrum(trace: Trace, audio: np.ndarray) -> list[Spectrum]:
                 if key in tried or samples + 2 * pad < n_fft:
                     continue
                 tried.add(key)
-                padded = np.pad(audio, ((0, 0), (pad, pad)), mode=EDGES[edge])  # type: ignore[call-overload]
+                padded = np.pad(audio, ((0, 0), (pad, pad)), mode=edge)
                 frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=1)
                 if (samples + 2 * pad - n_fft) // step + 1 not in widths:
                     continue
@@ -364,16 +363,6 @@ def _median_width(windows: np.ndarray, got: np.ndarray) -> int | None:
     return None
 
 
-def edged_median(x: np.ndarray, width: int, axis: int, edge: str) -> np.ndarray:
-    """Running median of [n, F, T] with one of the edges of `FrontEnd.hpss_edge`."""
-    if edge == "reflect":
-        return median_filter(x, width, axis)
-    half = width // 2
-    pad = [(half, half) if k == axis else (0, 0) for k in range(x.ndim)]
-    y = median_filter(np.pad(x, pad, mode=EDGES[edge]), width, axis)  # type: ignore[call-overload]
-    return np.take(y, range(half, half + x.shape[axis]), axis)
-
-
 def find_medians(trace: Trace, residual: Plane) -> dict[str, Any]:
     """The two medians: {"hpss_width", "percussive_width", "hpss_edge", "h", "p"} (planes)."""
     found: dict[str, Any] = {}
@@ -391,7 +380,7 @@ def find_medians(trace: Trace, residual: Plane) -> dict[str, Any]:
             if width is None:
                 continue
             for edge in EDGES if "hpss_edge" not in found else (found["hpss_edge"],):
-                if np.array_equal(edged_median(array, width, axis, edge), plane.array):
+                if np.array_equal(running_median(array, width, axis, edge), plane.array):
                     found |= {width_key: width, key: plane, "hpss_edge": edge}
                     break
         if "h" in found and "p" in found:
@@ -551,12 +540,11 @@ def find_clamp(trace: Trace, mel: Mel, below: set[str]) -> dict[str, Any]:
     What follows the logarithm is computed again from logarithms that are `STRETCH` times as large:
     else the floor under the logarithm would hide a clamp on all but loud audio.
     """
+    later = set().union(*(after(trace, log) for log in mel.logs)) & below & set(trace.values)
     names = [
         name
-        for name in sorted(below, key=lambda tensor: trace.order.get(tensor, -1))
-        if name in trace.values
-        and set(mel.views.shape[2:]) <= set(trace.shapes[name])
-        and any(name in after(trace, log) for log in mel.logs)
+        for name in sorted(later, key=lambda tensor: trace.order.get(tensor, -1))
+        if set(mel.views.shape[2:]) <= set(trace.shapes[name])
     ]
     feeds = {log: STRETCH * trace.values[log] for log in mel.logs}
     others = {name: trace.values[name] for name in trace.inputs()}
@@ -615,7 +603,7 @@ class Channels:
     offset: np.ndarray
 
 
-def find_channels(trace: Trace, views: np.ndarray, mel: Mel, start: str, output: str) -> Channels:
+def find_channels(trace: Trace, views: np.ndarray, start: str, output: str) -> Channels:
     """The tensor with most of the channels that everything after it depends on alone."""
     n = trace.segments
     named = seven(views)
