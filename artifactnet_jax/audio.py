@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from artifactnet_jax.config import FrontEnd, Verdict
-from artifactnet_jax.decode import AudioError, Source, check_array, open_audio
+from artifactnet_jax.decode import AudioError, Decoded, Source, check_array, open_audio
 from artifactnet_jax.results import printable
 
 BAND_LIMIT_HZ = 16_000.0  # "band-limited" below this cut-off
@@ -119,10 +119,10 @@ class SegmentReader:
         limit = round(self._verdict.first_s * rate) if self._plan == "first60" else None
         starts: Iterator[int] = itertools.count(0, size)
         if isinstance(self._plan, int):
-            n = sum(map(len, self._decode(_Meter(), None)))
+            n = sum(map(len, self._decode(Meter(), None)))
             evenly = np.linspace(0, n - size, self._plan).astype(np.int64)  # the runner's rule
             starts = iter(evenly.tolist() if n > size else [0])
-        meter = _Meter()
+        meter = Meter()
         min_tail = round(self._verdict.min_tail_s * rate)
         for start, piece in _cut(self._decode(meter, limit), starts, size, min_tail):
             samples = np.zeros(size, np.float32)
@@ -133,7 +133,7 @@ class SegmentReader:
             yield Segment(start / rate, samples, peak, rms)
         self._report = meter.report(rate, size)
 
-    def _decode(self, meter: _Meter, limit: int | None) -> Iterator[np.ndarray]:
+    def _decode(self, meter: Meter, limit: int | None) -> Iterator[np.ndarray]:
         """Mono float32 blocks at the detector's rate, `limit` samples at most; fills `meter`."""
         rate = self._fe.sample_rate
         with open_audio(self._source) as decoded:
@@ -148,16 +148,10 @@ class SegmentReader:
                     else:
                         meter.frames += sum(map(len, decoded.blocks))
                     return
-            if meter.frames == 0:
-                raise AudioError("no-audio", "the audio has no samples: export it again")
-            missing = (decoded.frames or 0) - meter.frames
-            meter.truncated = missing > SHORT_S * meter.rate
-            if meter.truncated and decoded.exact:
-                text = f"{missing / meter.rate:.1f} s of the declared length cannot be decoded"
-                raise AudioError("truncated", f"{text}: copy, download or export it again")
+            meter.end(decoded)
 
 
-class _Meter:
+class Meter:
     """Running figures of one pass: everything an AudioReport needs, in constant memory."""
 
     N_FFT = 2048
@@ -191,6 +185,16 @@ class _Meter:
             self._values += block.size
             self.frames += len(block)
             yield block
+
+    def end(self, decoded: Decoded) -> None:
+        """Hold what was read against what was declared; AudioError: nothing, or cut off."""
+        if self.frames == 0:
+            raise AudioError("no-audio", "the audio has no samples: export it again")
+        missing = (decoded.frames or 0) / decoded.rate - self.frames / decoded.rate
+        self.truncated = missing > SHORT_S
+        if self.truncated and decoded.exact:
+            text = f"{missing:.1f} s of the declared length cannot be decoded"
+            raise AudioError("truncated", f"{text}: copy, download or export it again")
 
     def segment(self, samples: np.ndarray, silent: bool) -> None:
         """Count a segment and add a few frames of its samples (unpadded) to the mean spectrum."""
@@ -228,7 +232,7 @@ def _resampled(blocks: Iterator[np.ndarray], rate: int, target: int) -> Iterator
 
         stream = soxr.ResampleStream(rate, target, 1, "float32", "HQ")
     for block in blocks:
-        mono = _mono(block)
+        mono = to_mono(block)
         if stream is not None:  # the filter overflows near the largest float32; music is not there
             mono = stream.resample_chunk(np.clip(mono, -1e6, 1e6))
         yield mono
@@ -236,7 +240,7 @@ def _resampled(blocks: Iterator[np.ndarray], rate: int, target: int) -> Iterator
         yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _mono(block: np.ndarray) -> np.ndarray:
+def to_mono(block: np.ndarray) -> np.ndarray:
     """Mean over channels, summed in float64 and channel order so that it is exact and repeats."""
     if block.shape[1] == 1:
         return np.ascontiguousarray(block[:, 0])

@@ -7,14 +7,16 @@ off, 2 usage (or rows that cannot be written), 3 backend not available, 130 inte
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 
 from artifactnet_jax import __version__
-from artifactnet_jax.results import SOME_FAILED, CommandError, brief, printable
+from artifactnet_jax.results import NO_BACKEND, SOME_FAILED, CommandError, brief, printable
 
 
 def _segments(text: str) -> int | str:
@@ -200,11 +202,167 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="the report as one JSON object")
     verify.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
+    _training_verbs(verbs)
+
     doctor = verbs.add_parser(
         "doctor", help="show versions, devices and backends, and what to install"
     )
     doctor.add_argument("--json", action="store_true", help="the same as one JSON object")
     return parser
+
+
+def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verbs of `artifactnet_jax.train`."""
+    codes = "Exit codes: 0 done, 1 some rows failed or the run broke off, 2 usage, "
+    codes += "3 a package is missing, 130 interrupted."
+    manifest = "csv or parquet: path, label; kind, source, model, group, split where known"
+
+    split = verbs.add_parser(
+        "split",
+        help="divide a manifest into train, validation and test, by source",
+        description="Write a manifest again with its column `split`: whole sources (and with them "
+        "whole groups) go to one part, never single clips.",
+        epilog=codes,
+    )
+    split.add_argument("manifest", metavar="MANIFEST", help=manifest)
+    split.add_argument("-o", "--output", metavar="FILE", required=True, help="csv or parquet")
+    split.add_argument(
+        "--by",
+        default="source",
+        choices=("source", "model", "group"),
+        help="what stays together; rows of one group always do (default: source)",
+    )
+    split.add_argument(
+        "--parts",
+        default="train=0.7,validation=0.15,test=0.15",
+        metavar="NAME=SHARE,...",
+        help="names and shares, by tracks and for each label (default: %(default)s)",
+    )
+    split.add_argument(
+        "--put",
+        action="append",
+        default=[],
+        metavar="VALUE=PART",
+        help="put this source (or model, or group) there; * at its end matches any ending; repeat",
+    )
+    split.add_argument("--seed", type=int, default=0)
+
+    train = verbs.add_parser(
+        "train",
+        help="train the detector: one phase",
+        description="Train one phase. A run folder that holds the same run goes on where it was "
+        "stopped or killed, to the same weights.",
+        epilog=codes,
+    )
+    train.add_argument(
+        "phase",
+        choices=("distill", "cnn", "steer", "codec", "head", "encoder", "joint"),
+        help="distill: UNet from a teacher's residuals; cnn: the classifier; steer: UNet through "
+        "the frozen classifier; codec: both, every track in four codecs; head: the classifier on "
+        "hard negatives, its statistics frozen; encoder, joint: the UNet's encoder under a "
+        "throw-away classifier, then all at once",
+    )
+    train.add_argument("--data", required=True, metavar="MANIFEST", help=manifest)
+    train.add_argument("--init", metavar="W", help="weights to start from (default: random)")
+    train.add_argument("--preset", choices=("edge", "v94"), help="without --init (default: edge)")
+    train.add_argument("--out", required=True, metavar="RUN_DIR")
+    train.add_argument("--config", metavar="FILE", help="settings as TOML or JSON")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; repeat"
+    )
+    train.add_argument("--list", action="store_true", help="print the phase's settings and stop")
+
+    mine = verbs.add_parser(
+        "mine",
+        help="rank tracks by how wrong their scores are",
+        description="Score tracks of known label and write them as a manifest, the most wrong "
+        "first: hard negatives (real music called AI) and missed AI tracks.",
+        epilog=codes,
+    )
+    mine.add_argument(
+        "paths", nargs="+", metavar="PATH", help="manifest, or audio files and folders"
+    )
+    mine.add_argument("-r", "--recursive", action="store_true", help="descend into subfolders")
+    mine.add_argument(
+        "--label", choices=("real", "ai"), help="of files and folders (default: real)"
+    )
+    mine.add_argument("--threshold", type=_fraction, metavar="T", help="default: the weights'")
+    mine.add_argument("--top", type=_positive, metavar="N", help="write the N most wrong only")
+    mine.add_argument(
+        "--wrong-only", action="store_true", help="write only what is on the wrong side"
+    )
+    mine.add_argument("-o", "--output", metavar="FILE", required=True, help="csv or parquet")
+
+    finetune = verbs.add_parser(
+        "finetune",
+        help="adapt weights to hard negatives",
+        description="Mine hard negatives, tune the classifier on them, check on the keep-set that "
+        "nothing else got worse, and write weights and a before/after report.",
+        epilog=codes,
+    )
+    finetune.add_argument(
+        "--hard-negatives", required=True, metavar="FOLDER|MANIFEST", help="real music called AI"
+    )
+    finetune.add_argument(
+        "--keep", metavar="MANIFEST", help="both labels: what must not get worse, and is rehearsed"
+    )
+    finetune.add_argument("--out", required=True, metavar="W2", help="weights file to write")
+    finetune.add_argument(
+        "--phase", default="head", choices=("head", "cnn", "steer", "codec"), help="default: head"
+    )
+    finetune.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the phase"
+    )
+    finetune.add_argument(
+        "--accept-worse", action="store_true", help="write W2 even if a source got worse"
+    )
+    for verb in (mine, finetune):
+        verb.add_argument("--weights", metavar="W", help="default: the embedded weights")
+        verb.add_argument("--backend", default="auto", choices=("auto", "xla", "numpy"))
+        verb.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
+
+    residuals = verbs.add_parser(
+        "residuals",
+        help="compute a teacher's residuals, for phase distill",
+        description="Separate every track of a manifest with a teacher, and store what no stem "
+        "explains. Goes on where it was stopped.",
+        epilog=codes,
+    )
+    residuals.add_argument("--data", required=True, metavar="MANIFEST", help=manifest)
+    residuals.add_argument("--out", required=True, metavar="DIR")
+    residuals.add_argument(
+        "--teacher",
+        default="builtin",
+        metavar="builtin|demucs[:MODEL]|FILE.onnx",
+        help="built in: no download; demucs: that package; an HTDemucs ONNX file in onnxruntime",
+    )
+    residuals.add_argument(
+        "--teacher-weights", metavar="FOLDER", help="local weights for the demucs package"
+    )
+
+    rvq = verbs.add_parser(
+        "rvq",
+        help="make AI-like positives from real music",
+        description="Train small RVQ autoencoders on the real tracks of a manifest, and re-"
+        "synthesise each of them: the same music, with a neural codec's traces.",
+        epilog=codes,
+    )
+    rvq.add_argument("--data", required=True, metavar="MANIFEST", help=manifest)
+    rvq.add_argument("--out", required=True, metavar="DIR")
+    rvq.add_argument("--models", type=_positive, default=4, metavar="N", help="default: 4")
+    rvq.add_argument("--steps", type=_positive, default=1500, metavar="N", help="of each model")
+    rvq.add_argument(
+        "--per-track", type=_positive, default=1, metavar="N", help="models applied to a track"
+    )
+    rvq.add_argument("--seed", type=int, default=0)
+    for verb in (train, mine, finetune, residuals, rvq):
+        verb.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+    for verb in (train, finetune, residuals, rvq):
+        verb.add_argument(
+            "--cache", metavar="DIR", help="decoded audio (default: in the user's cache folder)"
+        )
+    for verb in (split, train, mine, finetune, residuals, rvq):
+        verb.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -224,13 +382,26 @@ def main(argv: list[str] | None = None) -> int:
             from artifactnet_jax.convert.command import convert as run
         elif args.verb == "export":
             from artifactnet_jax.convert.command import export as run
-        else:
+        elif args.verb == "score":
             from artifactnet_jax.score import run
+        else:
+            run = _training(args.verb)
         code = run(args)
         sys.stdout.flush()
         return code
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, getattr(args, "debug", False))
+
+
+def _training(verb: str) -> Callable[[argparse.Namespace], int]:
+    """The function behind a verb of `artifactnet_jax.train`; CommandError without its packages."""
+    modules = {"split": "manifest", "train": "run"}
+    try:
+        module = importlib.import_module(f"artifactnet_jax.train.{modules.get(verb, verb)}")
+    except ModuleNotFoundError as error:
+        cause = f"{verb} needs a package that is missing ({error.name})"
+        raise CommandError(f'{cause}: pip install "artifactnet-jax[train]"', NO_BACKEND) from error
+    return module.run
 
 
 def _failed(error: BaseException, debug: bool) -> int:

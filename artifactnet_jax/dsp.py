@@ -21,10 +21,8 @@ from artifactnet_jax.kernels import median_filter
 SLOPE_FLOOR = 1e-5  # magnitude; its power is `FrontEnd.amin`, the floor of the mel bands
 
 
-def stft_magnitude(
-    audio: jax.Array, front_end: FrontEnd, window: jax.Array | None = None
-) -> jax.Array:
-    """Spectrogram: [B, segment_samples] -> [B, n_bins, n_frames].
+def stft(audio: jax.Array, front_end: FrontEnd, window: jax.Array | None = None) -> jax.Array:
+    """Complex spectrum: [B, segment_samples] -> [B, n_bins, n_frames].
 
     The defaults are the convention of torch.stft: periodic Hann, frames centred, edges reflected
     without repetition, no scaling. `window` [n_fft] is that of window "given".
@@ -33,7 +31,18 @@ def stft_magnitude(
     padded = jnp.pad(audio, ((0, 0), (pad, pad)), mode=front_end.stft_edge)
     weights = jnp.asarray(analysis_window(front_end) if window is None else window, audio.dtype)
     frames = _frames(padded, front_end.n_fft, front_end.hop)
-    spectrum = jnp.fft.rfft(frames * weights[None, None, :])
+    return jnp.swapaxes(jnp.fft.rfft(frames * weights[None, None, :]), 1, 2)
+
+
+def stft_magnitude(
+    audio: jax.Array, front_end: FrontEnd, window: jax.Array | None = None
+) -> jax.Array:
+    """Spectrogram: [B, segment_samples] -> [B, n_bins, n_frames]; see `stft`."""
+    return magnitude(stft(audio, front_end, window), front_end)
+
+
+def magnitude(spectrum: jax.Array, front_end: FrontEnd) -> jax.Array:
+    """Complex spectrum [B, n_bins, n_frames] -> spectrogram of the same shape."""
     power = spectrum.real**2 + spectrum.imag**2
     if front_end.spectrum_eps:
         power = power + front_end.spectrum_eps
@@ -42,7 +51,7 @@ def stft_magnitude(
     magnitude = jnp.where(empty, 0.0, jnp.sqrt(jnp.where(empty, 1.0, power)))
     if front_end.spectrum_scale != 1:
         magnitude = magnitude * front_end.spectrum_scale
-    return jnp.swapaxes(_power(magnitude, front_end.spectrum_power), 1, 2)
+    return _power(magnitude, front_end.spectrum_power)
 
 
 def _frames(padded: jax.Array, n_fft: int, hop: int) -> jax.Array:

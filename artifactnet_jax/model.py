@@ -45,6 +45,11 @@ class Layers:
         return nnx.Linear(i, o, dtype=self.dtype, precision=self.precision, rngs=self.rngs)
 
 
+def _wide(x: jax.Array) -> jax.Array:
+    """float32, or float64 where that is computed in: what follows is no matter of `dtype`."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
 def depth_to_space(x: jax.Array, rows: int, cols: int) -> jax.Array:
     """Sub-pixel rearrangement: [B, H, W, rows * cols * C] -> [B, H * rows, W * cols, C]."""
     return nets.rearrange(x, rows, cols, "DCR")
@@ -136,12 +141,7 @@ class ArtifactUNet(nnx.Module):
         self.head = layers.conv(i, area, 1, bias=True)
 
     def __call__(self, magnitude: jax.Array) -> jax.Array:
-        unet, (_, n_bins, n_frames) = self.config, magnitude.shape
-        x, skips = self.encode(magnitude)
-        for up, block in zip(self.up, self.decoder, strict=True):
-            x = block(jnp.concatenate([up(x), skips.pop()], axis=-1))
-        logits = depth_to_space(self.head(x), *unet.patch)[:, :n_bins, :n_frames, 0]
-        return unet.mask_max * nnx.sigmoid(logits.astype(jnp.float32))
+        return self.decode(*self.encode(magnitude), magnitude.shape[1:])
 
     def encode(self, magnitude: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """Magnitude [B, n_bins, n_frames] -> bottleneck [B, H, W, C], skips from the top down."""
@@ -160,6 +160,13 @@ class ArtifactUNet(nnx.Module):
             skips.append(x)
             x = down(x)
         return self.gated(self.bottom(x)), skips
+
+    def decode(self, x: jax.Array, skips: list[jax.Array], size: tuple[int, ...]) -> jax.Array:
+        """What `encode` gives, and (n_bins, n_frames) -> mask [B, n_bins, n_frames]."""
+        for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            x = block(jnp.concatenate([up(x), skip], axis=-1))
+        logits = depth_to_space(self.head(x), *self.config.patch)[:, : size[0], : size[1], 0]
+        return self.config.mask_max * nnx.sigmoid(_wide(logits))
 
 
 class ForensicCNN(nnx.Module):
@@ -187,7 +194,7 @@ class ForensicCNN(nnx.Module):
                 x = max_pool(x)
         x = jnp.mean(x, axis=(1, 2))
         x = self.dropout(nnx.relu(self.hidden(x)), rngs=rngs)
-        return self.out(x)[:, 0].astype(jnp.float32)
+        return _wide(self.out(x)[:, 0])
 
 
 def _selu(x: jax.Array, alpha: float, gamma: float) -> jax.Array:

@@ -18,7 +18,7 @@ PACKAGE = Path(artifactnet_jax.__file__).parent
 KERNELS = Path(kernels.__file__).parent
 CONVERT = Path(convert.__file__).parent
 HEAVY = {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "av", "soundfile", "soxr"}
-HEAVY |= {"scipy", "safetensors", "tqdm", "numpy"}
+HEAVY |= {"scipy", "safetensors", "tqdm", "numpy", "optax", "orbax", "grain", "sklearn", "pyarrow"}
 
 # A module may import modules of lower layers, and those of its own folder in `kernels`.
 LAYERS = (
@@ -31,12 +31,14 @@ LAYERS = (
     ("convert",),
     ("detector",),
     ("score", "doctor"),
+    ("train",),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py"}
 
-FILES = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")])
+SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]
+FILES = sorted([*SCORING, *PACKAGE.glob("train/*.py")])
 KERNEL_FILES = sorted(KERNELS.glob("*.py"))
 
 
@@ -51,6 +53,7 @@ def modules_after(code: str, cwd: Path) -> set[str]:
 
 
 VERBS = ("score", "convert", "export", "verify", "doctor")
+VERBS += ("split", "train", "mine", "finetune", "residuals", "rvq")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([v, "--help"] for v in VERBS)])
@@ -99,7 +102,7 @@ def test_names_of_the_package():
 def test_folders_of_the_repository_are_not_top_level_packages(tmp_path):
     code = """
 import importlib.util
-for name in ("kernels", "bench", "convert", "backends", "scripts", "tests"):
+for name in ("kernels", "bench", "convert", "backends", "train", "scripts", "tests"):
     spec = importlib.util.find_spec(name)
     assert spec is None, spec
 import artifactnet_jax.kernels, artifactnet_jax.bench
@@ -139,7 +142,8 @@ def test_imports_point_one_way(path):
     wrong = {
         other
         for other in imported(path)
-        if LAYER.get(other, len(LAYERS)) >= LAYER[name] and not (name == other == "backends")
+        if LAYER.get(other, len(LAYERS)) >= LAYER[name]
+        and not name == other in ("backends", "train")
     }
     assert not wrong
 
@@ -179,7 +183,7 @@ def test_kernels_import_nothing_of_the_package(path):
             assert not any(alias.name.startswith("artifactnet_jax") for alias in node.names)
 
 
-NUMPY_FILES = [path for path in [*FILES, *KERNEL_FILES] if path.name not in WITH_JAX]
+NUMPY_FILES = [path for path in sorted([*SCORING, *KERNEL_FILES]) if path.name not in WITH_JAX]
 
 
 @pytest.mark.parametrize("path", NUMPY_FILES, ids=lambda path: path.name)

@@ -1,0 +1,529 @@
+"""From a manifest's rows to batches: decoded-audio cache, stratified sampling, crops, loader.
+
+Everything is a function of (arguments, index): batch number k of a run is the same batch whether
+the run came there in one go or was resumed, and for any number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import soxr
+
+from artifactnet_jax.audio import Meter, to_mono
+from artifactnet_jax.config import Verdict
+from artifactnet_jax.decode import AudioError, Decoded, open_audio
+from artifactnet_jax.results import SOME_FAILED, USAGE, CommandError, Failure, printable
+from artifactnet_jax.train.augment import MARGIN, RATE, Augment, Chain, to_int16
+from artifactnet_jax.train.manifest import Row
+
+MIN_S = 0.1  # s; shorter recordings are refused: a crop of them is all padding
+SILENCE = 10 ** (-50 / 20)  # full scale, rms; a quieter crop is drawn again
+TRIES = 8  # draws of a crop's start; the loudest of them is taken in the end
+WATCH_KBPS = 128  # kbit/s of the lossy versions of fixed examples, as in the paper
+ENDLESS = 2**62  # length of `Examples`
+_REVISION = 1  # of what is cached: raise it whenever the same file gives something else
+
+
+class AudioCache:
+    """Decoded recordings on disk: int16 [n, 1 or 2] at 44.1 kHz, memory-mapped.
+
+    Mono and stereo are kept as they are, more channels are mixed to mono; resampling is that of
+    scoring. Rounding to 16 bits adds noise of -101 dBFS rms. An entry belongs to a file's path,
+    size and time of change. Entries appear whole or not at all, so several processes may share the
+    folder; deleting it costs time only. `folder`: None is the user's cache folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None):
+        if folder is None:
+            base = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
+            folder = os.path.join(base, "artifactnet-jax", "audio")
+        self.folder = os.path.abspath(folder)
+        with _storing(self.folder):
+            os.makedirs(self.folder, 0o700, exist_ok=True)
+
+    def key(self, path: str | os.PathLike[str]) -> str:
+        """What a recording is known by: digest of path, size and time of change. AudioError."""
+        try:
+            known = os.stat(path)
+        except (OSError, ValueError):
+            with open_audio(path):  # says what is wrong
+                raise AudioError("not-found", "no such file: check the path") from None
+        name = os.fsencode(os.path.abspath(path))
+        facts = f"/{known.st_size}/{known.st_mtime_ns}/{RATE}/{_REVISION}".encode()
+        return hashlib.blake2b(name + facts, digest_size=20).hexdigest()
+
+    def get(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """int16 [n, 1 or 2], read-only; decoded the first time. AudioError, CommandError."""
+        with _named(path):
+            key = self.key(path)
+            audio = self.entry(key)
+            if audio is None:
+                with _written(self._path(key)) as file:
+                    _decode_into(path, file)
+                audio = self.entry(key)
+            assert audio is not None
+            return audio
+
+    def entry(self, key: str) -> np.ndarray | None:
+        """The same by key, if it is there and whole."""
+        audio = _load(self._path(key))
+        if audio is None or audio.dtype != np.int16 or audio.ndim != 2:
+            return None
+        return audio
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.folder, f"{key}.npy")
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An AudioError's message begins with the name of the file."""
+    try:
+        yield
+    except AudioError as error:
+        name = printable(os.fsdecode(path))
+        raise AudioError(error.kind, f"{name}: {error}") from None
+
+
+@contextlib.contextmanager
+def _storing(folder: str) -> Iterator[None]:
+    """A disk that takes no more ends the command."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "free space, or name a folder on another disk with --cache"
+        cause = "the disk is full" if full else str(error.strerror)
+        text = f"{printable(folder)}: cannot keep decoded audio: {cause}; {cure}"
+        raise CommandError(text, SOME_FAILED) from error
+
+
+@contextlib.contextmanager
+def _written(path: str) -> Iterator[Any]:
+    """A binary file that appears as `path` once it is whole."""
+    folder = os.path.dirname(path)
+    with _storing(folder):
+        os.makedirs(folder, 0o700, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(".tmp", "", folder)
+        try:
+            with open(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def _load(path: str) -> np.ndarray | None:
+    """A memory-mapped .npy, None if it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _decode_into(path: str | os.PathLike[str], file: Any) -> None:
+    """Decode a recording blockwise into an open .npy file."""
+    with open_audio(path) as decoded:
+        channels = 2 if decoded.channels == 2 else 1
+
+        def header(n: int) -> None:  # of the same size for every n
+            file.seek(0)
+            shape = {"descr": "<i2", "fortran_order": False, "shape": (n, channels)}
+            np.lib.format.write_array_header_1_0(file, shape)
+
+        header(0)
+        n = 0
+        for block in _resampled(decoded, channels):
+            file.write(to_int16(block).tobytes())
+            n += len(block)
+        if n == 0:
+            raise AudioError("no-audio", "the audio has no samples: export it again")
+        header(n)
+
+
+def _resampled(decoded: Decoded, channels: int) -> Generator[np.ndarray, None, None]:
+    """float32 blocks [m, channels] at 44.1 kHz, not clipped yet; AudioError as in scoring."""
+    meter = Meter()
+    stream = None
+    if decoded.rate != RATE:
+        stream = soxr.ResampleStream(decoded.rate, RATE, channels, "float32", "HQ")
+    for block in meter.watch(decoded.blocks):
+        if block.shape[1] != 2 or channels != 2:  # a broadcast may change its channels midway
+            block = np.repeat(to_mono(block)[:, None], channels, axis=1)
+        if stream is not None:
+            block = stream.resample_chunk(np.clip(block, -1e6, 1e6))
+        yield block
+    if stream is not None:
+        yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+    meter.end(decoded)
+
+
+def prepare(
+    rows: Sequence[Row],
+    cache: AudioCache,
+    *,
+    max_bad: float,
+    jobs: int,
+    tell: Callable[[Row | Failure], None] = lambda result: None,
+    residual: bool = False,
+) -> tuple[list[Row], list[Failure]]:
+    """Decode every row into the cache, `jobs` at a time; returns the good rows and the failures.
+
+    Bad are recordings that cannot be read, last under 0.1 s or are silent throughout and, with
+    `residual`, rows whose residual is missing, no float16 or float32 vector, or of another length.
+    `tell` is called with every row done or its Failure, in the order of completion. CommandError:
+    more than the fraction `max_bad` is bad, which ends it as soon as it is certain; or a full disk.
+    """
+    results: list[Row | Failure | None] = [None] * len(rows)
+    failures: list[Failure] = []
+    with ThreadPoolExecutor(jobs, "artifactnet-prepare") as pool:
+        try:
+            tasks = {pool.submit(_check, row, cache, residual): k for k, row in enumerate(rows)}
+            for task in as_completed(tasks):
+                result = results[tasks[task]] = task.result()
+                tell(result)
+                if isinstance(result, Failure):
+                    failures.append(result)
+                    if len(failures) > max_bad * len(rows):
+                        raise CommandError(_too_many(failures, len(rows), max_bad), SOME_FAILED)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    good = [result for result in results if isinstance(result, Row)]
+    return good, [result for result in results if isinstance(result, Failure)]
+
+
+def _too_many(failures: list[Failure], rows: int, max_bad: float) -> str:
+    first = "; ".join(failure.message for failure in failures[:3])
+    share = f"more than the fraction {max_bad:g} of the {rows} rows cannot be used"
+    return f"{share}: mend them or take them out of the manifest ({first})"
+
+
+def _check(row: Row, cache: AudioCache, residual: bool) -> Row | Failure:
+    try:
+        audio = cache.get(row.path)
+        with _named(row.path):
+            if len(audio) < MIN_S * RATE:
+                text = f"lasts {len(audio) / RATE:.3f} s, under {MIN_S:g} s: leave it out"
+                raise AudioError("short", text)
+            if not _audible(audio):
+                raise AudioError("silent", "silent throughout: leave it out")
+            if residual:
+                _check_residual(row, len(audio))
+    except AudioError as error:
+        return Failure(row.path, error.kind, str(error))
+    return row
+
+
+def _audible(audio: np.ndarray) -> bool:
+    """Whether the mix to mono, which may cancel out, ever exceeds the level of silence."""
+    for start in range(0, len(audio), RATE):
+        if np.abs(to_mono(_to_float(audio[start : start + RATE]))).max() > Verdict.silence_peak:
+            return True
+    return False
+
+
+def _check_residual(row: Row, length: int) -> None:
+    cure = "run artifactnet-jax residuals on this manifest, and train on the one it writes"
+    if not row.residual:
+        raise AudioError("residual", f"has no residual: {cure}")
+    found = _load(row.residual)
+    name = printable(row.residual)
+    if found is None:
+        raise AudioError("residual", f"its residual {name} is missing or damaged: {cure}")
+    if found.dtype not in (np.float16, np.float32) or found.shape != (length,):
+        what = f"{found.dtype} {list(found.shape)}, not float [{length}]"
+        raise AudioError("residual", f"its residual {name} is {what}: {cure}")
+
+
+class _Crops:
+    """Crops of rows, from the cache, and what chains of changes make of them."""
+
+    def __init__(self, rows: Sequence[Row], cache: AudioCache, samples: int, store: str):
+        self._rows, self._cache, self._samples, self._store = list(rows), cache, samples, store
+        self._keys = [_key(cache, row) for row in self._rows]
+
+    def _audio(self, k: int) -> np.ndarray:
+        """Row k, int16 [n, 1 or 2], as it was when the run began if the cache still has that."""
+        audio = self._cache.entry(self._keys[k])
+        if audio is not None:
+            return audio
+        try:
+            return self._cache.get(self._rows[k].path)
+        except AudioError as error:
+            cure = "put it back and start again: the run goes on where it stopped"
+            raise CommandError(f"{error}; {cure}", SOME_FAILED) from None
+
+    def _crop(
+        self, k: int, rng: np.random.Generator, chain: Chain, near: int | None = None
+    ) -> np.ndarray:
+        """A random crop of row k through a chain, float32 [V, samples].
+
+        What lies before and after goes through along with it, so that no edge of a codec or filter
+        is in the crop. Zeros follow where the recording ends.
+        """
+        audio, length = self._audio(k), chain.source_samples(self._samples)
+        start = _audible_start(audio, length, rng, near)
+        first, stop = max(0, start - MARGIN), min(len(audio), start + length + MARGIN)
+        changed = chain.apply(_to_float(audio[first:stop]))
+        skip = round((start - first) / chain.speed)
+        crop = changed[:, skip : skip + self._samples]
+        return np.pad(crop, ((0, 0), (0, self._samples - crop.shape[1])))
+
+    def _pair(
+        self, k: int, rng: np.random.Generator, chain: Chain, near: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """The same crop of row k and of its residual, at the level and gain of the chain."""
+        audio, name = self._audio(k), self._rows[k].residual
+        residual = _load(name)
+        if residual is None or len(residual) != len(audio):
+            cause = f"{printable(name)}: the residual is gone or has changed"
+            raise CommandError(f"{cause}: run artifactnet-jax residuals again", SOME_FAILED)
+        start = _audible_start(audio, self._samples, rng, near)
+        stop = start + self._samples
+        mono = to_mono(_to_float(audio[start:stop]))
+        gain = chain.level(mono) * np.float32(10 ** (chain.gain_db / 20))
+        pair = {"audio": mono, "residual": residual[start:stop].astype(np.float32)}
+        short = self._samples - len(mono)
+        return {name: np.pad(x * gain, (0, short))[None] for name, x in pair.items()}
+
+    def _generator(self, k: int, name: str) -> np.random.Generator:
+        """Random numbers for one draw of row k: the same wherever the recording lies."""
+        row = self._rows[k]
+        seed = os.fsencode(f"{row.group}/{os.path.basename(row.path)}/{name}")
+        return np.random.default_rng(int.from_bytes(hashlib.blake2b(seed).digest()))
+
+    def _stored(
+        self, k: int, name: str, versions: int, make: Callable[[np.random.Generator], np.ndarray]
+    ) -> np.ndarray:
+        """What `make` gives for a draw of row k, float32 [versions, samples] in 16 bits.
+
+        It is read, or made and written.
+        """
+        key = hashlib.blake2b(f"{self._keys[k]}/{name}".encode(), digest_size=20).hexdigest()
+        path = os.path.join(self._store, key[:2], f"{key[2:]}.npy")
+        stored = _load(path)
+        if stored is None or stored.shape != (versions, self._samples):
+            stored = to_int16(make(self._generator(k, name)))
+            with _written(path) as file:
+                np.save(file, stored)
+        return _to_float(stored)
+
+    def _item(self, k: int, **audio: np.ndarray) -> dict[str, np.ndarray]:
+        label, row = np.array(self._rows[k].label, np.float32), np.array(k, np.int32)
+        return {**audio, "label": label, "row": row}
+
+
+class Examples(_Crops):
+    """Training examples, endless: examples[i] depends on the arguments and i only.
+
+    Labels alternate, so that every even batch is half and half. Within a label a source counts by
+    its number of rows to the power `source_power`, within a source a row by its `weight`. A crop of
+    `samples` starts anywhere (near a mined row's worst segment with probability `near_p`), not in
+    silence if that can be helped; a shorter recording is followed by zeros.
+
+    augment: None changes nothing but the mix to mono. versions: the same crop with the same changes
+    in each of these codecs, at a bit rate of its own; without, one version, in a random codec.
+    draws: 0 draws anew every time; K > 0 gives every row K draws, fixed by seed, file and number,
+    kept in `draw_cache` (default: in the cache's folder) as int16 once they are made.
+    residual: the row's residual is cut alike; then the level is the only change.
+
+    Items: audio float32 [V, samples] in [-1, 1], label float32 [], row int32 [] and, if wanted,
+    residual float32 [V, samples]. CommandError: a recording is gone, or the disk is full.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        cache: AudioCache,
+        *,
+        samples: int,
+        seed: int,
+        augment: Augment | None,
+        versions: tuple[str, ...] = (),
+        draws: int = 0,
+        draw_cache: str | None = None,
+        residual: bool = False,
+        source_power: float = 0.5,
+        near_p: float = 0.5,
+    ):
+        if residual and (versions or draws):
+            raise ValueError("residuals go with one version and fresh draws")
+        changes = None if augment is None else dataclasses.asdict(augment)
+        settings = json.dumps([_REVISION, samples, versions, changes, near_p])
+        store = draw_cache or os.path.join(cache.folder, "draws")
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        super().__init__(rows, cache, samples, os.path.join(store, digest))
+        self._seed, self._augment, self._versions = seed % 2**64, augment, tuple(versions)
+        self._draws, self._residual, self._near_p = draws, residual, near_p
+        self._near = [_start_s(row) for row in self._rows]
+        self._picks = _picks(self._rows, source_power)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self._seed, int(i)))
+        rows, edges = self._picks[int(i) % len(self._picks)]
+        k = int(rows[np.searchsorted(edges, rng.random() * edges[-1], side="right")])
+        if self._residual:
+            return self._item(k, **self._pair(k, rng, self.chain(i), self._place(k, rng)))
+        if not self._draws:
+            return self._item(k, audio=self._crop(k, rng, self.chain(i), self._place(k, rng)))
+
+        def make(rng: np.random.Generator) -> np.ndarray:
+            chain = self._chain(rng)
+            return self._crop(k, rng, chain, self._place(k, rng))
+
+        name = f"{self._seed}/{self._near[k]}/{rng.integers(self._draws)}"
+        return self._item(k, audio=self._stored(k, name, max(1, len(self._versions)), make))
+
+    def chain(self, i: int) -> Chain:
+        """The changes of example i, if draws are fresh: no row, and so no label, has a part."""
+        return self._chain(np.random.default_rng((self._seed, int(i), 1)))
+
+    def _chain(self, rng: np.random.Generator) -> Chain:
+        if self._augment is not None:
+            return self._augment.draw(rng, self._versions)
+        if self._versions:
+            return Chain(codecs=Augment().draw_codecs(rng, self._versions))
+        return Chain()
+
+    def _place(self, k: int, rng: np.random.Generator) -> int | None:
+        """Where to look for a crop of row k; None anywhere."""
+        return self._near[k] if rng.random() < self._near_p else None
+
+
+class FixedExamples(_Crops, Sequence[dict[str, np.ndarray]]):
+    """Plain crops for watching, the same each time: `per_row` of every row, row by row.
+
+    Items as of `Examples`; lossy `versions` have one bit rate, and are kept on disk once made.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        cache: AudioCache,
+        *,
+        samples: int,
+        per_row: int,
+        seed: int,
+        versions: tuple[str, ...] = (),
+        residual: bool = False,
+    ):
+        super().__init__(rows, cache, samples, os.path.join(cache.folder, "draws", "watch"))
+        self._per_row, self._seed, self._residual = per_row, seed, residual
+        self._plan = Chain(codecs=tuple((codec, WATCH_KBPS) for codec in versions))
+
+    def __len__(self) -> int:
+        return len(self._rows) * self._per_row
+
+    def __getitem__(self, i: Any) -> Any:
+        k, number = divmod(range(len(self))[i], self._per_row)
+        name = f"{self._seed}/{number}"
+        if self._residual:
+            return self._item(k, **self._pair(k, self._generator(k, name), self._plan))
+        if not self._plan.codecs:
+            return self._item(k, audio=self._crop(k, self._generator(k, name), self._plan))
+
+        def make(rng: np.random.Generator) -> np.ndarray:
+            return self._crop(k, rng, self._plan)
+
+        versions = self._plan.codecs
+        name += f"/{_REVISION}/{self._samples}/{versions}"
+        return self._item(k, audio=self._stored(k, name, len(versions), make))
+
+
+def _to_float(pcm: np.ndarray) -> np.ndarray:
+    return pcm.astype(np.float32) / np.float32(32768)
+
+
+def _key(cache: AudioCache, row: Row) -> str:
+    try:
+        return cache.key(row.path)
+    except AudioError as error:
+        raise CommandError(f"{printable(row.path)}: {error}", SOME_FAILED) from None
+
+
+def _start_s(row: Row) -> int | None:
+    """First sample of the segment that mining found, if the row tells."""
+    text = dict(row.extra).get("segment_start_s", "")
+    if not text:
+        return None
+    try:
+        return round(float(text) * RATE)
+    except (ValueError, OverflowError):
+        cause = f"{printable(row.path)}: segment_start_s {text!r} is not a number of seconds"
+        raise CommandError(f"{cause}: mend it, or leave the column out", USAGE) from None
+
+
+def _picks(rows: Sequence[Row], source_power: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each label, 0 first: its rows, and the upper edges of their shares of the draws."""
+    picks = []
+    for label in sorted({row.label for row in rows}):
+        members = np.array([k for k, row in enumerate(rows) if row.label == label])
+        shares = np.array([rows[k].weight for k in members], np.float64)
+        sources = np.array([rows[k].source for k in members])
+        for source in np.unique(sources):
+            inside = sources == source
+            shares[inside] *= inside.sum() ** source_power / shares[inside].sum()
+        picks.append((members, np.cumsum(shares)))
+    return picks
+
+
+def _audible_start(
+    audio: np.ndarray, length: int, rng: np.random.Generator, near: int | None = None
+) -> int:
+    """Where a crop of int16 [n, c] begins: the first of TRIES that is not silent, or the loudest.
+
+    With `near`, at most half a length from there.
+    """
+    last = len(audio) - length
+    low, high = 0, max(0, last)
+    if near is not None:
+        low, high = (min(max(0, near + d), high) for d in (-length // 2, length // 2))
+    best, loudest = 0, -1.0
+    for _ in range(TRIES if last > 0 else 0):
+        start = int(rng.integers(low, high + 1))
+        mono = to_mono(_to_float(audio[start : start + length]))
+        rms = math.sqrt(float(np.dot(mono, mono)) / len(mono))
+        if rms > loudest:
+            best, loudest = start, rms
+        if rms >= SILENCE:
+            break
+    return best
+
+
+def batches(
+    examples: Any, batch: int, *, start: int = 0, workers: int = 1
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """Batch `start`, `start` + 1, ... of the examples, made ahead by `workers` threads.
+
+    Batch k holds examples k * batch to (k + 1) * batch - 1, stacked: audio [B, V, samples], label
+    [B], row [B]; the last one of a finite sequence may be smaller. The work is done by libraries
+    that let other threads run meanwhile. Closing the generator ends its threads.
+    """
+    ahead = 2 * batch + workers
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
+    source = grain.MapDataset.source(examples)[start * batch :]
+    data = source.to_iter_dataset(options).batch(batch, drop_remainder=False)
+    with contextlib.closing(iter(data)) as iterator:
+        yield from iterator
