@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 from artifactnet_jax.results import printable
 
@@ -64,11 +65,23 @@ def audio_in(folder: str, recursive: bool) -> list[str]:
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file atomically, with the permissions of the one it replaces."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file to write (and seek in) that takes the place of `path` when the context ends.
+
+    An exception leaves `path` as it was. Threads and processes may write the same path at once: the
+    last one stays. The permissions are those of the file that it replaces.
+    """
     folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".artifactnet-jax-{os.getpid()}.tmp")
+    name = f".artifactnet-jax-{os.getpid()}-{threading.get_ident()}.tmp"
+    temporary = os.path.join(folder, name)
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileNotFoundError):

@@ -28,6 +28,7 @@ from artifactnet_jax.results import (
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
+    from artifactnet_jax.weights import Weights
 
 Result = results.Verdict | Failure
 
@@ -38,15 +39,15 @@ def run(args: argparse.Namespace) -> int:
         logging.basicConfig()
         logging.getLogger("artifactnet_jax").setLevel(logging.DEBUG)
     paths, output, detector = _prepare(args)
-    kept = _rows_to_keep(output, detector, paths) if args.resume and output else []
+    kept = rows_to_keep(output, detector, paths) if args.resume and output else []
     done = {row["path"] for row in kept}
     todo = [path for path in paths if path not in done]
     if args.resume and not args.quiet:
         print(f"resume: {len(paths) - len(todo)} done, {len(todo)} to score", file=sys.stderr)
     failed = 0
     with (
-        _writer(args.format, output, kept) as write,
-        _progress(args.quiet, output, len(todo)) as tell,
+        writer(args.format, output, kept) as write,
+        progress(args.quiet, output, len(todo)) as tell,
         contextlib.closing(_results(detector, todo)) as finished,
     ):
         for _, result in finished if args.format == "jsonl" else _in_order(finished):
@@ -60,36 +61,42 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]:
     """Inputs, output file and detector; CommandError when any of them cannot be had."""
-    from artifactnet_jax.backends import BackendError
-    from artifactnet_jax.detector import Detector
     from artifactnet_jax.files import find_audio
-    from artifactnet_jax.weights import WeightsError
 
     try:
         paths = find_audio(args.paths, args.recursive)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
     output = _output(args, paths)
+    detector = open_detector(
+        args.weights,
+        args.backend,
+        segments=args.segments,
+        aggregate_rule=args.aggregate,
+        threshold=args.threshold,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        jobs=args.jobs,
+    )
+    return paths, output, detector
+
+
+def open_detector(weights: str | Weights | None, backend: str, **options: Any) -> Detector:
+    """The Detector that arguments ask for; CommandError when it cannot be had."""
+    from artifactnet_jax.backends import BackendError
+    from artifactnet_jax.detector import Detector
+    from artifactnet_jax.weights import WeightsError
+
     try:
-        detector = Detector(
-            args.weights,
-            args.backend,
-            segments=args.segments,
-            aggregate_rule=args.aggregate,
-            threshold=args.threshold,
-            dtype=args.dtype,
-            batch_size=args.batch_size,
-            jobs=args.jobs,
-        )
+        return Detector(weights, backend, **options)
     except BackendError as error:
         raise CommandError(str(error), NO_BACKEND) from error
     except (WeightsError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
     except Exception as error:  # a broken installation or driver, of which jax says what it likes
         cure = "see artifactnet-jax doctor, or use --backend numpy"
-        message = f"backend {args.backend!r} does not start: {brief(error)}; {cure}"
+        message = f"backend {backend!r} does not start: {brief(error)}; {cure}"
         raise CommandError(message, NO_BACKEND) from error
-    return paths, output, detector
 
 
 def _output(args: argparse.Namespace, paths: list[str]) -> str | None:
@@ -100,19 +107,24 @@ def _output(args: argparse.Namespace, paths: list[str]) -> str | None:
     if named is None:
         return None
     path = os.path.realpath(named)  # a link stays, and what it names is replaced
-    folder = os.path.dirname(path)
-    problem = ""
-    if not os.path.isdir(folder):
-        problem = "its folder does not exist: create it first"
-    elif os.path.exists(path) and not os.path.isfile(path):
-        problem = "not a regular file: name a file, or leave -o out for stdout"
-    elif not all(os.access(p, os.W_OK) for p in (folder, path) if os.path.exists(p)):
-        problem = "no permission to write there: name another file"
-    elif os.path.abspath(named) in map(os.path.abspath, paths):
+    problem = output_problem(path)
+    if not problem and os.path.abspath(named) in map(os.path.abspath, paths):
         problem = "it is one of the inputs: name another file"
     if problem:
         raise CommandError(f"-o {named}: {problem}", USAGE)
     return path
+
+
+def output_problem(path: str) -> str:
+    """Why a file cannot be written there, and the cure; empty when it can."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return "its folder does not exist: create it first"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "not a regular file: name a file"
+    if not all(os.access(p, os.W_OK) for p in (folder, path) if os.path.exists(p)):
+        return "no permission to write there: name another file"
+    return ""
 
 
 class _Stdin(io.BufferedRandom):
@@ -155,7 +167,7 @@ def _in_order(pairs: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result
 _ROW_START = f'{{"schema": "{results.SCHEMA}"'.encode()
 
 
-def _rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[str, Any]]:
+def rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[str, Any]]:
     """Whole rows of an earlier run, except failures among `paths`, which are tried again.
 
     CommandError when the file is another's, or its rows are not comparable with this detector's.
@@ -193,7 +205,7 @@ def _rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[
 
 
 @contextlib.contextmanager
-def _writer(
+def writer(
     form: str, path: str | None, kept: list[dict[str, Any]]
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that writes one row in the chosen format, to stdout or to a file.
@@ -205,13 +217,13 @@ def _writer(
     same reason a JSON array on stdout is written at the end or not at all.
     """
     if path and form == "jsonl":
-        with _writing(path):
+        with writing(path):
             replace_file(path, "".join(results.to_json(row) + "\n" for row in kept).encode())
             file = open(path, "ab")  # noqa: SIM115
         with file:
 
             def append(row: dict[str, Any]) -> None:
-                with _writing(path):
+                with writing(path):
                     file.write(results.to_json(row).encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
@@ -226,7 +238,7 @@ def _writer(
         if path:
             parts.append(text)
             return
-        with _writing("stdout"):
+        with writing("stdout"):
             sys.stdout.write(text)
             sys.stdout.flush()
 
@@ -244,12 +256,12 @@ def _writer(
     if form == "json":
         emit(json.dumps(rows, indent=1, allow_nan=False) + "\n")
     if path:
-        with _writing(path):
+        with writing(path):
             replace_file(path, "".join(parts).encode())
 
 
 @contextlib.contextmanager
-def _writing(where: str) -> Iterator[None]:
+def writing(where: str) -> Iterator[None]:
     """Turns the failure to write a row into the end of the command."""
     try:
         yield
@@ -261,7 +273,7 @@ def _writing(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool, output: str | None, total: int) -> Iterator[Callable[[Result], None]]:
+def progress(quiet: bool, output: str | None, total: int) -> Iterator[Callable[[Result], None]]:
     """A function that tells stderr of a result: a line for a failure, a bar on a terminal.
 
     Where stdout shows the rows on the terminal already, neither is needed.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 pytest.importorskip("jax")
-from artifactnet_jax.bench import median, segments
+from artifactnet_jax.bench import median, segments, training
 
 
 def test_segments(capsys):
@@ -25,3 +25,10 @@ def test_median(capsys):
     for result in results:
         assert result["equals_scipy"] == dict.fromkeys(("scipy", "numpy", "xla", "xla_sort"), True)
         assert set(result["ratios"]) == {"scipy/numpy", "scipy/xla", "xla_sort/xla"}
+
+
+def test_training_speed_of_a_phase():
+    row = training.measure("edge", "encoder", 2, 0.1, "float32", 1)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["edge", "encoder", "2"]
+    assert float(cells[6]) == pytest.approx(2 * float(cells[5]), abs=0.02)

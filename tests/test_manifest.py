@@ -559,6 +559,7 @@ def test_one_class_to_train_on_is_refused():
         rows = tracks("a", label, 3, split="train") + tracks("b", 1 - label, 3, split="test")
         with pytest.raises(ManifestError, match=f"all 3 tracks .*{lacking}"):
             check_rows(rows)
+        check_rows(rows, one_class=True)
     check_rows(tracks("a", 0, 1) + tracks("b", 1, 1))
     with pytest.raises(ManifestError, match="no row is in the part 'train', but in dev, test"):
         check_rows(tracks("a", 0, 1, split="test") + tracks("b", 1, 1, split="dev"))

@@ -126,7 +126,7 @@ def test_metrics_say_what_the_mask_does(trained):
 
 def test_the_step_computes_what_the_model_does():
     """In evaluation mode, against the model of the backends and a loss by hand."""
-    trainer = trainer_of("codec")
+    trainer = trainer_of("codec", boundary=0.8)
     batch = batch_of(trainer)
     weights = Weights("x", TINY, random_tensors(TINY), "", "", {})
     found = trainer.watch(trainer.initial(), batch)
@@ -136,7 +136,8 @@ def test_the_step_computes_what_the_model_does():
     logit = np.log(score.astype(np.float64)) - np.log1p(-score.astype(np.float64))
     np.testing.assert_allclose(found["logit"], logit, atol=2e-5)
     target = np.repeat(batch["label"] * 0.95 + 0.025, 4).reshape(4, 4)
-    entropy = -(target * np.log(score) + (1 - target) * np.log1p(-score)).mean()
+    even = 1 / (1 + np.exp(-(logit - np.log(0.8 / 0.2))))  # a score of 0.8 is as good as 0.5
+    entropy = -(target * np.log(even) + (1 - target) * np.log1p(-even)).mean()
     assert float(found["bce"]) == pytest.approx(entropy, rel=1e-5)
     delta = (score.max(axis=1) - score.min(axis=1)).mean()
     assert float(found["consistency"]) == pytest.approx(delta, rel=1e-4)

@@ -13,11 +13,10 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import grain
 import numpy as np
@@ -26,6 +25,7 @@ import soxr
 from artifactnet_jax.audio import Meter, to_mono
 from artifactnet_jax.config import Verdict
 from artifactnet_jax.decode import AudioError, Decoded, open_audio
+from artifactnet_jax.files import whole_file
 from artifactnet_jax.results import SOME_FAILED, USAGE, CommandError, Failure, printable
 from artifactnet_jax.train.augment import MARGIN, RATE, Augment, Chain, to_int16
 from artifactnet_jax.train.manifest import Row
@@ -113,22 +113,13 @@ def _storing(folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _written(path: str) -> Iterator[Any]:
+def _written(path: str) -> Iterator[BinaryIO]:
     """A binary file that appears as `path` once it is whole."""
     folder = os.path.dirname(path)
     with _storing(folder):
         os.makedirs(folder, 0o700, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(".tmp", "", folder)
-        try:
-            with open(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with whole_file(path) as file:
+            yield file
 
 
 def _load(path: str) -> np.ndarray | None:

@@ -250,7 +250,8 @@ def losses(
     if settings.bce or settings.consistency:
         views = model.views(mask * magnitude)
         logit = model.classify(views, dsp.loudest(views, front_end), rngs)
-        metrics["bce"] = binary_cross_entropy(logit, label, settings.label_smoothing)
+        even = math.log(settings.boundary / (1 - settings.boundary))
+        metrics["bce"] = binary_cross_entropy(logit - even, label, settings.label_smoothing)
         metrics["logit"] = logit.reshape(tracks, versions)
         if versions > 1:
             metrics["consistency"] = jnp.mean(cross_codec_delta(metrics["logit"]))

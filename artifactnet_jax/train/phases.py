@@ -38,6 +38,7 @@ class Settings:
     auxiliary: float = 0.0  # the same of a throw-away classifier on the bottleneck
     consistency: float = 0.0  # spread of the score over codec versions of a track
     label_smoothing: float = 0.05
+    boundary: float = 0.5  # score at which the cross-entropy is even; for tuning: the threshold
 
     steps: int = 2000
     batch: int = 16  # tracks; with `versions` each counts once
@@ -216,6 +217,8 @@ def _check(settings: Settings) -> None:
     for name in ("distill", "bce", "auxiliary", "consistency", "weight_decay", "draws", "workers"):
         if not getattr(s, name) >= 0:
             raise SettingsError(f"{name}={getattr(s, name)}: it must not be below 0")
+    if not 0 < s.boundary < 1:
+        raise SettingsError(f"boundary={s.boundary}: it must lie between 0 and 1")
     if not s.distill + s.bce + s.auxiliary:
         raise SettingsError("distill, bce and auxiliary are all 0: there is nothing to minimise")
     if not s.moves or not all(part.split(".")[0] in _BOTH for part in s.moves):

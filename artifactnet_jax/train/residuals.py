@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with (
             _appending(journal) as file,
-            score._progress(args.quiet, args.out, len(todo)) as tell,
+            score.progress(args.quiet, args.out, len(todo)) as tell,
             contextlib.closing(_tracks(rows, todo, cache, teacher, folder)) as results,
         ):
             for k, result in results:
