@@ -367,7 +367,7 @@ def test_a_positive_has_the_length_and_level_of_its_original(untrained, tmp_path
 
 @pytest.mark.parametrize("allowed", [0, 100, 3000])
 def test_a_full_disk_ends_it_and_leaves_nothing(untrained, tmp_path, monkeypatch, allowed):
-    real = rvq._saved
+    real = rvq.whole_file
 
     class Full:
         def __init__(self, file):
@@ -383,7 +383,7 @@ def test_a_full_disk_ends_it_and_leaves_nothing(untrained, tmp_path, monkeypatch
         with real(path) as file:
             yield Full(file)
 
-    monkeypatch.setattr(rvq, "_saved", saved)
+    monkeypatch.setattr(rvq, "whole_file", saved)
     with pytest.raises(CommandError, match=r"a\.flac: .*No space left on device.*free space"):
         rvq.write_positive(untrained, track(20_000), str(tmp_path / "a.flac"))
     assert not list(tmp_path.iterdir())

@@ -28,8 +28,9 @@ from typing import IO
 import numpy as np
 
 from artifactnet_jax import score
+from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import replace_file, whole_file
 from artifactnet_jax.results import (
     OK,
     SOME_FAILED,
@@ -134,7 +135,7 @@ def _claim(path: str, teacher: Teacher) -> None:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
     except FileNotFoundError:
-        with _storing(path):
+        with storing(path):
             replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
         return
     except (OSError, ValueError) as error:
@@ -180,7 +181,7 @@ def _tracks(
     rows: list[Row], todo: list[int], cache: AudioCache, teacher: Teacher, folder: str
 ) -> Generator[tuple[int, Track | Failure], None, None]:
     """Rows and what came of them, in the order of completion. Closing it ends the work."""
-    jobs = len(os.sched_getaffinity(0)) if teacher.parallel else 1
+    jobs = cpu_count() if teacher.parallel else 1
     stop = threading.Event()
     with ThreadPoolExecutor(jobs, "artifactnet-residuals") as pool:
         try:
@@ -203,7 +204,8 @@ def _track(
         key = cache.key(path)
         energy = residual_energy = 0.0
         place = 0
-        with _saved(_file(folder, key)) as file:
+        residual = _file(folder, key)
+        with storing(residual), whole_file(residual) as file:
             header = {"descr": "<f2", "fortran_order": False, "shape": (len(audio),)}
             np.lib.format.write_array_header_1_0(file, header)
             for block in teacher.residual(audio):
@@ -226,25 +228,8 @@ def _track(
 
 
 @contextlib.contextmanager
-def _saved(path: str) -> Iterator[IO[bytes]]:
-    """A binary file that appears as `path` once it is whole."""
-    temporary = f"{path}.tmp"  # the next run writes over what a kill has left
-    with _storing(path):
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-
-@contextlib.contextmanager
 def _appending(path: str) -> Iterator[IO[bytes]]:
-    with _storing(path):
+    with storing(path):
         file = open(path, "ab+")  # noqa: SIM115
     with file:
         file.seek(0, os.SEEK_END)
@@ -256,13 +241,13 @@ def _appending(path: str) -> Iterator[IO[bytes]]:
 
 
 def _append(file: IO[bytes], track: Track) -> None:
-    with _storing(str(file.name)):
+    with storing(str(file.name)):
         file.write(json.dumps(dataclasses.asdict(track)).encode() + b"\n")
         file.flush()
 
 
 @contextlib.contextmanager
-def _storing(path: str) -> Iterator[None]:
+def storing(path: str) -> Iterator[None]:
     """A disk that takes no more ends the command; started again, it goes on."""
     try:
         yield

@@ -125,7 +125,7 @@ def train(
     tell = _Teller(quiet)
     if trainer.frozen_statistics and settings.batch_statistics == "update":
         tell("the norms of these weights are folded into convolutions: their statistics stay")
-    wanted, watched = _select(rows, settings, one_class)
+    wanted, watched = _select(rows, settings, one_class or bool(settings.distill))
     jobs = settings.workers or cpu_count()
     good, skipped = _prepare([*wanted, *watched], cache, settings, jobs, tell)
     with _full_disk(folder):

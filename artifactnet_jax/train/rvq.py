@@ -40,8 +40,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from artifactnet_jax import dsp, score
+from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import FrontEnd
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import replace_file, whole_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, brief, printable
 from artifactnet_jax.train.augment import RATE, to_int16
@@ -66,7 +67,7 @@ from artifactnet_jax.train.manifest import (
     read_manifest,
     write_manifest,
 )
-from artifactnet_jax.train.residuals import _saved, _storing
+from artifactnet_jax.train.residuals import storing
 
 FORMAT = "artifactnet-jax/rvq/1"
 KIND = "codec-recon"
@@ -322,7 +323,7 @@ def write_positive(model: Model, track: Track, path: str) -> None:
 
     The file appears once it is whole. Samples that would exceed full scale are clipped.
     """
-    with _storing(path), tempfile.TemporaryFile(dir=os.path.dirname(path)) as raw:
+    with storing(path), tempfile.TemporaryFile(dir=os.path.dirname(path)) as raw:
         made, real, place = 0.0, 0.0, 0
         for block in resynthesise(model, track):
             raw.write(block.tobytes())
@@ -331,7 +332,7 @@ def write_positive(model: Model, track: Track, path: str) -> None:
             place += len(block)
         scale = np.float32(math.sqrt(real / made) if made > 0 else 1)
         raw.seek(0)
-        with _saved(path) as file:
+        with whole_file(path) as file:
             sink = _Sink(file)
             try:
                 with soundfile.SoundFile(sink, "w", RATE, 1, "PCM_16", format="FLAC") as flac:
@@ -430,7 +431,7 @@ def save_model(path: str, model: Model) -> None:
         "codec": json.dumps(dataclasses.asdict(model.codec)),
         "figures": json.dumps(model.figures),
     }
-    with _storing(path):
+    with storing(path):
         replace_file(path, save(model.tensors, metadata=header))
 
 
@@ -468,7 +469,7 @@ def run(args: argparse.Namespace) -> int:
             rows,
             cache,
             max_bad=MAX_BAD,
-            jobs=len(os.sched_getaffinity(0)),
+            jobs=cpu_count(),
             tell=tell,  # type: ignore[arg-type]
         )
     if args.quiet:
@@ -523,7 +524,7 @@ def _claim(args: argparse.Namespace, family: Sequence[Codec]) -> None:
         if not isinstance(found, dict):
             raise ValueError("it is not an object")
     except FileNotFoundError:
-        with _storing(path):
+        with storing(path):
             replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
         return
     except (OSError, ValueError) as error:
@@ -634,7 +635,7 @@ def _positives(
     rows = []
     for name in models:
         folder = os.path.join(args.out, "audio", name)
-        with _storing(folder):
+        with storing(folder):
             os.makedirs(folder, exist_ok=True)
     with score.progress(args.quiet, args.out, len(tracks)) as tell:
         for track in tracks:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.kernels import median_filter
 from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, brief
 
@@ -206,7 +207,7 @@ class HTDemucsOnnx:
         except OSError as error:
             raise CommandError(f"--teacher {path}: {error.strerror}", USAGE) from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = cpu_count()
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
         providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
         try:
