@@ -262,7 +262,9 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "hard negatives, its statistics frozen; encoder, joint: the UNet's encoder under a "
         "throw-away classifier, then all at once",
     )
-    train.add_argument("--data", required=True, metavar="MANIFEST", help=manifest)
+    train.add_argument(
+        "--data", required=True, nargs="+", metavar="MANIFEST", help=f"{manifest}; one or more"
+    )
     train.add_argument("--init", metavar="W", help="weights to start from (default: random)")
     train.add_argument("--preset", choices=("edge", "v94"), help="without --init (default: edge)")
     train.add_argument("--out", required=True, metavar="RUN_DIR")
@@ -385,7 +387,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.verb == "score":
             from artifactnet_jax.score import run
         else:
-            run = _training(args.verb)
+            run = _training(args.verb)  # type: ignore[assignment]
         code = run(args)
         sys.stdout.flush()
         return code

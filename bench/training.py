@@ -14,6 +14,7 @@ import dataclasses
 import os
 import statistics
 import time
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -26,7 +27,7 @@ from artifactnet_jax.train.phases import PHASES
 from artifactnet_jax.weights import random_tensors
 
 
-def measure(preset: str, phase: str, batch: int, seconds: float, dtype: str, steps: int) -> str:
+def measure(preset: str, phase: str, batch: int, seconds: float, dtype: Any, steps: int) -> str:
     """One row of the table."""
     settings = dataclasses.replace(PHASES[phase], batch=batch, seconds=seconds, dtype=dtype)
     config = Config.from_preset(preset)

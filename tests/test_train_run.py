@@ -272,6 +272,18 @@ def test_manifests_that_cannot_be_trained_on(train, music, tmp_path, old, new, m
     assert message in done.err
 
 
+def test_several_manifests_are_one(train, music, tmp_path):
+    """Such as music, and the positives that rvq made of it."""
+    lines = (music / "music.csv").read_text().splitlines()
+    halves = [music / "first.csv", music / "second.csv"]
+    for path, part in zip(halves, (lines[1:7], lines[7:]), strict=True):
+        path.write_text("\n".join([lines[0], *part]) + "\n")
+    rows = run._read([str(path) for path in halves])
+    assert rows == run._read([str(music / "music.csv")])
+    with pytest.raises(run.ManifestError, match=r"first\.csv: .*0\.wav is in another manifest too"):
+        run._read([str(music / "music.csv"), str(halves[0])])
+
+
 def test_unreadable_rows_are_counted_and_skipped(train, music, tmp_path):
     data = changed(music, tmp_path, "label", "label")
     (data.parent / "4.wav").write_bytes(b"not audio")

@@ -172,7 +172,7 @@ class Trainer:
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to its int32 counts
             updates, optimiser = self._optimiser.update(slope, state.optimiser, state.moving)
         moving = optax.apply_updates(state.moving, updates)
-        decay = self.settings.ema
+        decay: Any = self.settings.ema
         if self.settings.accumulate > 1:  # the average counts updates, not batches
             decay = jnp.where(optimiser.mini_step == 0, decay, 1.0)
         average = jax.tree.map(lambda a, m: decay * a + (1 - decay) * m, state.average, moving)

@@ -94,8 +94,10 @@ PHASES: dict[str, Settings] = {
     "joint": Settings(bce=1.0, auxiliary=0.5, rate=1.5e-3),
 }
 # What may differ between a run and its continuation: none of it moves a weight.
-FREE = ("workers", "log_every", "watch_every", "watch_tracks", "checkpoint_every", "licence")
-FREE += ("patience", "mask_high", "mask_low", "mask_spread")
+FREE = (
+    *("workers", "log_every", "watch_every", "watch_tracks", "checkpoint_every", "licence"),
+    *("patience", "mask_high", "mask_low", "mask_spread"),
+)
 
 
 def settings_of(phase: str, config: str | None, assignments: Iterable[str]) -> Settings:

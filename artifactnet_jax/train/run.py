@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{name} = {json.dumps(value)}")
             return OK
         weights = open_weights(args.init) if args.init else None
-        rows = read_manifest(args.data)
+        rows = _read(args.data)
     except (SettingsError, ManifestError, WeightsError) as error:
         raise CommandError(str(error), USAGE) from error
     if weights is not None and args.preset not in (None, weights.config.preset):
@@ -80,6 +80,16 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(outcome.report, indent=1))
     return SOME_FAILED if outcome.report["skipped"] else OK
+
+
+def _read(paths: Sequence[str]) -> list[Row]:
+    """The rows of all manifests; ManifestError for a recording in two of them."""
+    rows: dict[str, Row] = {}
+    for path in paths:
+        for row in read_manifest(path):
+            if rows.setdefault(os.path.abspath(row.path), row) is not row:
+                raise ManifestError(f"{path}: {row.path} is in another manifest too: leave one out")
+    return list(rows.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,11 +349,11 @@ class _Loop:
                 batch = next(source)
                 label = batch["label"]
                 names = [name for name in batch if name != "row"]
-                batch = self.trainer.put({name: batch[name] for name in names})
+                arrays = self.trainer.put({name: batch[name] for name in names})
                 ready = time.perf_counter()
                 if finished is not None:
                     idle += max(0.0, ready - finished.result())
-                state, metrics = self.trainer.step(state, batch)
+                state, metrics = self.trainer.step(state, arrays)
                 finished = clock.submit(_when_ready, metrics["loss"])
                 pending.append((step, metrics, label))
                 bar(step)
@@ -418,7 +428,7 @@ class _Loop:
     def _log(self, pending: list[Any], idle: float, seconds: float) -> list[Any]:
         """One row of the steps since the last one; CommandError if they went wrong."""
         names = [name for name in pending[0][1] if name != "logit"]
-        means = {}
+        means: dict[str, Any] = {}
         for step, metrics, _ in pending:
             for name in ("loss", "gradient"):
                 if not math.isfinite(float(metrics[name])):

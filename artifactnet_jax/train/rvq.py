@@ -282,10 +282,11 @@ def _functions(codec: Codec, steps: int) -> tuple[Callable[..., Any], ...]:
         quantised: jax.Array,
     ):
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, found), slope = gradient(net, books, audio, quantised)
+        (loss, (codes, inputs)), slope = gradient(net, books, audio, quantised)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to its int32 counts
             updates, state = optimiser.update(slope, state, net)
-        return optax.apply_updates(net, updates), state, moved(books, *found, key), loss
+        books = moved(books, codes, inputs, key)
+        return optax.apply_updates(net, updates), state, books, loss
 
     @jax.jit
     def encode(net: nnx.State, audio: jax.Array) -> jax.Array:
