@@ -262,12 +262,10 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "hard negatives, its statistics frozen; encoder, joint: the UNet's encoder under a "
         "throw-away classifier, then all at once",
     )
-    train.add_argument(
-        "--data", required=True, nargs="+", metavar="MANIFEST", help=f"{manifest}; one or more"
-    )
+    train.add_argument("--data", nargs="+", metavar="MANIFEST", help=f"{manifest}; one or more")
     train.add_argument("--init", metavar="W", help="weights to start from (default: random)")
     train.add_argument("--preset", choices=("edge", "v94"), help="without --init (default: edge)")
-    train.add_argument("--out", required=True, metavar="RUN_DIR")
+    train.add_argument("--out", metavar="RUN_DIR")
     train.add_argument("--config", metavar="FILE", help="settings as TOML or JSON")
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; repeat"

@@ -150,6 +150,22 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_weights(train, tmp_path, monkeyp
     assert same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_signal_that_comes_late_waits_for_the_next_step(train, tmp_path, monkeypatch):
+    """Between the decision to save and the end of the step nothing may be lost."""
+    write_row = run._Loop._write
+
+    def late(self, row):
+        if row["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write_row(self, row)
+
+    monkeypatch.setattr(run._Loop, "_write", late)
+    stopped = train("cnn", "stopped")
+    assert stopped.code == 130
+    assert "stopped at step 5" in stopped.err
+    assert "5" in os.listdir(tmp_path / "stopped" / "checkpoints")
+
+
 def test_distillation_reads_the_residuals(train, tmp_path):
     done = train("distill", "run", draws=None, steps=4)
     assert done.code == 0, done.err
@@ -204,10 +220,13 @@ def test_settings_from_files_and_the_command_line(tmp_path, command):
             phases.settings_of("cnn", str(toml), [])
     with pytest.raises(SettingsError, match="write KEY=VALUE"):
         phases.settings_of("cnn", None, ["steps"])
-    done = command("train", "steer", "--data", "x", "--out", "y", "--list", "--set", "steps=3")
+    done = command("train", "steer", "--list", "--set", "steps=3")
     assert done.code == 0
     assert "steps = 3\n" in done.out
     assert 'moves = ["unet"]\n' in done.out
+    done = command("train", "steer", "--out", tmp_path / "run")
+    assert done.code == 2
+    assert "train needs --data MANIFEST and --out RUN_DIR" in done.err
 
 
 def test_every_default_can_be_written_and_read():

@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
             for name, value in phases.to_flat(settings).items():
                 print(f"{name} = {json.dumps(value)}")
             return OK
+        if not (args.data and args.out):
+            raise CommandError("train needs --data MANIFEST and --out RUN_DIR", USAGE)
         weights = open_weights(args.init) if args.init else None
         rows = _read(args.data)
     except (SettingsError, ManifestError, WeightsError) as error:
@@ -358,7 +360,8 @@ class _Loop:
                 pending.append((step, metrics, label))
                 bar(step)
                 last = step == settings.steps
-                save = step % settings.checkpoint_every == 0 or last or self._stop
+                stop = bool(self._stop) and not last  # asked once: a signal may come at any time
+                save = step % settings.checkpoint_every == 0 or last or stop
                 if step == done + 1:  # compiled: what follows is what a step takes
                     finished.result()
                     idle, began = 0.0, time.perf_counter()
@@ -371,7 +374,7 @@ class _Loop:
                     self._save(step, state)
                 if step % settings.watch_every == 0 or save:  # no part of what a step takes
                     finished, began = None, time.perf_counter()
-                if self._stop and not last:
+                if stop:
                     self.plot()
                     self.tell(f"stopped at step {step}: the same command goes on from there")
                     raise KeyboardInterrupt
