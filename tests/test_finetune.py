@@ -270,6 +270,11 @@ def test_without_a_keep_set_the_least_that_helps(monkeypatch):
     assert choose(monkeypatch, hard, [], {}, {a: right(2) for a in after}) == 1.0
     train = [dataclasses.replace(one, split="train") for one in hard]
     assert choose(monkeypatch, train, [], {}, after) == 0.5
+    # What is held out for the report has no say.
+    few = [
+        dataclasses.replace(one, split="train" if k < 3 else "test") for k, one in enumerate(hard)
+    ]
+    assert choose(monkeypatch, few, [], {}, after) == 0.25
 
 
 # --- what is worse ---------------------------------------------------------------------------

@@ -414,14 +414,14 @@ def _choose(
 ) -> tuple[float, float, Weights]:
     """How much of the change to keep, the shift of the logits, and the weights that gives.
 
-    By validation tracks. As much as leaves the keep-set no worse, at a shift that calls as many of
-    its tracks AI as before. Without one, as little as puts `FIXED` of the hard tracks right, and no
-    shift: one class says nothing of what a larger change would cost.
+    As much as leaves the keep-set's validation tracks no worse, at a shift that calls as many of
+    them AI as before. Without a keep-set, as little as puts `FIXED` of the hard tracks right, and
+    no shift: one class says nothing of what a larger change would cost.
     """
     threshold, shift = weights.config.verdict.threshold, 0.0
-    rows = [row for row in keep or hard if row.split == "validation"]
-    if not keep and not rows:
-        rows = [row for row in hard if row.split == "train"]
+    # Hard tracks alone are few: those that were trained on count too, but never the test's.
+    rows = [row for row in keep if row.split == "validation"]
+    rows = rows if keep else [row for row in hard if row.split != "test"]
     for alpha in ALPHAS if keep else ALPHAS[::-1]:
         after = scorer(rows, blend(weights, tuned, alpha)) if rows else {}
         known = [row for row in rows if row.path in after]
