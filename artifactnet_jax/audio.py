@@ -190,10 +190,10 @@ class Meter:
         """Hold what was read against what was declared; AudioError: nothing, or cut off."""
         if self.frames == 0:
             raise AudioError("no-audio", "the audio has no samples: export it again")
-        missing = (decoded.frames or 0) / decoded.rate - self.frames / decoded.rate
-        self.truncated = missing > SHORT_S
+        missing = (decoded.frames or 0) - self.frames
+        self.truncated = missing > SHORT_S * decoded.rate
         if self.truncated and decoded.exact:
-            text = f"{missing:.1f} s of the declared length cannot be decoded"
+            text = f"{missing / decoded.rate:.1f} s of the declared length cannot be decoded"
             raise AudioError("truncated", f"{text}: copy, download or export it again")
 
     def segment(self, samples: np.ndarray, silent: bool) -> None:

@@ -232,6 +232,19 @@ def save_weights(
     replace_file(path, save(stored, metadata=header))
 
 
+def write_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
+    """Write weights as they are to a file: see `save_weights`."""
+    save_weights(
+        path,
+        weights.config,
+        weights.tensors,
+        name=weights.name,
+        licence=weights.licence,
+        provenance=weights.provenance,
+        graph=weights.graph,
+    )
+
+
 def default_path() -> Path:
     """Where the weights that come with the package lie."""
     return Path(str(resources.files("artifactnet_jax") / "assets" / DEFAULT))

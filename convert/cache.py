@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
+from artifactnet_jax.weights import Weights, WeightsError, load_weights, write_weights
 
 REVISION = 1  # of the converter: raise it whenever the same file converts to something else
 
@@ -42,20 +42,7 @@ def load_onnx(path: str | os.PathLike[str]) -> Weights:
     print(f"artifactnet-jax: route {route}; licence: {weights.licence}", file=sys.stderr)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        save(weights, cached)
+        write_weights(weights, cached)
     except OSError as error:
         print(f"artifactnet-jax: not cached: {cached}: {error.strerror}", file=sys.stderr)
     return weights
-
-
-def save(weights: Weights, path: str | os.PathLike[str]) -> None:
-    """Write converted weights to a file."""
-    save_weights(
-        path,
-        weights.config,
-        weights.tensors,
-        name=weights.name,
-        licence=weights.licence,
-        provenance=weights.provenance,
-        graph=weights.graph,
-    )

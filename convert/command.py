@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 def convert(args: argparse.Namespace) -> int:
     """ONNX model -> weights file; the table of what was found goes to stdout."""
-    from artifactnet_jax.weights import WeightsError
+    from artifactnet_jax.weights import WeightsError, write_weights
 
     output = args.output or os.path.splitext(os.path.basename(args.model))[0] + ".safetensors"
     _writable(output)
     try:
-        from artifactnet_jax.convert.cache import save
         from artifactnet_jax.convert.describe import describe
         from artifactnet_jax.convert.graph import ConvertError
         from artifactnet_jax.convert.importer import import_model
@@ -30,7 +29,7 @@ def convert(args: argparse.Namespace) -> int:
         weights = import_model(args.model, licence=args.licence, output=args.score_output)
         if args.route == "native" and weights.provenance["route"] != "native":
             raise ConvertError(f"{args.model}: not native: {weights.provenance['reason']}")
-        save(weights, output)
+        write_weights(weights, output)
     except ImportError as error:
         raise CommandError(needs(error), NO_BACKEND) from error
     except WeightsError as error:

@@ -21,7 +21,7 @@ from artifactnet_jax import Detector
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.backends import load_backend
 from artifactnet_jax.config import CNN, FrontEnd, Imported, UNet, Verdict
-from artifactnet_jax.convert.cache import cache_folder, load_onnx, save
+from artifactnet_jax.convert.cache import cache_folder, load_onnx
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import export
 from artifactnet_jax.convert.graph import ConvertError
@@ -29,7 +29,7 @@ from artifactnet_jax.convert.importer import import_model
 from artifactnet_jax.convert.original import session
 from artifactnet_jax.filterbank import mel_filterbank
 from artifactnet_jax.reference import Network
-from artifactnet_jax.weights import Weights, load_weights, random_tensors
+from artifactnet_jax.weights import Weights, load_weights, random_tensors, write_weights
 from onnx_audio import RATE, SAMPLES, segments
 from unet_family import SMALL, member
 
@@ -205,7 +205,7 @@ def test_silence_is_finite_where_the_original_is_not(converted):
 
 def test_weights_survive_the_file(converted, audio, tmp_path):
     for name in ("plain", "song", "attention"):
-        save(converted[name], tmp_path / "w.safetensors")
+        write_weights(converted[name], tmp_path / "w.safetensors")
         again = load_weights(tmp_path / "w.safetensors")
         assert again.sha256 == converted[name].sha256
         assert again.config == converted[name].config
@@ -394,7 +394,7 @@ def test_a_graph_goes_back_into_its_file_too(converted, audio, tmp_path):
 
 
 def test_the_export_command(command, converted, tmp_path):
-    save(converted["plain"], tmp_path / "w.safetensors")
+    write_weights(converted["plain"], tmp_path / "w.safetensors")
     out = tmp_path / "m.onnx"
     done = command("export", tmp_path / "w.safetensors", "-o", out, "--precision", "fp16")
     assert done.code == 0
@@ -414,7 +414,7 @@ def test_the_export_command(command, converted, tmp_path):
 def test_embedded_weights_export(command, tmp_path, audio):
     from artifactnet_jax.detector import open_weights
 
-    save(open_weights(None), tmp_path / "w.safetensors")
+    write_weights(open_weights(None), tmp_path / "w.safetensors")
     assert command("export", tmp_path / "w.safetensors", "-o", tmp_path / "m.onnx").code == 0
     run = session(str(tmp_path / "m.onnx"))
     got = run.run(None, {"audio": audio})[0]

@@ -14,12 +14,12 @@ import pytest
 from artifactnet_jax.audio import Segment
 from artifactnet_jax.config import Config, Verdict
 from artifactnet_jax.convert import verify
-from artifactnet_jax.convert.cache import load_onnx, save
+from artifactnet_jax.convert.cache import load_onnx
 from artifactnet_jax.convert.graph import ConvertError
 from artifactnet_jax.convert.importer import Contract
 from artifactnet_jax.convert.parity import BACKENDS, STAGES, Candidate, Comparison, Errors, aligned
 from artifactnet_jax.convert.verify import short
-from artifactnet_jax.weights import Weights, parameter_shapes
+from artifactnet_jax.weights import Weights, parameter_shapes, write_weights
 from audio_files import write
 from onnx_audio import segments
 
@@ -167,7 +167,7 @@ def test_other_weights_fail_at_the_stage_that_departs(command, tmp_path, part, d
     tuned = Weights(
         "tuned", weights.config, tensors, "", weights.licence, weights.provenance, weights.graph
     )
-    save(tuned, tmp_path / "tuned.safetensors")
+    write_weights(tuned, tmp_path / "tuned.safetensors")
     path = write(tmp_path, "x.wav", np.round(segments(1).T * 32_767).astype(np.int16))
     args = ("verify", SEGMENT, tmp_path / "tuned.safetensors", "--backends", "numpy")
     args = (*args, "--audio", path)

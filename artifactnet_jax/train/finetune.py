@@ -43,7 +43,7 @@ from artifactnet_jax.train.manifest import (
     read_manifest,
 )
 from artifactnet_jax.train.phases import Settings, SettingsError
-from artifactnet_jax.weights import Weights, WeightsError, save_weights, weights_digest
+from artifactnet_jax.weights import Weights, WeightsError, weights_digest, write_weights
 
 DEFAULTS = ("steps=300", "batch=8", "watch_every=100", "checkpoint_every=100")  # over the phase's
 PARTS = {"train": 0.6, "test": 0.3, "validation": 0.1}  # the first ones, of a very small set
@@ -177,9 +177,7 @@ def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
         weights = open_weights(args.weights)
         boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
         settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
-        if weights.graph is not None:
-            cause = f"weights {weights.name!r} are a graph that was not recognised in every part"
-            raise CommandError(f"{cause}: only native models can be trained", USAGE)
+        training.check_native(weights)
         # Splits are made and checked here, and sources are no longer told apart in training.
         settings = dataclasses.replace(settings, split_by="group")
         if args.jobs and not settings.workers:
@@ -518,14 +516,7 @@ def _signed(weights: Weights, out: str, found: dict[str, Any]) -> Weights:
 
 def _save(path: Path, weights: Weights) -> None:
     with score.writing(str(path)):
-        save_weights(
-            path,
-            weights.config,
-            weights.tensors,
-            name=weights.name,
-            licence=weights.licence,
-            provenance=weights.provenance,
-        )
+        write_weights(weights, path)
 
 
 def _table(report: Mapping[str, Any], changes: Sequence[Change]) -> None:

@@ -124,9 +124,8 @@ def train(
     if weights is None and settings.needs_init:
         cure = "give --init W, such as the weights of an earlier phase"
         raise CommandError(f"phase {phase} cannot start from random weights: {cure}", USAGE)
-    if weights is not None and weights.graph is not None:
-        cause = f"weights {weights.name!r} are a graph that was not recognised in every part"
-        raise CommandError(f"{cause}: only native models can be trained", USAGE)
+    if weights is not None:
+        check_native(weights)
     try:
         trainer = Trainer(config, weights.tensors if weights else None, settings)
     except SettingsError as error:
@@ -179,6 +178,13 @@ def train(
     _write_weights(folder, phase, settings, config, weights, trainer.tensors(state), report)
     loop.plot()
     return Outcome(folder / "weights.safetensors", report)
+
+
+def check_native(weights: Weights) -> None:
+    """CommandError when the weights are a graph that is run as it stands."""
+    if weights.graph is not None:
+        cause = f"weights {weights.name!r} are a graph that was not recognised in every part"
+        raise CommandError(f"{cause}: only native models can be trained", USAGE)
 
 
 def _select(
