@@ -47,6 +47,16 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _threshold(text: str) -> float | str:
+    """A number from 0 to 1; what is no number at all names an operating point of the weights."""
+    try:
+        float(text)
+    except ValueError:
+        if text.strip():
+            return text
+    return _fraction(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     parser = argparse.ArgumentParser(
@@ -98,7 +108,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="from segments to a song (default: what the weights say, else median)",
     )
     score.add_argument(
-        "--threshold", type=_fraction, metavar="T", help="AI at or above (default: the weights')"
+        "--threshold",
+        type=_threshold,
+        metavar="T",
+        help="AI at or above: a number from 0 to 1, or the name of an operating point of the "
+        "weights, such as fpr1 (default: the weights')",
     )
     score.add_argument("--batch-size", type=_positive, metavar="B", help="segments per call")
     score.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
@@ -286,7 +300,9 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     mine.add_argument(
         "--label", choices=("real", "ai"), help="of files and folders (default: real)"
     )
-    mine.add_argument("--threshold", type=_fraction, metavar="T", help="default: the weights'")
+    mine.add_argument(
+        "--threshold", type=_threshold, metavar="T", help="as of score (default: the weights')"
+    )
     mine.add_argument("--top", type=_positive, metavar="N", help="write the N most wrong only")
     mine.add_argument(
         "--wrong-only", action="store_true", help="write only what is on the wrong side"
@@ -355,13 +371,42 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--per-track", type=_positive, default=1, metavar="N", help="models applied to a track"
     )
     rvq.add_argument("--seed", type=int, default=0)
-    for verb in (train, mine, finetune, residuals, rvq):
+    texture = verbs.add_parser(
+        "texture",
+        help="fit the texture head, calibrate, and write weights",
+        description="Fit the texture head of weights to the tracks of a manifest, calibrate what "
+        "it and the network say together, and report on groups that were left out.",
+        epilog=codes,
+    )
+    texture.add_argument("--data", required=True, nargs="+", metavar="MANIFEST", help=manifest)
+    texture.add_argument("--init", metavar="W", help="weights with the network (default: ours)")
+    texture.add_argument("-o", "--output", required=True, metavar="FILE")
+    texture.add_argument("--name", help="of the weights (default: the file's)")
+    texture.add_argument(
+        "--segments", type=_positive, default=4, metavar="N", help="of a track at most (4)"
+    )
+    texture.add_argument(
+        "--draws", type=_positive, default=2, metavar="N", help="changed versions of each (2)"
+    )
+    texture.add_argument("--steps", type=_positive, default=600, metavar="N", help="of a fit (600)")
+    texture.add_argument(
+        "--folds", type=_positive, default=6, metavar="N", help="parts that are left out in turn"
+    )
+    texture.add_argument(
+        "--point",
+        choices=("fpr1", "fpr5", "balanced"),
+        default="fpr5",
+        help="operating point whose threshold becomes the default (fpr5)",
+    )
+    texture.add_argument("--half", action="store_true", help="store in float16")
+    texture.add_argument("--seed", type=int, default=0)
+    for verb in (train, mine, finetune, residuals, rvq, texture):
         verb.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
-    for verb in (train, finetune, residuals, rvq):
+    for verb in (train, finetune, residuals, rvq, texture):
         verb.add_argument(
             "--cache", metavar="DIR", help="decoded audio (default: in the user's cache folder)"
         )
-    for verb in (split, train, mine, finetune, residuals, rvq):
+    for verb in (split, train, mine, finetune, residuals, rvq, texture):
         verb.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 

@@ -108,6 +108,29 @@ class CNN:
 
 
 @dataclasses.dataclass(frozen=True)
+class Texture:
+    """The texture head (ours): statistics of spectrograms, and a small network on them.
+
+    Its logit is added to the CNN's. What the statistics are: `artifactnet_jax.texture`.
+    """
+
+    resolutions: tuple[tuple[int, int], ...] = ((512, 128), (2048, 512), (8192, 2048))  # n_fft, hop
+    edges: tuple[float, ...] = (  # Hz, of the bands
+        *(100.0, 400.0, 800.0, 1300.0, 2000.0, 3000.0, 4000.0, 5500.0),
+        *(7000.0, 8500.0, 10_000.0, 12_000.0, 14_000.0, 16_000.0),
+    )
+    lags: tuple[tuple[int, int], ...] = (  # bins and frames from a bin to the one it goes with
+        *((0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 8)),
+        *((1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (6, 0), (8, 0)),
+        *((1, 1), (1, -1), (1, 2), (1, -2), (2, 1), (2, -1), (2, 2), (2, -2)),
+    )
+    floor: float = 1e-5  # of the largest magnitude, added before the logarithm: -100 dB
+    frame_floor: float = 1e-6  # of the loudest frame's power; quieter frames do not count
+    limit: float = 6.0  # standard deviations that a statistic is clipped at
+    hidden: tuple[int, ...] = (24, 24)  # features of the hidden layers
+
+
+@dataclasses.dataclass(frozen=True)
 class Imported:
     """A UNet or CNN read from a foreign graph, layer by layer.
 
@@ -125,6 +148,9 @@ class Verdict:
     """From segment scores to a song's verdict (paper III-D, runner, raw-song graph)."""
 
     threshold: float = 0.5  # paper; AI when score >= threshold
+    # Further thresholds by name, from calibration sources: "fpr1" and "fpr5" call 1 % and 5 % of
+    # their real tracks AI, "balanced" judges the largest share of both right.
+    operating_points: tuple[tuple[str, float], ...] = ()
     # Paper and runner: "median"; raw-song graph: "rms"; "mean" only in converted graphs.
     aggregate: Literal["median", "rms", "mean"] = "median"
     segments: Literal["all", "first60"] = "all"  # raw-song graph: "first60"
@@ -158,6 +184,12 @@ class Config:
     unet: UNet | Imported = UNet()
     cnn: CNN | Imported = CNN()
     verdict: Verdict = Verdict()
+    texture: Texture | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError for a texture head beside a rule that takes segments of a song together."""
+        if self.texture is not None and self.front_end.joint.startswith("song"):
+            raise ValueError("a texture head judges segments one by one: no joint rule of a song")
 
     @classmethod
     def v94(cls) -> Config:
@@ -166,8 +198,9 @@ class Config:
 
     @classmethod
     def edge(cls) -> Config:
-        """Same input, residual, bottleneck and mask on 8x8 patches: 4 GFLOP per segment."""
-        return cls(preset="edge", unet=UNet(patch=(8, 8), stem=64, input_scale="log"))
+        """Same residual, bottleneck and mask on 8x8 patches, 4 GFLOP; and the texture head."""
+        unet = UNet(patch=(8, 8), stem=64, input_scale="log")
+        return cls(preset="edge", unet=unet, texture=Texture())
 
     @classmethod
     def from_preset(cls, name: str) -> Config:
@@ -197,6 +230,9 @@ class Config:
             "cnn": Imported if "layers" in data.get("cnn", ()) else CNN,
             "verdict": Verdict,
         }
+        if data.get("texture") is not None:
+            parts["texture"] = Texture
+        data = {key: value for key, value in data.items() if (key, value) != ("texture", None)}
         if set(data) != set(parts) | {"preset"}:
             raise ValueError(f"config has keys {sorted(data)}, not preset and {sorted(parts)}")
         values = {}
@@ -204,7 +240,7 @@ class Config:
             names = {field.name for field in dataclasses.fields(part)}
             if unknown := sorted(set(data[key]) - names):
                 raise ValueError(f"config section {key!r} has unknown keys {unknown}")
-            pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in data[key].items()}
+            pairs = {k: _tuples(v) for k, v in data[key].items()}
             if part is Imported:
                 pairs["layers"] = tuple(map(Layer.from_dict, pairs["layers"]))
             values[key] = part(**pairs)
@@ -213,6 +249,13 @@ class Config:
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form, hexadecimal."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of JSON as the tuples they were; the layers of `Imported` are read by themselves."""
+    if not isinstance(value, list):
+        return value
+    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
 
 
 def flops(config: Config) -> dict[str, int]:

@@ -60,6 +60,31 @@ def open_weights(path: str | os.PathLike[str] | None) -> Weights:
     return load_weights(path)
 
 
+def threshold_of(weights: Weights, threshold: float | str | None) -> float:
+    """The threshold in [0, 1]: as given, of the operating point so named, or the weights' default.
+
+    Raises ValueError for a number outside [0, 1], and for a name that the weights do not have: it
+    lists those that they have.
+    """
+    verdict = weights.config.verdict
+    points = dict(verdict.operating_points)
+    value: float
+    if threshold is None:
+        value = verdict.threshold
+    elif not isinstance(threshold, str):
+        value = threshold
+    elif threshold in points:
+        value = points[threshold]
+    else:
+        known = "".join(f"{name} ({point:g}), " for name, point in points.items())
+        cause = f"weights {weights.name!r} have no operating point {threshold!r}"
+        cause += "" if points else ", nor any other"
+        raise ValueError(f"{cause}: use {known and known[:-2] + ' or '}a number from 0 to 1")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"threshold {value} is not in [0, 1]")
+    return value
+
+
 class _Closed(Exception):
     """The consumer has gone: stop decoding."""
 
@@ -81,11 +106,14 @@ class Detector:
     or None for those that come with the package. backend: "auto", "xla" or "numpy". segments: "all"
     consecutive 4 s segments, "first60" those of the first minute (raw-song graph), or N evenly
     spaced ones (the public runner takes 7). aggregate_rule: "median", "rms" or "mean"; threshold:
-    AI when score >= threshold; all default to what the weights say. Weights of a whole-song model
-    see the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
+    AI when score >= threshold, a number in [0, 1] or the name of one of the weights' operating
+    points ("fpr1"); all default to what the weights say. Weights of a whole-song model see the
+    segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
     convolutions on backend "xla". batch_size: segments per backend call. jobs: decoding threads.
 
-    Raises WeightsError, BackendError, or ValueError for an unknown option.
+    `threshold` is the number in any case, `operating_point` the name, or None where none was given.
+
+    Raises WeightsError, BackendError, or ValueError for an unknown option or operating point.
     """
 
     def __init__(
@@ -95,7 +123,7 @@ class Detector:
         *,
         segments: Segments | None = None,
         aggregate_rule: str | None = None,
-        threshold: float | None = None,
+        threshold: float | str | None = None,
         dtype: str = "float32",
         batch_size: int | None = None,
         jobs: int | None = None,
@@ -103,7 +131,8 @@ class Detector:
         self.weights = weights if isinstance(weights, Weights) else open_weights(weights)
         config = self.weights.config
         self.rule = aggregate_rule or config.verdict.aggregate
-        self.threshold = config.verdict.threshold if threshold is None else threshold
+        self.threshold = threshold_of(self.weights, threshold)
+        self.operating_point = threshold if isinstance(threshold, str) else None
         self.segments: Segments = config.verdict.segments if segments is None else segments
         whole = self.weights.provenance.get("form") == "song"
         self._song = config.front_end.joint.startswith("song") or (
@@ -119,8 +148,6 @@ class Detector:
         if self._song and self.segments == "all":
             cure = "use --segments first60 or a count"
             raise ValueError(f"these weights score the segments of a song together: {cure}")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold {self.threshold} is not in [0, 1]")
         check_plan(self.segments)
         if self.jobs < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("jobs and batch size must be at least 1")
@@ -311,6 +338,7 @@ class Detector:
             verdict=verdict,
             score=score,
             threshold=self.threshold,
+            operating_point=self.operating_point,
             segments=tuple(SegmentScore(start, value) for start, value in segments),
             duration_s=track.end.duration_s,
             sample_rate=track.end.sample_rate,

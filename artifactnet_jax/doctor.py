@@ -47,6 +47,8 @@ def examine() -> dict[str, Any]:
         loaded = load_weights()
         weights: dict[str, Any] = {**loaded.summary(), "licence": loaded.licence}
         weights["provenance"] = dict(loaded.provenance)
+        weights["threshold"] = loaded.config.verdict.threshold
+        weights["operating_points"] = dict(loaded.config.verdict.operating_points)
         auto = auto and pick(loaded)
     except WeightsError as error:
         weights = {"error": str(error)}
@@ -99,4 +101,6 @@ def run(args: argparse.Namespace) -> int:
         status = weights["provenance"].get("status", "release")
         print(f"\nweights: {weights['name']} ({status}, {weights['preset']}, {weights['licence']})")
         print(f"         sha256 {weights['sha256']}")
+        points = ", ".join(f"{k} {v:g}" for k, v in weights["operating_points"].items())
+        print(f"         threshold {weights['threshold']:g}; operating points: {points or 'none'}")
     return OK if found["auto"] else NO_BACKEND

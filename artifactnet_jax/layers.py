@@ -766,7 +766,8 @@ def _preset_cnn(cnn: Any, i: int) -> tuple[Layer, ...]:
 def preset_tensors(
     config: Config, tensors: Mapping[str, np.ndarray], dtype: Any = "float32"
 ) -> dict[str, np.ndarray]:
-    """Tensors of `preset_layers` by full name, from a model's own (`weights.parameter_shapes`).
+    """Tensors of `preset_layers` by full name, from a model's own (`weights.parameter_shapes`),
+    and those of the texture head, which is no layer.
 
     A preset's batch norms are folded in float64, then everything is cast to `dtype`.
     """
@@ -787,7 +788,8 @@ def preset_tensors(
         else:
             value = known[name]
         done[name] = np.ascontiguousarray(value, dtype)
-    return done
+    head = {name: value for name, value in tensors.items() if name.startswith("texture.")}
+    return done | {name: np.ascontiguousarray(value, dtype) for name, value in head.items()}
 
 
 def fold(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

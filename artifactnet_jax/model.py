@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from artifactnet_jax import config as cfg
-from artifactnet_jax import dsp
+from artifactnet_jax import dsp, texture
 from artifactnet_jax import layers as nets
 
 
@@ -348,7 +348,48 @@ class LayerNetwork(nnx.Module):
 
 
 class Given(nnx.Variable):
-    """A constant of the front end that came with a graph: never trained."""
+    """A constant that is never trained: of the front end of a graph, of the texture head."""
+
+
+class TextureHead(nnx.Module):
+    """Audio [B, segment_samples] and its magnitude -> what is added to the CNN's logit [B].
+
+    The output starts at 0: a network that is trained from scratch does not feel it.
+    """
+
+    def __init__(self, config: cfg.Config, layers: Layers):
+        assert config.texture is not None
+        self.config = config
+        i = texture.texture_shapes(config)["texture.mean"][0]
+        self.mean, self.spread = Given(jnp.zeros(i)), Given(jnp.ones(i))
+        single = Layers(layers.rngs, jnp.float32, jax.lax.Precision.HIGHEST)
+        hidden = []
+        for o in config.texture.hidden:
+            hidden.append(single.linear(i, o))
+            i = o
+        self.hidden = nnx.List(hidden)
+        self.out = single.linear(i, 1)
+        self.out.kernel[...] = jnp.zeros((i, 1))
+
+    def __call__(self, audio: jax.Array, magnitude: jax.Array) -> jax.Array:
+        x = jax.lax.stop_gradient(self.statistics(audio, magnitude))
+        head = self.config.texture
+        assert head is not None
+        x = texture.normalised(x, self.mean[...], self.spread[...], head, jnp)
+        for layer in self.hidden:
+            x = nnx.relu(layer(x))
+        return self.out(x)[:, 0]
+
+    def statistics(self, audio: jax.Array, magnitude: jax.Array) -> jax.Array:
+        """What the head reads: audio [B, N], its magnitude [B, n_bins, n_frames] -> [B, K]."""
+        own, head = self.config.front_end, self.config.texture
+        assert head is not None
+        parts = []
+        for n_fft, hop in head.resolutions:
+            front_end = texture.front_end(own, n_fft, hop)
+            plain = magnitude if front_end == own else dsp.stft_magnitude(audio, front_end)
+            parts.append(texture.statistics(plain, n_fft, head, own.sample_rate, jnp))
+        return jnp.concatenate(parts, axis=-1)
 
 
 class FrontEndTensors(nnx.Module):
@@ -390,6 +431,7 @@ class ArtifactNet(nnx.Module):
             self.cnn = LayerNetwork(config.cnn.layers, layers)
         else:
             self.cnn = ForensicCNN(config.cnn, len(config.front_end.channels), layers)
+        self.texture = None if config.texture is None else TextureHead(config, layers)
 
     def __call__(self, audio: jax.Array) -> jax.Array:
         return nnx.sigmoid(self.logit(audio))
@@ -398,7 +440,8 @@ class ArtifactNet(nnx.Module):
         """Logit of P(AI): [B, segment_samples] -> [B]; `rngs` as in `ForensicCNN`."""
         magnitude = self.magnitude(audio)
         views = self.views(self.mask(magnitude) * magnitude)
-        return self.classify(views, dsp.loudest(views, self.config.front_end), rngs)
+        logit = self.classify(views, dsp.loudest(views, self.config.front_end), rngs)
+        return logit if self.texture is None else logit + self.texture(audio, magnitude)
 
     def magnitude(self, audio: jax.Array) -> jax.Array:
         """Audio [B, segment_samples] -> magnitude [B, n_bins, n_frames]."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax import layers as nets
+from artifactnet_jax import texture
 from artifactnet_jax.filterbank import analysis_window, mel_filterbank
 from artifactnet_jax.kernels import median_filter
 
@@ -125,6 +126,18 @@ def seven_channels(
     """Forensic features of one segment: residual magnitude [F, T] -> [C, n_mels, T]."""
     views = mel_views(residual, front_end, mel)
     return channels(views, front_end, loudest(views, front_end))
+
+
+def texture_statistics(audio: np.ndarray, magnitude: np.ndarray, config: cfg.Config) -> np.ndarray:
+    """What the texture head reads [K]: audio [N], its magnitude [n_bins, n_frames]."""
+    own, head = config.front_end, config.texture
+    assert head is not None
+    parts = []
+    for n_fft, hop in head.resolutions:
+        front_end = texture.front_end(own, n_fft, hop)
+        plain = magnitude if front_end == own else stft_magnitude(audio, front_end)
+        parts.append(texture.statistics(plain, n_fft, head, own.sample_rate))
+    return np.concatenate(parts)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -377,6 +390,21 @@ class Network:
         x = np.ascontiguousarray(np.moveaxis(channels, 0, -1))
         return run(self.cnn, self.tensors, x, "cnn.").reshape(())
 
+    def texture(self, audio: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+        """What the texture head adds to the CNN's logit: audio, its magnitude -> scalar array.
+
+        0 where there is no such head.
+        """
+        head, tensors = self.config.texture, self.tensors
+        if head is None:
+            return np.zeros((), audio.dtype)
+        x = texture_statistics(audio, magnitude, self.config)
+        x = texture.normalised(x, tensors["texture.mean"], tensors["texture.spread"], head)
+        for level in range(len(head.hidden)):
+            name = f"texture.hidden.{level}"
+            x = np.maximum(x @ tensors[f"{name}.kernel"] + tensors[f"{name}.bias"], 0)
+        return (x @ tensors["texture.out.kernel"] + tensors["texture.out.bias"]).reshape(())
+
     def segment_views(self, audio: np.ndarray) -> np.ndarray:
         """Audio [N] -> `views` of its residual."""
         magnitude = self.magnitude(audio)
@@ -384,5 +412,7 @@ class Network:
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         """P(AI) of one segment by itself: audio [N] -> scalar array in [0, 1]."""
-        views = self.segment_views(audio)
-        return sigmoid(self.classify(views, loudest(views, self.config.front_end)))
+        magnitude = self.magnitude(audio)
+        views = self.views(self.mask(magnitude) * magnitude)
+        logit = self.classify(views, loudest(views, self.config.front_end))
+        return sigmoid(logit + self.texture(audio, magnitude))

@@ -56,12 +56,14 @@ class Verdict:
     plan: int | str  # of segments: "all", "first60" or a count
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds
+    operating_point: str | None = None  # what the threshold was called, where a name was given
 
     def to_dict(self) -> dict[str, Any]:
         """The row as written to JSON."""
         row = dataclasses.asdict(self)
         head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
         head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
+        head["operating_point"] = row.pop("operating_point")
         row["segments"], row["warnings"] = list(row["segments"]), list(row["warnings"])
         return head | {"n_segments": len(self.segments)} | row
 
@@ -119,6 +121,7 @@ def from_json(line: bytes) -> dict[str, Any] | None:
 CSV_COLUMNS = (
     *("path", "verdict", "score", "threshold", "n_segments", "duration_s", "sample_rate"),
     *("channels", "warnings", "weights", "backend", "dtype", "error_kind", "error"),
+    "operating_point",  # last, so that the columns before it keep their numbers
 )
 
 

@@ -171,6 +171,7 @@ def rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[s
     """Whole rows of an earlier run, except failures among `paths`, which are tried again.
 
     CommandError when the file is another's, or its rows are not comparable with this detector's.
+    Thresholds are compared as numbers, whatever they were called.
     """
     expected = {
         "weights": detector.weights.summary(),

@@ -23,6 +23,7 @@ from artifactnet_jax import config as cfg
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.layers import tensor_shapes
+from artifactnet_jax.texture import texture_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
 DEFAULT = "edge-preview.safetensors"
@@ -106,6 +107,8 @@ def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
             i = o
         conv("unet.head", 1, 1, i, area, True)
 
+    if config.texture is not None:
+        shapes |= texture_shapes(config)
     if isinstance(cnn, cfg.Imported):
         return shapes | tensor_shapes(cnn.layers, "cnn")
     i = len(front_end.channels)
@@ -120,11 +123,14 @@ def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_counts(config: cfg.Config) -> dict[str, int]:
-    """Trained parameters (batch statistics, front end excluded): {"unet", "cnn", "total"}."""
-    counts = {"unet": 0, "cnn": 0}
+    """Trained parameters: {"unet", "cnn", "total"}, and "texture" where there is that head.
+
+    Batch statistics, what the front end is given, and the texture head's mean and spread are none.
+    """
+    counts = {"unet": 0, "cnn": 0} | ({} if config.texture is None else {"texture": 0})
     for name, shape in parameter_shapes(config).items():
         part = name.split(".")[0]
-        if part in counts and not name.endswith((".mean", ".var")):
+        if part in counts and not name.endswith((".mean", ".var", ".spread")):
             counts[part] += int(np.prod(shape))
     return {**counts, "total": sum(counts.values())}
 
@@ -138,7 +144,7 @@ def random_tensors(config: cfg.Config, seed: int = 0) -> dict[str, np.ndarray]:
             values = hann(*shape)
         elif name == "front_end.mel":
             values = mel_filterbank(dataclasses.replace(config.front_end, mel_scale="slaney"))
-        elif name.endswith((".scale", ".var", ".value")):
+        elif name.endswith((".scale", ".var", ".value", ".spread")):
             values = rng.uniform(0.5, 1.5, shape)
         elif name.endswith(".kernel"):
             values = rng.standard_normal(shape) * np.sqrt(1.5 / np.prod(shape[:-1]))

@@ -47,6 +47,8 @@ def describe(weights: Weights) -> list[tuple[str, str]]:
     rows += _unet(config.unet, unet_shape, counts["unet"])
     cnn_shape = (len(fe.channels), fe.n_mels, fe.n_frames)
     rows += _cnn(config.cnn, cnn_shape, counts["cnn"])
+    if config.texture is not None:  # no graph has it, but weights that were tuned may
+        rows.append(("texture head", f"{counts['texture']:,} parameters"))
     verdict = config.verdict
     rule = {"rms": "mean weighted by RMS", "median": "median", "mean": "mean"}[verdict.aggregate]
     rows.append(("aggregation", f"{rule}, segments {verdict.segments}"))

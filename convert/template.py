@@ -50,9 +50,10 @@ def fill_template(
 
     Raises:
         ConvertError: the template cannot be read (see `read_graph`).
-        ValueError: weights that do not come from an ONNX file, or from another one; one
-            initialiser that would need two values; a tuned tensor that the file does not hold as
-            it is; an output that would overwrite the template. One line, with the cure.
+        ValueError: weights that do not come from an ONNX file, or from another one; weights with a
+            texture head; one initialiser that would need two values; a tuned tensor that the file
+            does not hold as it is; an output that would overwrite the template. One line, with the
+            cure.
         OSError: the output cannot be written.
     """
     where, source = os.fspath(template), Path(template)
@@ -66,6 +67,11 @@ def fill_template(
         raise ValueError(
             f"{where}: not the file that weights {weights.name!r} were converted from; name that "
             "file, or leave the template out"
+        )
+    if weights.config.texture is not None:
+        raise ValueError(
+            f"{where}: it has no place for the texture head of weights {weights.name!r}; "
+            "leave the template out"
         )
     if os.path.realpath(path) == os.path.realpath(template):
         raise ValueError(f"{os.fspath(path)}: this is the template; write to another file")

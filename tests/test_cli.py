@@ -665,6 +665,8 @@ def test_kill_at_any_moment_then_resume(shell, score, tmp_path):
         ["score", "--segments", "some", "x.wav"],
         ["score", "--threshold", "1.5", "x.wav"],
         ["score", "--threshold", "nan", "x.wav"],
+        ["score", "--threshold", "", "x.wav"],
+        ["mine", "--threshold", "1.2", "x.wav", "-o", "m.csv"],
         ["score", "--jobs", "0", "x.wav"],
         ["score", "--batch-size", "-1", "x.wav"],
         ["score", "--frobnicate", "x.wav"],

@@ -33,6 +33,8 @@ def test_json_and_table_say_the_same(command):
         **weights.summary(),
         "licence": weights.licence,
         "provenance": weights.provenance,
+        "threshold": weights.config.verdict.threshold,
+        "operating_points": dict(weights.config.verdict.operating_points),
     }
 
     table = command("doctor")

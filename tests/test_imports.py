@@ -24,7 +24,7 @@ HEAVY |= {"scipy", "safetensors", "tqdm", "numpy", "optax", "orbax", "grain", "s
 LAYERS = (
     ("kernels", "layers", "results"),
     ("config",),
-    ("filterbank", "files"),
+    ("filterbank", "files", "texture"),
     ("decode", "weights", "dsp", "reference"),
     ("audio", "model"),
     ("backends",),
@@ -53,7 +53,7 @@ def modules_after(code: str, cwd: Path) -> set[str]:
 
 
 VERBS = ("score", "convert", "export", "verify", "doctor")
-VERBS += ("split", "train", "mine", "finetune", "residuals", "rvq")
+VERBS += ("split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([v, "--help"] for v in VERBS)])

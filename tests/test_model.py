@@ -123,13 +123,13 @@ def test_residual_block_against_scipy():
 @pytest.mark.parametrize("config", [Config.v94(), Config.edge()], ids=lambda c: c.preset)
 def test_module_tree_is_what_the_weights_file_expects(config):
     model = nnx.eval_shape(lambda: m.ArtifactNet(config, rngs=nnx.Rngs(0)))
-    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat, m.Given))
     shapes = {".".join(map(str, p)): v.shape for p, v in nnx.to_flat_state(state)}
     assert shapes == parameter_shapes(config)
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     assert (
         sum(int(np.prod(v.shape)) for _, v in params)
-        == {"v94": 4027490, "edge": 4053889}[config.preset]
+        == {"v94": 4027490, "edge": 4094570}[config.preset]
     )
 
 

@@ -52,6 +52,7 @@ def test_a_row_is_the_documented_schema():
         "verdict": "ai",
         "score": 0.75,
         "threshold": 0.5,
+        "operating_point": None,
         "n_segments": 2,
         "segments": [{"start_s": 0.0, "score": 0.5}, {"start_s": 4.0, "score": 1.0}],
         "duration_s": 8.5,
@@ -65,7 +66,8 @@ def test_a_row_is_the_documented_schema():
         "warnings": ["resampled", "clipped"],
         "timings": {"decode_s": 0.1, "compute_s": 0.2},
     }
-    assert list(VERDICT.to_dict())[:4] == ["schema", "path", "verdict", "score"]
+    head = ["schema", "path", "verdict", "score", "threshold", "operating_point"]
+    assert list(VERDICT.to_dict())[: len(head)] == head
     assert FAILURE.to_dict() == {
         "schema": "artifactnet-jax/score/1",
         "path": "bad.mp3",
@@ -124,6 +126,7 @@ def test_csv_columns():
             "dtype": "float32",
             "error_kind": "",
             "error": "",
+            "operating_point": "",
         },
         {
             **dict.fromkeys(results.CSV_COLUMNS, ""),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.train import loop, phases, run
+from artifactnet_jax.train import loop, manifest, phases, run
 from artifactnet_jax.train.phases import PHASES, SettingsError
 from artifactnet_jax.weights import load_weights, save_weights
 from audio_files import write
@@ -297,10 +297,10 @@ def test_several_manifests_are_one(train, music, tmp_path):
     halves = [music / "first.csv", music / "second.csv"]
     for path, part in zip(halves, (lines[1:7], lines[7:]), strict=True):
         path.write_text("\n".join([lines[0], *part]) + "\n")
-    rows = run._read([str(path) for path in halves])
-    assert rows == run._read([str(music / "music.csv")])
+    rows = manifest.read_manifests([str(path) for path in halves])
+    assert rows == manifest.read_manifests([str(music / "music.csv")])
     with pytest.raises(run.ManifestError, match=r"first\.csv: .*0\.wav is in another manifest too"):
-        run._read([str(music / "music.csv"), str(halves[0])])
+        manifest.read_manifests([str(music / "music.csv"), str(halves[0])])
 
 
 def test_unreadable_rows_are_counted_and_skipped(train, music, tmp_path):

@@ -59,7 +59,7 @@ class NumpyBackend:
             harmonic, percussive = hpss(residual, front_end)
             views = network.views(residual)
             features = channels(views, front_end, loudest(views, front_end))
-            logit = network.logit(features)
+            logit = network.logit(features) + network.texture(audio, magnitude)
         return {
             "magnitude": magnitude,
             "mask": mask,

@@ -138,6 +138,8 @@ def _stages(model: ArtifactNet, audio: jax.Array) -> dict[str, jax.Array]:
     views = model.views(residual)
     channels = dsp.channels(views, front_end, dsp.loudest(views, front_end))
     logit = model.decide(channels)
+    if model.texture is not None:
+        logit = logit + model.texture(audio, magnitude)
     return {
         "magnitude": magnitude,
         "mask": mask,

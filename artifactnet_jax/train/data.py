@@ -80,7 +80,7 @@ class AudioCache:
 
     def entry(self, key: str) -> np.ndarray | None:
         """The same by key, if it is there and whole."""
-        audio = _load(self._path(key))
+        audio = read_array(self._path(key))
         if audio is None or audio.dtype != np.int16 or audio.ndim != 2:
             return None
         return audio
@@ -122,12 +122,18 @@ def _written(path: str) -> Iterator[BinaryIO]:
             yield file
 
 
-def _load(path: str) -> np.ndarray | None:
+def read_array(path: str) -> np.ndarray | None:
     """A memory-mapped .npy, None if it is missing or damaged."""
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
+
+
+def write_array(path: str, array: np.ndarray) -> None:
+    """An .npy file, whole or not at all; CommandError where the disk takes no more."""
+    with _written(path) as file:
+        np.save(file, array)
 
 
 def _decode_into(path: str | os.PathLike[str], file: Any) -> None:
@@ -236,7 +242,7 @@ def _check_residual(row: Row, length: int) -> None:
     cure = "run artifactnet-jax residuals on this manifest, and train on the one it writes"
     if not row.residual:
         raise AudioError("residual", f"has no residual: {cure}")
-    found = _load(row.residual)
+    found = read_array(row.residual)
     name = printable(row.residual)
     if found is None:
         raise AudioError("residual", f"its residual {name} is missing or damaged: {cure}")
@@ -245,14 +251,14 @@ def _check_residual(row: Row, length: int) -> None:
         raise AudioError("residual", f"its residual {name} is {what}: {cure}")
 
 
-class _Crops:
+class Crops:
     """Crops of rows, from the cache, and what chains of changes make of them."""
 
     def __init__(self, rows: Sequence[Row], cache: AudioCache, samples: int, store: str):
         self._rows, self._cache, self._samples, self._store = list(rows), cache, samples, store
         self._keys = [_key(cache, row) for row in self._rows]
 
-    def _audio(self, k: int) -> np.ndarray:
+    def audio(self, k: int) -> np.ndarray:
         """Row k, int16 [n, 1 or 2], as it was when the run began if the cache still has that."""
         audio = self._cache.entry(self._keys[k])
         if audio is not None:
@@ -263,7 +269,7 @@ class _Crops:
             cure = "put it back and start again: the run goes on where it stopped"
             raise CommandError(f"{error}; {cure}", SOME_FAILED) from None
 
-    def _crop(
+    def crop(
         self, k: int, rng: np.random.Generator, chain: Chain, near: int | None = None
     ) -> np.ndarray:
         """A random crop of row k through a chain, float32 [V, samples].
@@ -271,7 +277,7 @@ class _Crops:
         What lies before and after goes through along with it, so that no edge of a codec or filter
         is in the crop. Zeros follow where the recording ends.
         """
-        audio, length = self._audio(k), chain.source_samples(self._samples)
+        audio, length = self.audio(k), chain.source_samples(self._samples)
         start = _audible_start(audio, length, rng, near)
         first, stop = max(0, start - MARGIN), min(len(audio), start + length + MARGIN)
         changed = chain.apply(_to_float(audio[first:stop]))
@@ -283,8 +289,8 @@ class _Crops:
         self, k: int, rng: np.random.Generator, chain: Chain, near: int | None = None
     ) -> dict[str, np.ndarray]:
         """The same crop of row k and of its residual, at the level and gain of the chain."""
-        audio, name = self._audio(k), self._rows[k].residual
-        residual = _load(name)
+        audio, name = self.audio(k), self._rows[k].residual
+        residual = read_array(name)
         if residual is None or len(residual) != len(audio):
             cause = f"{printable(name)}: the residual is gone or has changed"
             raise CommandError(f"{cause}: run artifactnet-jax residuals again", SOME_FAILED)
@@ -296,7 +302,7 @@ class _Crops:
         short = self._samples - len(mono)
         return {name: np.pad(x * gain, (0, short))[None] for name, x in pair.items()}
 
-    def _generator(self, k: int, name: str) -> np.random.Generator:
+    def generator(self, k: int, name: str) -> np.random.Generator:
         """Random numbers for one draw of row k: the same wherever the recording lies."""
         row = self._rows[k]
         seed = os.fsencode(f"{row.group}/{os.path.basename(row.path)}/{name}")
@@ -309,21 +315,24 @@ class _Crops:
 
         It is read, or made and written.
         """
-        key = hashlib.blake2b(f"{self._keys[k]}/{name}".encode(), digest_size=20).hexdigest()
-        path = os.path.join(self._store, key[:2], f"{key[2:]}.npy")
-        stored = _load(path)
+        path = self.path(k, name)
+        stored = read_array(path)
         if stored is None or stored.shape != (versions, self._samples):
-            stored = to_int16(make(self._generator(k, name)))
-            with _written(path) as file:
-                np.save(file, stored)
+            stored = to_int16(make(self.generator(k, name)))
+            write_array(path, stored)
         return _to_float(stored)
+
+    def path(self, k: int, name: str) -> str:
+        """Where what is made once of a draw of row k is kept."""
+        key = hashlib.blake2b(f"{self._keys[k]}/{name}".encode(), digest_size=20).hexdigest()
+        return os.path.join(self._store, key[:2], f"{key[2:]}.npy")
 
     def _item(self, k: int, **audio: np.ndarray) -> dict[str, np.ndarray]:
         label, row = np.array(self._rows[k].label, np.float32), np.array(k, np.int32)
         return {**audio, "label": label, "row": row}
 
 
-class Examples(_Crops):
+class Examples(Crops):
     """Training examples, endless: examples[i] depends on the arguments and i only.
 
     Labels alternate, so that every even batch is half and half. Within a label a source counts by
@@ -378,11 +387,11 @@ class Examples(_Crops):
         if self._residual:
             return self._item(k, **self._pair(k, rng, self.chain(i), self._place(k, rng)))
         if not self._draws:
-            return self._item(k, audio=self._crop(k, rng, self.chain(i), self._place(k, rng)))
+            return self._item(k, audio=self.crop(k, rng, self.chain(i), self._place(k, rng)))
 
         def make(rng: np.random.Generator) -> np.ndarray:
             chain = self._chain(rng)
-            return self._crop(k, rng, chain, self._place(k, rng))
+            return self.crop(k, rng, chain, self._place(k, rng))
 
         name = f"{self._seed}/{self._near[k]}/{rng.integers(self._draws)}"
         return self._item(k, audio=self._stored(k, name, max(1, len(self._versions)), make))
@@ -403,7 +412,7 @@ class Examples(_Crops):
         return self._near[k] if rng.random() < self._near_p else None
 
 
-class FixedExamples(_Crops, Sequence[dict[str, np.ndarray]]):
+class FixedExamples(Crops, Sequence[dict[str, np.ndarray]]):
     """Plain crops for watching, the same each time: `per_row` of every row, row by row.
 
     Items as of `Examples`; lossy `versions` have one bit rate, and are kept on disk once made.
@@ -431,12 +440,12 @@ class FixedExamples(_Crops, Sequence[dict[str, np.ndarray]]):
         k, number = divmod(range(len(self))[i], self._per_row)
         name = f"{self._seed}/{number}"
         if self._residual:
-            return self._item(k, **self._pair(k, self._generator(k, name), self._plan))
+            return self._item(k, **self._pair(k, self.generator(k, name), self._plan))
         if not self._plan.codecs:
-            return self._item(k, audio=self._crop(k, self._generator(k, name), self._plan))
+            return self._item(k, audio=self.crop(k, self.generator(k, name), self._plan))
 
         def make(rng: np.random.Generator) -> np.ndarray:
-            return self._crop(k, rng, self._plan)
+            return self.crop(k, rng, self._plan)
 
         versions = self._plan.codecs
         name += f"/{_REVISION}/{self._samples}/{versions}"

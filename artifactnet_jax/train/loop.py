@@ -199,7 +199,7 @@ class Trainer:
     def _set_mode(self, model: ArtifactNet, training: bool) -> None:
         model.eval()
         if training:
-            for name in {part.split(".")[0] for part in self.settings.moves}:
+            for name in {part.split(".")[0] for part in self.settings.moves} - {"texture"}:
                 part = model.unet if name == "unet" else model.cnn
                 part.set_attributes(
                     deterministic=False,
@@ -250,6 +250,8 @@ def losses(
     if settings.bce or settings.consistency:
         views = model.views(mask * magnitude)
         logit = model.classify(views, dsp.loudest(views, front_end), rngs)
+        if model.texture is not None:
+            logit = logit + model.texture(audio, magnitude)
         even = math.log(settings.boundary / (1 - settings.boundary))
         metrics["bce"] = binary_cross_entropy(logit - even, label, settings.label_smoothing)
         metrics["logit"] = logit.reshape(tracks, versions)
@@ -284,6 +286,7 @@ def _optimiser(settings: Settings) -> optax.GradientTransformation:
         )
 
     parts = {"unet": settings.unet_rate, "cnn": settings.cnn_rate, AUXILIARY: 1.0}
+    parts["texture"] = settings.cnn_rate
     optimiser = optax.chain(
         optax.clip_by_global_norm(settings.clip),
         optax.partition(

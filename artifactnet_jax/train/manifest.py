@@ -121,6 +121,16 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Row]:
 Records = list[tuple[str, list[str]]]  # name of the row for people, cells
 
 
+def read_manifests(paths: Sequence[str]) -> list[Row]:
+    """The rows of all manifests; ManifestError for a recording in two of them."""
+    rows: dict[str, Row] = {}
+    for path in paths:
+        for row in read_manifest(path):
+            if rows.setdefault(os.path.abspath(row.path), row) is not row:
+                raise ManifestError(f"{path}: {row.path} is in another manifest too: leave one out")
+    return list(rows.values())
+
+
 def _csv(name: str) -> tuple[list[str], Records]:
     with open(name, "rb") as file:
         data = file.read()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from artifactnet_jax import score
-from artifactnet_jax.detector import Detector
+from artifactnet_jax.detector import Detector, threshold_of
 from artifactnet_jax.files import find_audio
 from artifactnet_jax.results import (
     OK,
@@ -60,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
     except (ManifestError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
     detector = score.open_detector(args.weights, args.backend, jobs=args.jobs)
-    threshold = detector.threshold if args.threshold is None else args.threshold
+    try:
+        threshold = threshold_of(detector.weights, args.threshold)
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from error
     verdicts = score_rows(rows, detector, f"{args.output}.scores.jsonl", args.quiet)
     ranked = rank(rows, verdicts, threshold)
     failed = sum("error" in verdict for verdict in verdicts)

@@ -79,7 +79,7 @@ class Settings:
     licence: str = ""  # of the weights written; without: that of --init
 
 
-_BOTH = ("unet", "cnn")
+_PARTS = ("unet", "cnn", "texture")
 PHASES: dict[str, Settings] = {
     "distill": Settings(moves=("unet",), distill=1.0),
     "cnn": Settings(moves=("cnn",), bce=1.0),
@@ -88,7 +88,12 @@ PHASES: dict[str, Settings] = {
         needs_init=True, bce=1.0, consistency=0.5, versions=CODECS, batch=8, rate=3e-4
     ),
     "head": Settings(
-        moves=("cnn",), batch_statistics="frozen", needs_init=True, bce=1.0, rate=1e-4, steps=500
+        moves=("cnn", "texture"),
+        batch_statistics="frozen",
+        needs_init=True,
+        bce=1.0,
+        rate=1e-4,
+        steps=500,
     ),
     "encoder": Settings(moves=("unet",), auxiliary=1.0, rate=1.5e-3),
     "joint": Settings(bce=1.0, auxiliary=0.5, rate=1.5e-3),
@@ -223,7 +228,7 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"boundary={s.boundary}: it must lie between 0 and 1")
     if not s.distill + s.bce + s.auxiliary:
         raise SettingsError("distill, bce and auxiliary are all 0: there is nothing to minimise")
-    if not s.moves or not all(part.split(".")[0] in _BOTH for part in s.moves):
+    if not s.moves or not all(part.split(".")[0] in _PARTS for part in s.moves):
         raise SettingsError(f"moves={','.join(s.moves)}: name unet, cnn or parts such as cnn.out")
     if unknown := set(s.versions) - set(CODECS):
         raise SettingsError(f"versions: no codec {sorted(unknown)}: use {','.join(CODECS)}")

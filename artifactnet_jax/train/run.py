@@ -44,7 +44,7 @@ from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failur
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.data import AudioCache, Examples, FixedExamples, batches, prepare
 from artifactnet_jax.train.loop import State, Trainer
-from artifactnet_jax.train.manifest import ManifestError, Row, check_rows, read_manifest
+from artifactnet_jax.train.manifest import ManifestError, Row, check_rows, read_manifests
 from artifactnet_jax.train.phases import Settings, SettingsError
 from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         if not (args.data and args.out):
             raise CommandError("train needs --data MANIFEST and --out RUN_DIR", USAGE)
         weights = open_weights(args.init) if args.init else None
-        rows = _read(args.data)
+        rows = read_manifests(args.data)
     except (SettingsError, ManifestError, WeightsError) as error:
         raise CommandError(str(error), USAGE) from error
     if weights is not None and args.preset not in (None, weights.config.preset):
@@ -82,16 +82,6 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(outcome.report, indent=1))
     return SOME_FAILED if outcome.report["skipped"] else OK
-
-
-def _read(paths: Sequence[str]) -> list[Row]:
-    """The rows of all manifests; ManifestError for a recording in two of them."""
-    rows: dict[str, Row] = {}
-    for path in paths:
-        for row in read_manifest(path):
-            if rows.setdefault(os.path.abspath(row.path), row) is not row:
-                raise ManifestError(f"{path}: {row.path} is in another manifest too: leave one out")
-    return list(rows.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +123,7 @@ def train(
     folder = Path(out)
     with _full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    tell = _Teller(quiet)
+    tell = Teller(quiet)
     if trainer.frozen_statistics and settings.batch_statistics == "update":
         tell("the norms of these weights are folded into convolutions: their statistics stay")
     wanted, watched = _select(rows, settings, one_class or bool(settings.distill))
@@ -209,10 +199,10 @@ def _select(
 
 
 def _prepare(
-    rows: list[Row], cache: AudioCache, settings: Settings, jobs: int, tell: _Teller
+    rows: list[Row], cache: AudioCache, settings: Settings, jobs: int, tell: Teller
 ) -> tuple[list[Row], list[Failure]]:
     """Decode what is not in the cache yet; returns what can be used, and what cannot."""
-    with _progress(tell, 0, len(rows), "track") as bar:
+    with progress(tell, 0, len(rows), "track") as bar:
         done = itertools.count(1)
 
         def each(result: Row | Failure) -> None:
@@ -318,7 +308,7 @@ def _watch_batches(
 class _Loop:
     """Steps, and all that is kept of them: checkpoints, metrics, the watch over collapse."""
 
-    def __init__(self, folder: Path, trainer: Trainer, settings: Settings, tell: _Teller):
+    def __init__(self, folder: Path, trainer: Trainer, settings: Settings, tell: Teller):
         self.folder, self.trainer, self.settings, self.tell = folder, trainer, settings, tell
         self.last: dict[str, Any] = {}
         self.validation: dict[str, Any] = {}
@@ -347,7 +337,7 @@ class _Loop:
             contextlib.closing(
                 batches(examples, settings.batch, start=done, workers=jobs)
             ) as source,
-            _progress(self.tell, done, settings.steps) as bar,
+            progress(self.tell, done, settings.steps) as bar,
             ThreadPoolExecutor(1) as clock,
         ):
             pending: list[tuple[int, dict[str, Any], np.ndarray]] = []
@@ -591,6 +581,9 @@ def _write_weights(
     earlier = list(weights.provenance.get("history", ())) if weights else []
     if weights is not None and not earlier:
         earlier = [{"weights": weights.summary(), "provenance": dict(weights.provenance)}]
+    # The points were those of the weights that this run began with.
+    verdict = dataclasses.replace(config.verdict, operating_points=())
+    config = dataclasses.replace(config, verdict=verdict)
     entry = {
         "phase": phase,
         "settings": phases.to_flat(settings),
@@ -650,7 +643,7 @@ def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-class _Teller:
+class Teller:
     """Says a line on stderr, above the progress bar if there is one."""
 
     def __init__(self, quiet: bool):
@@ -663,8 +656,8 @@ class _Teller:
 
 
 @contextlib.contextmanager
-def _progress(
-    tell: _Teller, done: int, total: int, unit: str = "step"
+def progress(
+    tell: Teller, done: int, total: int, unit: str = "step"
 ) -> Iterator[Callable[[int], None]]:
     """A function that moves a bar, where stderr is a terminal."""
     if tell.quiet or not sys.stderr.isatty():

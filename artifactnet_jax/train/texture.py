@@ -1,0 +1,521 @@
+"""The verb `texture`: fit the texture head of weights on the tracks of a manifest.
+
+The head reads statistics that nothing trained has a part in, so they are taken once: of some
+segments of every track as it is, and of as many changed by the random chain that every other phase
+draws from too (`augment`), label unseen. They are kept in the cache; a run that was stopped goes on
+from there. The fit itself takes a minute: mixed-up pairs, dropout, and each source counting by its
+size to the power `source_power` within its label, as everywhere in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.metrics import roc_auc_score, roc_curve
+from threadpoolctl import threadpool_limits
+
+from artifactnet_jax import __version__, score
+from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.config import Config, Texture
+from artifactnet_jax.detector import open_weights
+from artifactnet_jax.reference import (
+    Network,
+    loudest,
+    sigmoid,
+    stft_magnitude,
+    texture_statistics,
+)
+from artifactnet_jax.results import (
+    OK,
+    SOME_FAILED,
+    USAGE,
+    CommandError,
+    aggregate,
+    brief,
+)
+from artifactnet_jax.texture import normalised
+from artifactnet_jax.train.augment import Augment, Chain
+from artifactnet_jax.train.data import AudioCache, Crops, prepare, read_array, write_array
+from artifactnet_jax.train.losses import binary_cross_entropy
+from artifactnet_jax.train.manifest import (
+    LABELS,
+    ManifestError,
+    Row,
+    assign_splits,
+    check_rows,
+    read_manifests,
+)
+from artifactnet_jax.train.run import Teller, check_native, progress
+from artifactnet_jax.weights import Weights, WeightsError, save_weights
+
+_REVISION = 1  # of the statistics: raise it whenever the same audio gives something else
+LEAST_SPREAD = 1e-3  # of a statistic that hardly differs between tracks
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Everything that decides a fit, besides its data."""
+
+    segments: int = 4  # of a track, at most; one for every `every_s` seconds of it
+    every_s: float = 10.0
+    draws: int = 2  # changed segments beside each plain one
+    steps: int = 600
+    batch: int = 256
+    rate: float = 1e-3
+    weight_decay: float = 0.02
+    input_dropout: float = 0.2
+    dropout: float = 0.2
+    mixup: float = 0.3  # of the Beta distribution that pairs are mixed by; 0: no mixing
+    label_smoothing: float = 0.05
+    source_power: float = 0.5
+    seed: int = 0
+
+
+class _Statistics(Crops):
+    """Statistics of segments of rows, each taken once and then kept on disk."""
+
+    def __init__(self, rows: Sequence[Row], cache: AudioCache, config: Config, fit: Fit):
+        assert config.texture is not None
+        self._config, self._fit, self._augment = config, fit, Augment()
+        known = [_REVISION, dataclasses.asdict(config.texture), dataclasses.asdict(self._augment)]
+        known += [config.front_end.segment_samples, config.front_end.sample_rate]
+        digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+        store = os.path.join(cache.folder, "texture", digest)
+        super().__init__(rows, cache, config.front_end.segment_samples, store)
+
+    def of(self, k: int) -> np.ndarray:
+        """Row k: float32 [segments, 1 + draws, K]; version 0 of a segment is unchanged."""
+        versions = range(1 + self._fit.draws)
+        return np.stack([[self._one(k, s, v) for v in versions] for s in self._segments(k)])
+
+    def plain(self, k: int) -> list[np.ndarray]:
+        """The unchanged segments of row k that `of` has the statistics of: float32 [N] each."""
+        return [self._crop(k, segment, 0) for segment in self._segments(k)]
+
+    def _segments(self, k: int) -> range:
+        seconds = len(self.audio(k)) / self._config.front_end.sample_rate
+        return range(min(self._fit.segments, max(1, math.ceil(seconds / self._fit.every_s))))
+
+    def _crop(self, k: int, segment: int, version: int) -> np.ndarray:
+        rng = self.generator(k, f"{self._fit.seed}/{segment}/{version}")
+        return self.crop(k, rng, self._augment.draw(rng) if version else Chain())[0]
+
+    def _one(self, k: int, segment: int, version: int) -> np.ndarray:
+        path = self.path(k, f"{self._fit.seed}/{segment}/{version}")
+        kept = read_array(path)
+        if kept is not None:
+            return kept
+        audio, front_end = self._crop(k, segment, version), self._config.front_end
+        values = texture_statistics(audio, stft_magnitude(audio, front_end), self._config)
+        write_array(path, values)
+        return values
+
+
+def collect(
+    rows: Sequence[Row],
+    cache: AudioCache,
+    config: Config,
+    fit: Fit,
+    tell: Callable[[], None] = lambda: None,
+) -> list[np.ndarray]:
+    """Statistics of every row, float32 [segments, 1 + draws, K] each; `tell` is called by row."""
+    source = _Statistics(rows, cache, config, fit)
+    done = []
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
+        try:
+            for values in pool.map(source.of, range(len(rows))):
+                done.append(values)
+                tell()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return done
+
+
+def network_logits(
+    weights: Weights, rows: Sequence[Row], cache: AudioCache, fit: Fit
+) -> list[np.ndarray]:
+    """The CNN's own logit of the same unchanged segments, float64 [segments] for each row."""
+    source = _Statistics(rows, cache, weights.config, fit)
+    network = Network(weights.config, weights.tensors)
+
+    def one(k: int) -> np.ndarray:
+        segments = [network.segment_views(audio) for audio in source.plain(k)]
+        front_end = weights.config.front_end
+        return np.array([network.classify(v, loudest(v, front_end)) for v in segments], np.float64)
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
+        return list(pool.map(one, range(len(rows))))
+
+
+def head(
+    texture: Texture, rows: Sequence[Row], statistics: Sequence[np.ndarray], fit: Fit
+) -> dict[str, np.ndarray]:
+    """The head's tensors, fitted to what `collect` gives: the same for the same input."""
+    values = np.concatenate([s.reshape(-1, s.shape[-1]) for s in statistics])
+    sizes = [s.shape[0] * s.shape[1] for s in statistics]
+    label = np.repeat([row.label for row in rows], sizes)
+    weight = np.repeat(row_weights(rows, fit.source_power) / sizes, sizes)
+    mean = np.average(values, 0, weight)
+    spread = np.maximum(np.sqrt(np.average((values - mean) ** 2, 0, weight)), LEAST_SPREAD)
+    mean, spread = mean.astype(np.float32), spread.astype(np.float32)
+    x = normalised(values, mean, spread, texture)
+    rng = np.random.default_rng(fit.seed)
+    edges = np.cumsum(weight)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, fit.rate, fit.steps // 5, fit.steps)
+    optimiser = optax.adamw(schedule, weight_decay=fit.weight_decay)
+
+    def logit(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, len(texture.hidden) + 1)
+        x = _dropped(x, fit.input_dropout, keys[0])
+        for (kernel, bias), own in zip(params[:-1], keys[1:], strict=True):
+            x = jnp.maximum(_linear(x, kernel, bias), 0)
+            x = _dropped(x, fit.dropout, own)
+        return _linear(x, *params[-1])[:, 0]
+
+    def loss(params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+        return binary_cross_entropy(logit(params, x, key), y, fit.label_smoothing)
+
+    @jax.jit
+    def step(params: Any, state: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
+        slope = jax.grad(loss)(params, x, y, key)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counters in
+            change, state = optimiser.update(slope, state, params)
+            return optax.apply_updates(params, change), state
+
+    sizes = [x.shape[1], *texture.hidden, 1]
+    params = [
+        (
+            jnp.asarray(rng.standard_normal((i, o)) / math.sqrt(i), jnp.float32),
+            jnp.zeros(o, jnp.float32),
+        )
+        for i, o in itertools.pairwise(sizes)
+    ]
+    state, key = optimiser.init(params), jax.random.key(fit.seed)
+    for number in range(fit.steps):
+        pick = np.minimum(np.searchsorted(edges, rng.random(fit.batch) * edges[-1]), len(x) - 1)
+        a, y = x[pick], label[pick].astype(np.float32)
+        if fit.mixup:
+            share = rng.beta(fit.mixup, fit.mixup, (fit.batch, 1)).astype(np.float32)
+            other = rng.permutation(fit.batch)
+            a, y = (
+                share * a + (1 - share) * a[other],
+                share[:, 0] * y + (1 - share[:, 0]) * y[other],
+            )
+        params, state = step(params, state, a, y, jax.random.fold_in(key, number))
+    tensors = {"texture.mean": mean, "texture.spread": spread}
+    for level, (kernel, bias) in enumerate(params):
+        name = "texture.out" if level == len(texture.hidden) else f"texture.hidden.{level}"
+        tensors |= {f"{name}.kernel": np.asarray(kernel), f"{name}.bias": np.asarray(bias)}
+    return tensors
+
+
+def logits(texture: Texture, tensors: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The head on statistics [n, K] -> [n]; the same sums as in `reference.Network.texture`."""
+    x = normalised(x, tensors["texture.mean"], tensors["texture.spread"], texture)
+    for level in range(len(texture.hidden)):
+        name = f"texture.hidden.{level}"
+        x = np.maximum(x @ tensors[f"{name}.kernel"] + tensors[f"{name}.bias"], 0)
+    return (x @ tensors["texture.out.kernel"] + tensors["texture.out.bias"])[:, 0]
+
+
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
+
+
+def _dropped(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
+    kept = jax.random.bernoulli(key, 1 - share, x.shape)
+    return jnp.where(kept, x / (1 - share), 0.0)
+
+
+def row_weights(rows: Sequence[Row], source_power: float) -> np.ndarray:
+    """What a row counts: both labels alike, within one a source by its size to `source_power`."""
+    count = Counter((row.label, row.source) for row in rows)
+    weights = np.array([count[row.label, row.source] ** (source_power - 1) for row in rows])
+    for label in (0, 1):
+        own = np.array([row.label == label for row in rows])
+        weights[own] /= max(weights[own].sum(), 1e-12)
+    return weights
+
+
+def left_out(
+    rows: Sequence[Row], statistics: Sequence[np.ndarray], texture: Texture, fit: Fit, folds: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Logits of every row's unchanged segments by a head that knew nothing of the row's group.
+
+    The groups are divided into `folds` parts; the rows of each are judged by a head that was fitted
+    to the others. Returns the logits [segments] of each row, and its fold [rows].
+    """
+    parts = {str(k): 1 / folds for k in range(folds)}
+    placed = assign_splits(rows, "group", parts, seed=fit.seed)
+    fold = np.array([int(row.split) for row in placed])
+    out: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    for k in range(folds):
+        known = np.flatnonzero(fold != k).tolist()
+        tensors = head(texture, [rows[i] for i in known], [statistics[i] for i in known], fit)
+        for i in np.flatnonzero(fold == k).tolist():
+            out[i] = logits(texture, tensors, statistics[i][:, 0]).astype(np.float64)
+    return out, fold
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How the two logits become a probability: sigmoid(own * head + network * cnn + bias)."""
+
+    own: float
+    network: float
+    bias: float
+
+    def scores(self, own: np.ndarray, network: np.ndarray) -> np.ndarray:
+        """P(AI) of segments from their two logits."""
+        return sigmoid(self.own * own + self.network * network + self.bias)
+
+
+def calibrate(
+    rows: Sequence[Row],
+    own: Sequence[np.ndarray],
+    network: Sequence[np.ndarray],
+    source_power: float,
+) -> Calibration:
+    """Logistic regression on the segments of rows that neither part of the detector was fitted to.
+
+    A share of the network that is not above 0 becomes 0: then it only adds noise.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    sizes = [len(part) for part in own]
+    weight = np.repeat(row_weights(rows, source_power) / sizes, sizes)
+    y = np.repeat([row.label for row in rows], sizes)
+    x = np.stack([np.concatenate(list(own)), np.concatenate(list(network))], axis=1)
+
+    def regress(columns: np.ndarray) -> Any:
+        model = LogisticRegression(C=1e6, max_iter=1000)
+        return model.fit(columns, y, sample_weight=weight * len(y) / weight.sum())
+
+    both = regress(x)
+    if both.coef_[0, 1] > 0:
+        own_share, network_share = map(float, both.coef_[0])
+        return Calibration(own_share, network_share, float(both.intercept_[0]))
+    alone = regress(x[:, :1])
+    return Calibration(float(alone.coef_[0, 0]), 0.0, float(alone.intercept_[0]))
+
+
+def operating_points(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+    """Thresholds from tracks that were left out, each as low as it may be.
+
+    "fprN" calls at most N % of the (weighted) real tracks AI, and is missing where no threshold
+    does; "balanced" has the largest sum of the shares of both classes that are judged right.
+    """
+    real = label == 0
+    candidates = np.unique(np.nextafter(score.astype(np.float32), np.float32(2)).astype(float))
+    candidates = np.minimum(candidates, 1.0)
+
+    def share(own: np.ndarray, threshold: float) -> float:
+        return float(weight[own & (score >= threshold)].sum() / weight[own].sum())
+
+    false = np.array([share(real, t) for t in candidates])
+    found = np.array([share(~real, t) for t in candidates])
+    points = {}
+    for percent in (1, 5):
+        allowed = candidates[false <= percent / 100]
+        if len(allowed):
+            points[f"fpr{percent}"] = float(allowed[0])
+    points["balanced"] = float(candidates[np.argmax(found - false)])
+    return points
+
+
+def combined(
+    tensors: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], calibration: Calibration
+) -> dict[str, np.ndarray]:
+    """A network's tensors with the head `own`, both scaled as the calibration says."""
+    done = {**tensors, **own}
+    for name, factor in (("texture.out", calibration.own), ("cnn.out", calibration.network)):
+        for leaf in ("kernel", "bias"):
+            done[f"{name}.{leaf}"] = done[f"{name}.{leaf}"] * np.float32(factor)
+    done["texture.out.bias"] = done["texture.out.bias"] + np.float32(calibration.bias)
+    return done
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit, calibrate, write and report what the arguments name; returns the exit code."""
+    fit = dataclasses.replace(
+        Fit(), segments=args.segments, draws=args.draws, steps=args.steps, seed=args.seed
+    )
+    try:
+        rows = read_manifests(args.data)
+        weights = open_weights(args.init)
+        check_native(weights)
+        check_rows(rows, by="group")
+    except (ManifestError, WeightsError) as error:
+        raise CommandError(str(error), USAGE) from error
+    if len({row.label for row in rows if row.split != "train"}) < 2:
+        cause = "no rows of both labels lie outside the part 'train': nothing to calibrate with"
+        raise CommandError(f"{cause}: divide the manifest with artifactnet-jax split", USAGE)
+    if problem := score.output_problem(args.output):
+        raise CommandError(f"{args.output}: {problem}", USAGE)
+    config = weights.config
+    if config.texture is None:
+        config = dataclasses.replace(config, texture=Texture())
+    texture = config.texture
+    assert texture is not None
+    cache = AudioCache(args.cache)
+    say, counted = Teller(args.quiet), itertools.count(1)
+    with progress(say, 0, len(rows), "track") as move:
+        rows, failures = prepare(
+            rows, cache, max_bad=0.05, jobs=cpu_count(), tell=lambda result: move(next(counted))
+        )
+    for failure in failures:
+        say(failure.message)
+    counted = itertools.count(1)
+    with progress(say, 0, len(rows), "track") as move:
+        statistics = collect(rows, cache, config, fit, lambda: move(next(counted)))
+    try:
+        own, fold = left_out(rows, statistics, texture, fit, args.folds)
+    except ManifestError as error:
+        raise CommandError(str(error), USAGE) from error
+    unseen = [i for i, row in enumerate(rows) if row.split != "train"]
+    network = network_logits(weights, [rows[i] for i in unseen], cache, fit)
+    judged = [rows[i] for i in unseen]
+    calibration = calibrate(judged, [own[i] for i in unseen], network, fit.source_power)
+    rule, eps = config.verdict.aggregate, config.verdict.rms_eps
+    score_of = np.array(
+        [
+            aggregate(calibration.scores(own[i], other).tolist(), [1.0] * len(other), rule, eps)
+            for i, other in zip(unseen, network, strict=True)
+        ]
+    )
+    label = np.array([row.label for row in judged])
+    weight = row_weights(judged, fit.source_power)
+    points = operating_points(label, score_of, weight)
+    tensors = combined(weights.tensors, head(texture, rows, statistics, fit), calibration)
+    verdict = dataclasses.replace(
+        config.verdict, threshold=points[args.point], operating_points=tuple(points.items())
+    )
+    config = dataclasses.replace(config, texture=texture, verdict=verdict)
+    report = {
+        "rows": len(rows),
+        "skipped": [failure.message for failure in failures],
+        "fit": dataclasses.asdict(fit),
+        "calibration": dataclasses.asdict(calibration),
+        "operating_points": points,
+        "left_out": figures(rows, own, fit.source_power),
+        "unseen": at_thresholds(judged, score_of, fold[unseen], args.point, fit.source_power),
+    }
+    earlier = list(weights.provenance.get("history", ())) or [
+        {"weights": weights.summary(), "provenance": dict(weights.provenance)}
+    ]
+    kept = {key: report[key] for key in ("rows", "fit", "calibration", "operating_points")}
+    try:
+        save_weights(
+            args.output,
+            config,
+            tensors,
+            name=args.name or Path(args.output).stem,
+            licence=weights.licence,
+            provenance={
+                "trained_by": f"artifactnet-jax {__version__}",
+                "history": [*earlier, {"phase": "texture", **kept}],
+                "note": "not evidence by itself",
+            },
+            dtype=np.float16 if args.half else np.float32,
+        )
+    except (OSError, WeightsError) as error:
+        raise CommandError(f"{args.output}: {brief(error)}", SOME_FAILED) from error
+    print(json.dumps(report, indent=1))
+    return SOME_FAILED if failures else OK
+
+
+def figures(rows: Sequence[Row], own: Sequence[np.ndarray], source_power: float) -> dict[str, Any]:
+    """AUC and TPR at 5 % false positives of the head alone, on groups that it was not fitted to."""
+    label = np.array([row.label for row in rows])
+    mean = np.array([part.mean() for part in own])
+    weight = row_weights(rows, source_power)
+    low, middle, high = bootstrap(rows, lambda w: _auc(label, mean, weight * w))
+    false, found, _ = roc_curve(label, mean, sample_weight=weight)
+    return {
+        "auc": middle,
+        "auc_interval": [low, high],
+        "tpr_at_fpr5": float(found[np.searchsorted(false, 0.05, side="right") - 1]),
+        "tracks": len(rows),
+        "groups": len({row.group for row in rows}),
+    }
+
+
+def at_thresholds(
+    rows: Sequence[Row], score: np.ndarray, fold: np.ndarray, point: str, source_power: float
+) -> dict[str, Any]:
+    """The whole detector on rows that nothing in it was fitted to.
+
+    The verdicts of a fold are those at the threshold of the other folds, so that it is no choice
+    of the tracks that it is judged by.
+    """
+    label = np.array([row.label for row in rows])
+    weight = row_weights(rows, source_power)
+    called = np.zeros(len(rows), bool)
+    for k in np.unique(fold):
+        own, other = fold == k, fold != k
+        threshold = operating_points(label[other], score[other], weight[other])[point]
+        called[own] = score[own] >= threshold
+    low, middle, high = bootstrap(rows, lambda w: _auc(label, score, weight * w))
+    sources = {}
+    for name in sorted({row.source for row in rows}):
+        own = np.array([row.source == name for row in rows])
+        sources[name] = {
+            "label": LABELS[int(label[own][0])],
+            "tracks": int(own.sum()),
+            "called_ai": float(called[own].mean()),
+            "median_score": float(np.median(score[own])),
+        }
+    shares: dict[str, Any] = {}
+    for k, name in enumerate(("fpr", "tpr")):
+        own = label == k
+
+        def share(w: np.ndarray, own: np.ndarray = own) -> float:
+            return float((weight * w)[own & called].sum() / max((weight * w)[own].sum(), 1e-12))
+
+        low_share, value, high_share = bootstrap(rows, share)
+        shares |= {name: value, f"{name}_interval": [low_share, high_share]}
+    return {"auc": middle, "auc_interval": [low, high], **shares, "sources": sources}
+
+
+def bootstrap(
+    rows: Sequence[Row], statistic: Callable[[np.ndarray], float], resamples: int = 500
+) -> tuple[float, float, float]:
+    """2.5 % bound, value, 97.5 % bound of a statistic of row weights; whole sources are resampled.
+
+    Within each label, so that no resample lacks one.
+    """
+    rng = np.random.default_rng(0)
+    names = [(row.label, row.source) for row in rows]
+    numbers = {name: k for k, name in enumerate(sorted(set(names)))}
+    unit = np.array([numbers[name] for name in names])
+    labels = np.array([name[0] for name in sorted(numbers)])
+    values = []
+    for _ in range(resamples):
+        count = np.zeros(len(numbers))
+        for k in (0, 1):
+            own = np.flatnonzero(labels == k)
+            np.add.at(count, rng.choice(own, len(own)), 1)
+        values.append(statistic(count[unit]))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), statistic(np.ones(len(rows))), float(high)
+
+
+def _auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
+    kept = weight > 0
+    return float(roc_auc_score(label[kept], score[kept], sample_weight=weight[kept]))

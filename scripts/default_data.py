@@ -1,0 +1,181 @@
+"""Fetch the music that the default weights are trained on, and write its manifest.
+
+    python scripts/default_data.py fetch RAW
+    python scripts/default_data.py manifest RAW --clips CLIPS/manifest.csv -o data.csv
+
+`fetch` brings what anyone can install, without installing it: Debian packages by `apt-get download`
+and `dpkg-deb -x` (about 1.6 GB), npm packages by `npm pack` (0.2 GB). What is there is left alone.
+
+| what | class | licence |
+| --- | --- | --- |
+| DEBIAN: music of games | real | free, each its own: usr/share/doc/NAME/copyright in it |
+| npm weshop-music-package-NAME 0.1.0: 166 tracks by Suno v5 | AI | CC0 1.0 |
+| clips of demo pages (`--clips`), about 5 s each | both | of their authors; not distributed here |
+
+`--clips` is a CSV with path (relative to it), label (1 AI or re-synthesised by a neural codec, 0
+real), kind, source and model; such clips are cut from the demo pages of papers on generators and
+codecs, and are not ours to pass on. MODEL_CARD.md lists their sources. Without them the manifest
+has one generator only, which is not enough.
+
+Rows that no split may part are of one `group`: a package, a demo page with both the originals and
+what codecs made of them, and generators of one family (Stable Audio Open and what was distilled
+from it, the MusicGen ones, the Presto ones), whichever page they come from. `split` is "train" for
+what the network of the shipped weights has seen, "validation" for what it has not.
+
+Not used, so that others can test on it: RESERVED.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import soundfile
+
+DEBIAN = (
+    *("berusky2-data", "colobot-common-sounds", "drascula-music", "flare-game"),
+    *("freedroidrpg-data", "fretsonfire-songs-muldjord", "fretsonfire-songs-sectoid"),
+    *("hedgewars-data", "hyperrogue-music", "marsshooter-data", "naev-data", "nexuiz-music"),
+    *("openclonk-data", "planetblupi-music-ogg", "singularity-music", "starfighter-data"),
+    *("supertux-data", "trackballs-data", "warzone2100-music", "wesnoth-1.16-music"),
+    "wizznic-data",
+)
+RESERVED = (
+    *("0ad-data", "megaglest-data", "redeclipse-data", "supertuxkart-data", "ufoai-music"),
+    *("unknown-horizons", "valyriatear", "widelands-data", "immich-memories-music (PyPI)"),
+)
+SUNO = (
+    *("activities", "ambient-lofi", "asian-lofi", "chillhop", "funk-soul", "hybrid", "jazzhop"),
+    *("late-night", "seasonal-weather", "soul-rnb"),
+)
+MUSIC = {".ogg", ".oga", ".opus", ".mp3", ".flac"}
+MIN_S = 20.0  # s; shorter files in a game are effects
+PAGES = ("codicodec", "flowdec", "bigvgan", "mucodec", "snac", "vbrrvq", "mrcqt")
+FAMILIES = {
+    "stable-audio": ("arc", "sao-prestosite", "stable-audio-open"),
+    "presto": ("presto",),
+    "musicgen": ("musicgen", "m2ugen"),
+}
+# Held out when the network was trained; everything that is not listed was added later.
+UNSEEN = (
+    *("ace-step-v1", "digabi-muzak", "evf-cc0-stems", "m2ugen", "mucodec", "musicgen"),
+    *("musichifi-fma-gt", "snac", "songcreator", "sonic-pi-samples", "tuxemon", "yue"),
+    *("deb-drascula-music", "deb-hedgewars-data", "deb-warzone2100-music", "deb-hyperrogue-music"),
+    *("deb-openclonk-data", "deb-starfighter-data", "deb-trackballs-data", "deb-wizznic-data"),
+    "hyperrogue",
+)
+
+
+def fetch(raw: Path) -> None:
+    """Download and unpack whatever is missing below `raw`."""
+    deb, npm = raw / "deb", raw / "npm"
+    for name in DEBIAN:
+        if (deb / name).exists():
+            continue
+        print(name, file=sys.stderr)
+        work = deb / f".{name}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        subprocess.run(["apt-get", "download", "-q", name], cwd=work, check=True)
+        [package] = work.glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(package), str(work)], check=True)
+        package.unlink()
+        for archive in work.rglob("*.pk3"):
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(archive.with_suffix(""))
+        work.rename(deb / name)
+    for name in SUNO:
+        if (npm / name).exists():
+            continue
+        print(name, file=sys.stderr)
+        work = npm / f".{name}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        package_name = f"weshop-music-package-{name}@0.1.0"
+        subprocess.run(["npm", "pack", "--silent", package_name], cwd=work, check=True)
+        [packed] = work.glob("*.tgz")
+        subprocess.run(["tar", "xzf", packed.name], cwd=work, check=True)
+        packed.unlink()
+        work.rename(npm / name)
+
+
+def tracks(folder: Path) -> list[Path]:
+    """Recordings of at least MIN_S seconds, in order of their names."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in MUSIC and path.is_file() and not path.is_symlink():
+            try:
+                seconds = soundfile.info(path).duration
+            except soundfile.LibsndfileError:
+                continue
+            if seconds >= MIN_S:
+                found.append(path)
+    return found
+
+
+def group_of(source: str) -> str:
+    """What a source of the clips belongs to."""
+    for page in PAGES:
+        if source.startswith(page):
+            return page
+    for family, beginnings in FAMILIES.items():
+        if source.startswith(beginnings):
+            return family
+    return source
+
+
+def manifest(raw: Path, clips: Path | None, output: Path) -> None:
+    """Write the manifest of everything that is there."""
+    rows = []
+
+    def add(path: str, label: int, kind: str, source: str, model: str, group: str) -> None:
+        unseen = source.startswith(UNSEEN)
+        rows.append((path, label, kind, source, model, group, "validation" if unseen else "train"))
+
+    for name in DEBIAN:
+        group = "hyperrogue" if name == "hyperrogue-music" else f"deb-{name}"
+        for path in tracks(raw / "deb" / name):
+            add(str(path.resolve()), 0, "real", f"deb-{name}", "", group)
+    for name in SUNO:
+        for path in tracks(raw / "npm" / name):
+            add(str(path.resolve()), 1, "ai", "suno-v5", "Suno v5", "suno")
+    seen = set()
+    if clips is not None:
+        with clips.open(newline="") as file:
+            for row in csv.DictReader(file):
+                path = str((clips.parent / row["path"]).resolve())
+                if path not in seen:
+                    seen.add(path)
+                    source, label = row["source"], int(row["label"])
+                    add(path, label, row["kind"], source, row["model"], group_of(source))
+    with output.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label", "kind", "source", "model", "group", "split"))
+        table.writerows(rows)
+    print(f"{output}: {len(rows)} tracks, {len({row[5] for row in rows})} groups", file=sys.stderr)
+
+
+def main() -> None:
+    """Run one of the two steps."""
+    parser = argparse.ArgumentParser(description="data of the default weights; see the docstring")
+    steps = parser.add_subparsers(dest="step", required=True)
+    first = steps.add_parser("fetch")
+    first.add_argument("raw", type=Path)
+    second = steps.add_parser("manifest")
+    second.add_argument("raw", type=Path)
+    second.add_argument("--clips", type=Path)
+    second.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    if args.step == "fetch":
+        fetch(args.raw)
+    else:
+        manifest(args.raw, args.clips, args.output)
+
+
+if __name__ == "__main__":
+    main()

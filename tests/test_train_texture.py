@@ -1,0 +1,155 @@
+"""The verb `texture`: statistics once, the fit, calibration and thresholds, the weights written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import scipy.signal
+from sklearn.metrics import roc_auc_score
+
+from artifactnet_jax.config import Texture
+from artifactnet_jax.detector import Detector
+from artifactnet_jax.train import texture
+from artifactnet_jax.train.data import AudioCache
+from artifactnet_jax.train.manifest import Row, read_manifest
+from artifactnet_jax.weights import load_weights, random_tensors, save_weights
+from audio_files import write
+from tiny_model import TINY
+
+HEAD = Texture(resolutions=((1024, 512),), edges=(300.0, 3000.0, 9000.0), lags=((0, 1), (1, 0)))
+CONFIG = dataclasses.replace(TINY, texture=dataclasses.replace(HEAD, hidden=(8,)))
+N = 24
+
+
+def track(k: int, label: int) -> np.ndarray:
+    """Noise; that of an "AI" track rings on, so that a frame goes with the one before."""
+    rng = np.random.default_rng(k)
+    x = rng.standard_normal(66_150)
+    if label:
+        ringing = rng.standard_normal(4_000) * np.exp(-np.arange(4_000) / 1_500)
+        x = scipy.signal.fftconvolve(x, ringing)[: len(x)]
+        x /= x.std()
+    return (32768 * 0.05 * (1 + k % 3) * x[:, None]).clip(-32768, 32767).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory):
+    """Twenty-four tracks of twelve groups; the network is said to have seen half of them."""
+    folder = tmp_path_factory.mktemp("texture")
+    lines = ["path,label,source,group,split"]
+    for k in range(N):
+        label, group = k % 2, k // 2 % 6
+        write(folder, f"{k}.wav", track(k, label))
+        split = "train" if group < 3 else "validation"
+        lines.append(f"{k}.wav,{label},s{label}{group},g{label}{group},{split}")
+    (folder / "music.csv").write_text("\n".join(lines) + "\n")
+    save_weights(
+        folder / "init.safetensors",
+        CONFIG,
+        random_tensors(CONFIG),
+        name="init",
+        licence="test licence",
+        provenance={},
+        dtype=np.float32,
+    )
+    return folder
+
+
+@pytest.fixture
+def fit(command, music, tmp_path):
+    def call(name="out.safetensors", *more, data=None):
+        given = ["--data", data or music / "music.csv", "--init", music / "init.safetensors"]
+        few = ["--segments", "1", "--draws", "1", "--steps", "150", "--folds", "3"]
+        out = tmp_path / name
+        return command("texture", *given, *few, "-o", out, "--cache", music / "cache", *more), out
+
+    return call
+
+
+def test_it_learns_the_texture_and_says_so(fit, music):
+    done, out = fit()
+    assert done.code == 0, done.err
+    report, weights = json.loads(done.out), load_weights(out)
+    assert (report["rows"], report["skipped"]) == (N, [])
+    assert report["left_out"]["auc"] > 0.9
+    assert report["left_out"]["groups"] == 12
+    assert dict(weights.config.verdict.operating_points) == report["operating_points"]
+    assert weights.config.verdict.threshold == report["operating_points"]["fpr5"]
+    assert weights.licence == "test licence"
+    assert weights.provenance["history"][-1]["phase"] == "texture"
+    assert {s["label"] for s in report["unseen"]["sources"].values()} == {"real", "ai"}
+    detector = Detector(weights, "numpy", threshold="balanced")
+    rows = read_manifest(music / "music.csv")
+    scores = [detector.score(row.path).score for row in rows]
+    assert roc_auc_score([row.label for row in rows], scores) > 0.95
+
+
+def test_the_same_again_from_the_cache_is_the_same_file(fit, monkeypatch):
+    first = load_weights(fit()[1])
+
+    def never(*args):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(texture, "texture_statistics", never)
+    again = load_weights(fit("again.safetensors", "--name", "out")[1])
+    assert (again.sha256, again.provenance) == (first.sha256, first.provenance)
+
+
+def test_a_network_that_saw_everything_cannot_be_calibrated(fit, music, tmp_path):
+    data = tmp_path / "all.csv"
+    text = (music / "music.csv").read_text().replace("validation", "train")
+    data.write_text(text.replace("\n", f"\n{music}/").removesuffix(f"{music}/"))
+    done, out = fit(data=data)
+    assert (done.code, out.exists()) == (2, False)
+    assert "outside the part 'train'" in done.err
+    assert done.err.count("\n") == 1
+
+
+def row(label: int, source: str, group: str = "") -> Row:
+    return Row(f"{source}{label}", label, "", source, "", group or source, "train")
+
+
+def test_labels_count_alike_and_sources_by_the_root_of_their_size():
+    rows = [*[row(0, "a")] * 4, row(0, "b"), *[row(1, "c")] * 9]
+    weights = texture.row_weights(rows, 0.5)
+    np.testing.assert_allclose(weights[:5], [*[2 / 3 / 4] * 4, 1 / 3])
+    np.testing.assert_allclose(weights[5:], 1 / 9)
+
+
+def test_operating_points_by_hand():
+    score = np.array([*np.arange(100) / 200, 0.3, 0.47, 0.6, 0.7])
+    label = np.array([0] * 100 + [1] * 4)
+    points = texture.operating_points(label, score, np.ones(104))
+    assert points["fpr1"] == pytest.approx(0.49, abs=1e-6)  # 0.495 alone is called AI
+    assert points["fpr5"] == pytest.approx(0.47, abs=1e-6)  # above 0.47: five of a hundred
+    assert points["balanced"] == pytest.approx(0.465, abs=1e-6)  # 3 of 4, and 6 of 100
+    assert ((score >= points["fpr5"]) & (label == 0)).sum() == 5
+
+
+def test_calibration_is_that_of_a_logistic_model():
+    rng = np.random.default_rng(0)
+    rows = [row(k % 2, f"s{k % 2}") for k in range(4000)]
+    truth = rng.normal(0, 1.5, 4000)
+    label = (rng.random(4000) < 1 / (1 + np.exp(-(2 * truth - 0.5)))).astype(int)
+    rows = [dataclasses.replace(r, label=int(v)) for r, v in zip(rows, label, strict=True)]
+    own = [np.array([value]) for value in truth]
+    noise = [np.array([value]) for value in -0.3 * truth + rng.standard_normal(4000)]
+    found = texture.calibrate(rows, own, noise, 1.0)
+    assert found.own == pytest.approx(2, abs=0.2)
+    assert 0 <= found.network < 0.1
+    halves = [[part / 2 for part in own], [part / 2 for part in own]]
+    both = texture.calibrate(rows, *halves, 1.0)
+    assert both.own + both.network == pytest.approx(2 * found.own, rel=0.05)
+
+
+def test_statistics_are_taken_of_every_segment_plain_and_changed(music, tmp_path):
+    rows = read_manifest(music / "music.csv")[:2]
+    fit = texture.Fit(segments=3, every_s=0.5, draws=2)
+    [one, other] = texture.collect(rows, AudioCache(music / "cache"), CONFIG, fit)
+    assert one.shape == other.shape == (3, 3, len(one[0, 0]))
+    assert one.dtype == np.float32
+    assert np.isfinite(one).all()
+    assert len(np.unique(one[..., 0])) == 9
