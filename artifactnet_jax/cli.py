@@ -394,7 +394,7 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     texture.add_argument(
         "--point",
-        choices=("fpr1", "fpr5", "balanced"),
+        choices=("fpr1", "fpr2", "fpr5", "balanced"),
         default="fpr5",
         help="operating point whose threshold becomes the default (fpr5)",
     )

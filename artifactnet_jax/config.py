@@ -148,8 +148,8 @@ class Verdict:
     """From segment scores to a song's verdict (paper III-D, runner, raw-song graph)."""
 
     threshold: float = 0.5  # paper; AI when score >= threshold
-    # Further thresholds by name, from calibration sources: "fpr1" and "fpr5" call 1 % and 5 % of
-    # their real tracks AI, "balanced" judges the largest share of both right.
+    # Further thresholds by name, from calibration sources: "fpr1", "fpr2" and "fpr5" call 1, 2
+    # and 5 % of their real tracks AI, "balanced" judges the largest share of both right.
     operating_points: tuple[tuple[str, float], ...] = ()
     # Paper and runner: "median"; raw-song graph: "rms"; "mean" only in converted graphs.
     aggregate: Literal["median", "rms", "mean"] = "median"

@@ -26,7 +26,7 @@ from artifactnet_jax.layers import tensor_shapes
 from artifactnet_jax.texture import texture_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
-DEFAULT = "edge-preview.safetensors"
+DEFAULT = "edge.safetensors"
 
 
 class WeightsError(Exception):

@@ -145,5 +145,8 @@ def test_the_embedded_weights_load_and_are_small():
     assert weights.config == Config.from_dict(weights.config.to_dict())
     assert default_path().stat().st_size < 10_000_000
     assert weights.licence
-    assert weights.provenance["status"] == "preview"
-    assert 0 < weights.provenance["figures"]["auc"] < 1
+    verdict = weights.config.verdict
+    points = dict(verdict.operating_points)
+    assert verdict.threshold == points["fpr5"]
+    assert 0 < points["balanced"] < points["fpr5"] < points["fpr2"] < points["fpr1"] < 1
+    assert weights.provenance["history"][-1]["phase"] == "texture"

@@ -90,9 +90,9 @@ class _Statistics(Crops):
     """Statistics of segments of rows, each taken once and then kept on disk."""
 
     def __init__(self, rows: Sequence[Row], cache: AudioCache, config: Config, fit: Fit):
-        assert config.texture is not None
         self._config, self._fit, self._augment = config, fit, Augment()
-        known = [_REVISION, dataclasses.asdict(config.texture), dataclasses.asdict(self._augment)]
+        head = config.texture and dataclasses.asdict(config.texture)
+        known = [_REVISION, head, dataclasses.asdict(self._augment)]
         known += [config.front_end.segment_samples, config.front_end.sample_rate]
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
         store = os.path.join(cache.folder, "texture", digest)
@@ -331,7 +331,7 @@ def operating_points(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -
     false = np.array([share(real, t) for t in candidates])
     found = np.array([share(~real, t) for t in candidates])
     points = {}
-    for percent in (1, 5):
+    for percent in (1, 2, 5):
         allowed = candidates[false <= percent / 100]
         if len(allowed):
             points[f"fpr{percent}"] = float(allowed[0])
