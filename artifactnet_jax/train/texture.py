@@ -74,7 +74,7 @@ class Fit:
     segments: int = 4  # of a track, at most; one for every `every_s` seconds of it
     every_s: float = 10.0
     draws: int = 2  # changed segments beside each plain one
-    steps: int = 600
+    steps: int = 4000
     batch: int = 256
     rate: float = 1e-3
     weight_decay: float = 0.02
