@@ -388,7 +388,9 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     texture.add_argument(
         "--draws", type=_positive, default=2, metavar="N", help="changed versions of each (2)"
     )
-    texture.add_argument("--steps", type=_positive, default=4000, metavar="N", help="of a fit (4000)")
+    texture.add_argument(
+        "--steps", type=_positive, default=4000, metavar="N", help="of a fit (4000)"
+    )
     texture.add_argument(
         "--folds", type=_positive, default=6, metavar="N", help="parts that are left out in turn"
     )
