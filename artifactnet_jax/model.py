@@ -382,14 +382,7 @@ class TextureHead(nnx.Module):
 
     def statistics(self, audio: jax.Array, magnitude: jax.Array) -> jax.Array:
         """What the head reads: audio [B, N], its magnitude [B, n_bins, n_frames] -> [B, K]."""
-        own, head = self.config.front_end, self.config.texture
-        assert head is not None
-        parts = []
-        for n_fft, hop in head.resolutions:
-            front_end = texture.front_end(own, n_fft, hop)
-            plain = magnitude if front_end == own else dsp.stft_magnitude(audio, front_end)
-            parts.append(texture.statistics(plain, n_fft, head, own.sample_rate, jnp))
-        return jnp.concatenate(parts, axis=-1)
+        return texture.of_segment(audio, magnitude, self.config, dsp.stft_magnitude, jnp)
 
 
 class FrontEndTensors(nnx.Module):

@@ -130,14 +130,7 @@ def seven_channels(
 
 def texture_statistics(audio: np.ndarray, magnitude: np.ndarray, config: cfg.Config) -> np.ndarray:
     """What the texture head reads [K]: audio [N], its magnitude [n_bins, n_frames]."""
-    own, head = config.front_end, config.texture
-    assert head is not None
-    parts = []
-    for n_fft, hop in head.resolutions:
-        front_end = texture.front_end(own, n_fft, hop)
-        plain = magnitude if front_end == own else stft_magnitude(audio, front_end)
-        parts.append(texture.statistics(plain, n_fft, head, own.sample_rate))
-    return np.concatenate(parts)
+    return texture.of_segment(audio, magnitude, config, stft_magnitude)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -395,15 +388,10 @@ class Network:
 
         0 where there is no such head.
         """
-        head, tensors = self.config.texture, self.tensors
+        head = self.config.texture
         if head is None:
             return np.zeros((), audio.dtype)
-        x = texture_statistics(audio, magnitude, self.config)
-        x = texture.normalised(x, tensors["texture.mean"], tensors["texture.spread"], head)
-        for level in range(len(head.hidden)):
-            name = f"texture.hidden.{level}"
-            x = np.maximum(x @ tensors[f"{name}.kernel"] + tensors[f"{name}.bias"], 0)
-        return (x @ tensors["texture.out.kernel"] + tensors["texture.out.bias"]).reshape(())
+        return texture.logit(texture_statistics(audio, magnitude, self.config), head, self.tensors)
 
     def segment_views(self, audio: np.ndarray) -> np.ndarray:
         """Audio [N] -> `views` of its residual."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,32 @@ def statistics(magnitude: Any, n_fft: int, texture: Texture, sample_rate: int, x
         out.append(band(z * other) / variance)
     out += _peaks(level, band, rows, real, xp)
     return xp.concatenate([*out, *_envelopes(p, matrix, weight, peak, real, xp)], axis=-1)
+
+
+def of_segment(
+    audio: Any, magnitude: Any, config: Config, stft_magnitude: Callable[..., Any], xp: Any = np
+) -> Any:
+    """What the head reads [..., K]: audio [..., N], its magnitude [..., n_bins, n_frames].
+
+    `stft_magnitude` is that of `reference` or `dsp`.
+    """
+    own, head = config.front_end, config.texture
+    assert head is not None
+    parts = []
+    for n_fft, hop in head.resolutions:
+        plain_stft = front_end(own, n_fft, hop)
+        plain = magnitude if plain_stft == own else stft_magnitude(audio, plain_stft)
+        parts.append(statistics(plain, n_fft, head, own.sample_rate, xp))
+    return xp.concatenate(parts, axis=-1)
+
+
+def logit(statistics: np.ndarray, texture: Texture, tensors: Mapping[str, np.ndarray]) -> Any:
+    """The head in NumPy: statistics [..., K] -> what is added to the CNN's logit [...]."""
+    x = normalised(statistics, tensors["texture.mean"], tensors["texture.spread"], texture)
+    for level in range(len(texture.hidden)):
+        name = f"texture.hidden.{level}"
+        x = np.maximum(x @ tensors[f"{name}.kernel"] + tensors[f"{name}.bias"], 0)
+    return (x @ tensors["texture.out.kernel"] + tensors["texture.out.bias"])[..., 0]
 
 
 def normalised(statistics: Any, mean: Any, spread: Any, texture: Texture, xp: Any = np) -> Any:

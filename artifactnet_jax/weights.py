@@ -107,8 +107,7 @@ def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
             i = o
         conv("unet.head", 1, 1, i, area, True)
 
-    if config.texture is not None:
-        shapes |= texture_shapes(config)
+    shapes |= texture_shapes(config)
     if isinstance(cnn, cfg.Imported):
         return shapes | tensor_shapes(cnn.layers, "cnn")
     i = len(front_end.channels)

@@ -33,6 +33,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import soundfile
@@ -71,16 +72,23 @@ UNSEEN = (
 )
 
 
+def missing(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    """Each name that is not in the folder yet, and where to put it: named when it is all there."""
+    for name in names:
+        if (folder / name).exists():
+            continue
+        print(name, file=sys.stderr)
+        work = folder / f".{name}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        yield name, work
+        work.rename(folder / name)
+
+
 def fetch(raw: Path) -> None:
     """Download and unpack whatever is missing below `raw`."""
     deb, npm = raw / "deb", raw / "npm"
-    for name in DEBIAN:
-        if (deb / name).exists():
-            continue
-        print(name, file=sys.stderr)
-        work = deb / f".{name}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    for name, work in missing(deb, DEBIAN):
         subprocess.run(["apt-get", "download", "-q", name], cwd=work, check=True)
         [package] = work.glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", str(package), str(work)], check=True)
@@ -88,20 +96,12 @@ def fetch(raw: Path) -> None:
         for archive in work.rglob("*.pk3"):
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(archive.with_suffix(""))
-        work.rename(deb / name)
-    for name in SUNO:
-        if (npm / name).exists():
-            continue
-        print(name, file=sys.stderr)
-        work = npm / f".{name}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    for name, work in missing(npm, SUNO):
         package_name = f"weshop-music-package-{name}@0.1.0"
         subprocess.run(["npm", "pack", "--silent", package_name], cwd=work, check=True)
         [packed] = work.glob("*.tgz")
         subprocess.run(["tar", "xzf", packed.name], cwd=work, check=True)
         packed.unlink()
-        work.rename(npm / name)
 
 
 def tracks(folder: Path) -> list[Path]:

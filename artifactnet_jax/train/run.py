@@ -128,7 +128,14 @@ def train(
         tell("the norms of these weights are folded into convolutions: their statistics stay")
     wanted, watched = _select(rows, settings, one_class or bool(settings.distill))
     jobs = settings.workers or cpu_count()
-    good, skipped = _prepare([*wanted, *watched], cache, settings, jobs, tell)
+    good, skipped = prepare_shown(
+        [*wanted, *watched],
+        cache,
+        max_bad=settings.max_bad,
+        jobs=jobs,
+        tell=tell,
+        residual=bool(settings.distill),
+    )
     with _full_disk(folder):
         lines = "".join(to_json(failure.to_dict()) + "\n" for failure in skipped)
         replace_file(folder / "skipped.jsonl", lines.encode())
@@ -198,10 +205,16 @@ def _select(
     return wanted, watched[: settings.watch_tracks]
 
 
-def _prepare(
-    rows: list[Row], cache: AudioCache, settings: Settings, jobs: int, tell: Teller
+def prepare_shown(
+    rows: list[Row],
+    cache: AudioCache,
+    *,
+    max_bad: float,
+    jobs: int,
+    tell: Teller,
+    residual: bool = False,
 ) -> tuple[list[Row], list[Failure]]:
-    """Decode what is not in the cache yet; returns what can be used, and what cannot."""
+    """`prepare` with its progress and failures on stderr."""
     with progress(tell, 0, len(rows), "track") as bar:
         done = itertools.count(1)
 
@@ -210,8 +223,7 @@ def _prepare(
                 tell(result.message)
             bar(next(done))
 
-        distil = bool(settings.distill)
-        return prepare(rows, cache, max_bad=settings.max_bad, jobs=jobs, tell=each, residual=distil)
+        return prepare(rows, cache, max_bad=max_bad, jobs=jobs, tell=each, residual=residual)
 
 
 def _check_rows(wanted: list[Row], watched: list[Row], settings: Settings, one_class: bool) -> None:
@@ -568,6 +580,12 @@ def _numbered(leaves: Sequence[Any]) -> dict[str, Any]:
     return {f"{k:05d}": leaf for k, leaf in enumerate(leaves)}
 
 
+def history(weights: Weights) -> list[Any]:
+    """What made these weights, step by step, as far as they say."""
+    earlier = list(weights.provenance.get("history", ()))
+    return earlier or [{"weights": weights.summary(), "provenance": dict(weights.provenance)}]
+
+
 def _write_weights(
     folder: Path,
     phase: str,
@@ -578,9 +596,7 @@ def _write_weights(
     report: dict[str, Any],
 ) -> None:
     """weights.safetensors, with the history of what made it."""
-    earlier = list(weights.provenance.get("history", ())) if weights else []
-    if weights is not None and not earlier:
-        earlier = [{"weights": weights.summary(), "provenance": dict(weights.provenance)}]
+    earlier = history(weights) if weights else []
     # The points were those of the weights that this run began with.
     verdict = dataclasses.replace(config.verdict, operating_points=())
     config = dataclasses.replace(config, verdict=verdict)

@@ -48,9 +48,9 @@ from artifactnet_jax.results import (
     aggregate,
     brief,
 )
-from artifactnet_jax.texture import normalised
+from artifactnet_jax.texture import logit, normalised
 from artifactnet_jax.train.augment import Augment, Chain
-from artifactnet_jax.train.data import AudioCache, Crops, prepare, read_array, write_array
+from artifactnet_jax.train.data import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.train.losses import binary_cross_entropy
 from artifactnet_jax.train.manifest import (
     LABELS,
@@ -60,7 +60,7 @@ from artifactnet_jax.train.manifest import (
     check_rows,
     read_manifests,
 )
-from artifactnet_jax.train.run import Teller, check_native, progress
+from artifactnet_jax.train.run import Teller, check_native, history, prepare_shown, progress
 from artifactnet_jax.weights import Weights, WeightsError, save_weights
 
 _REVISION = 1  # of the statistics: raise it whenever the same audio gives something else
@@ -180,7 +180,7 @@ def head(
     schedule = optax.warmup_cosine_decay_schedule(0.0, fit.rate, fit.steps // 5, fit.steps)
     optimiser = optax.adamw(schedule, weight_decay=fit.weight_decay)
 
-    def logit(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+    def trained(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, len(texture.hidden) + 1)
         x = _dropped(x, fit.input_dropout, keys[0])
         for (kernel, bias), own in zip(params[:-1], keys[1:], strict=True):
@@ -189,7 +189,7 @@ def head(
         return _linear(x, *params[-1])[:, 0]
 
     def loss(params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-        return binary_cross_entropy(logit(params, x, key), y, fit.label_smoothing)
+        return binary_cross_entropy(trained(params, x, key), y, fit.label_smoothing)
 
     @jax.jit
     def step(params: Any, state: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
@@ -223,15 +223,6 @@ def head(
         name = "texture.out" if level == len(texture.hidden) else f"texture.hidden.{level}"
         tensors |= {f"{name}.kernel": np.asarray(kernel), f"{name}.bias": np.asarray(bias)}
     return tensors
-
-
-def logits(texture: Texture, tensors: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """The head on statistics [n, K] -> [n]; the same sums as in `reference.Network.texture`."""
-    x = normalised(x, tensors["texture.mean"], tensors["texture.spread"], texture)
-    for level in range(len(texture.hidden)):
-        name = f"texture.hidden.{level}"
-        x = np.maximum(x @ tensors[f"{name}.kernel"] + tensors[f"{name}.bias"], 0)
-    return (x @ tensors["texture.out.kernel"] + tensors["texture.out.bias"])[:, 0]
 
 
 def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -269,7 +260,7 @@ def left_out(
         known = np.flatnonzero(fold != k).tolist()
         tensors = head(texture, [rows[i] for i in known], [statistics[i] for i in known], fit)
         for i in np.flatnonzero(fold == k).tolist():
-            out[i] = logits(texture, tensors, statistics[i][:, 0]).astype(np.float64)
+            out[i] = logit(statistics[i][:, 0], texture, tensors).astype(np.float64)
     return out, fold
 
 
@@ -374,13 +365,8 @@ def run(args: argparse.Namespace) -> int:
     texture = config.texture
     assert texture is not None
     cache = AudioCache(args.cache)
-    say, counted = Teller(args.quiet), itertools.count(1)
-    with progress(say, 0, len(rows), "track") as move:
-        rows, failures = prepare(
-            rows, cache, max_bad=0.05, jobs=cpu_count(), tell=lambda result: move(next(counted))
-        )
-    for failure in failures:
-        say(failure.message)
+    say = Teller(args.quiet)
+    rows, failures = prepare_shown(rows, cache, max_bad=0.05, jobs=cpu_count(), tell=say)
     counted = itertools.count(1)
     with progress(say, 0, len(rows), "track") as move:
         statistics = collect(rows, cache, config, fit, lambda: move(next(counted)))
@@ -416,9 +402,6 @@ def run(args: argparse.Namespace) -> int:
         "left_out": figures(rows, own, fit.source_power),
         "unseen": at_thresholds(judged, score_of, fold[unseen], args.point, fit.source_power),
     }
-    earlier = list(weights.provenance.get("history", ())) or [
-        {"weights": weights.summary(), "provenance": dict(weights.provenance)}
-    ]
     kept = {key: report[key] for key in ("rows", "fit", "calibration", "operating_points")}
     try:
         save_weights(
@@ -429,7 +412,7 @@ def run(args: argparse.Namespace) -> int:
             licence=weights.licence,
             provenance={
                 "trained_by": f"artifactnet-jax {__version__}",
-                "history": [*earlier, {"phase": "texture", **kept}],
+                "history": [*history(weights), {"phase": "texture", **kept}],
                 "note": "not evidence by itself",
             },
             dtype=np.float16 if args.half else np.float32,
