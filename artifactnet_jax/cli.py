@@ -57,6 +57,16 @@ def _threshold(text: str) -> float | str:
     return _fraction(text)
 
 
+def _margin(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     parser = argparse.ArgumentParser(
@@ -113,6 +123,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="AI at or above: a number from 0 to 1, or the name of an operating point of the "
         "weights, such as fpr1 (default: the weights')",
+    )
+    score.add_argument(
+        "--margin",
+        type=_margin,
+        metavar="M",
+        help="call tracks undecided whose score is within M of the threshold, in log-odds; 1.1 is "
+        "a factor of three in the odds (default: the weights', else 0)",
     )
     score.add_argument("--batch-size", type=_positive, metavar="B", help="segments per call")
     score.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")

@@ -151,6 +151,8 @@ class Verdict:
     # Further thresholds by name, from calibration sources: "fpr1", "fpr2" and "fpr5" call 1, 2
     # and 5 % of their real tracks AI, "balanced" judges the largest share of both right.
     operating_points: tuple[tuple[str, float], ...] = ()
+    # Half-width in log-odds of the band around the threshold whose tracks are "undecided".
+    margin: float = 0.0
     # Paper and runner: "median"; raw-song graph: "rms"; "mean" only in converted graphs.
     aggregate: Literal["median", "rms", "mean"] = "median"
     segments: Literal["all", "first60"] = "all"  # raw-song graph: "first60"

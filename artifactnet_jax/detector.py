@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import queue
 import threading
@@ -85,6 +86,22 @@ def threshold_of(weights: Weights, threshold: float | str | None) -> float:
     return value
 
 
+def decide(score: float, threshold: float, margin: float) -> str:
+    """ "ai" at or above the threshold, else "real"; "undecided" within `margin` of it in log-odds.
+
+    Log-odds rather than differences of scores, because scores crowd near 0 and 1.
+    """
+    if margin and abs(_log_odds(score) - _log_odds(threshold)) < margin:
+        return "undecided"
+    return "ai" if score >= threshold else "real"
+
+
+def _log_odds(p: float) -> float:
+    """Finite for all of [0, 1]: float32 scores come no closer to 0 and 1 than this."""
+    p = min(max(p, 1e-9), 1 - 1e-9)
+    return math.log(p / (1 - p))
+
+
 class _Closed(Exception):
     """The consumer has gone: stop decoding."""
 
@@ -107,7 +124,8 @@ class Detector:
     consecutive 4 s segments, "first60" those of the first minute (raw-song graph), or N evenly
     spaced ones (the public runner takes 7). aggregate_rule: "median", "rms" or "mean"; threshold:
     AI when score >= threshold, a number in [0, 1] or the name of one of the weights' operating
-    points ("fpr1"); all default to what the weights say. Weights of a whole-song model see the
+    points ("fpr1"); margin: tracks closer than that to the threshold, in log-odds, are "undecided"
+    (0: none); all default to what the weights say. Weights of a whole-song model see the
     segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
     convolutions on backend "xla". batch_size: segments per backend call. jobs: decoding threads.
 
@@ -124,6 +142,7 @@ class Detector:
         segments: Segments | None = None,
         aggregate_rule: str | None = None,
         threshold: float | str | None = None,
+        margin: float | None = None,
         dtype: str = "float32",
         batch_size: int | None = None,
         jobs: int | None = None,
@@ -133,6 +152,7 @@ class Detector:
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = threshold_of(self.weights, threshold)
         self.operating_point = threshold if isinstance(threshold, str) else None
+        self.margin = config.verdict.margin if margin is None else margin
         self.segments: Segments = config.verdict.segments if segments is None else segments
         whole = self.weights.provenance.get("form") == "song"
         self._song = config.front_end.joint.startswith("song") or (
@@ -141,6 +161,8 @@ class Detector:
         self.jobs = cpu_count() if jobs is None else jobs
         if self.rule not in ("median", "rms", "mean"):
             raise ValueError(f"unknown aggregation {self.rule!r}: use 'median', 'rms' or 'mean'")
+        if not 0.0 <= self.margin < math.inf:
+            raise ValueError(f"margin {self.margin} is not a number from 0 up")
         if self._song and self.weights.graph is not None:
             if aggregate_rule is not None:
                 raise ValueError("a whole-song graph aggregates by itself: leave --aggregate out")
@@ -331,7 +353,7 @@ class Detector:
         if scores:
             one = track.song
             score = one if one is not None else aggregate(scores, track.rms, self.rule, rms_eps)
-            verdict = "ai" if score >= self.threshold else "real"
+            verdict = decide(score, self.threshold, self.margin)
         segments = zip(track.starts, track.scores, strict=True)
         return Verdict(
             path=track.path,
@@ -339,6 +361,7 @@ class Detector:
             score=score,
             threshold=self.threshold,
             operating_point=self.operating_point,
+            margin=self.margin,
             segments=tuple(SegmentScore(start, value) for start, value in segments),
             duration_s=track.end.duration_s,
             sample_rate=track.end.sample_rate,

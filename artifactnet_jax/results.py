@@ -37,8 +37,9 @@ class SegmentScore:
 class Verdict:
     """What the detector says of one track.
 
-    `score` is None and `verdict` "undecided" when the whole input is silent. The score is not a
-    calibrated probability unless the weights say so; it is not evidence by itself.
+    `verdict` is "undecided" where the score lies within `margin` of the threshold, in log-odds, and
+    when the whole input is silent: then `score` is None. The score is not a calibrated probability
+    unless the weights say so; it is not evidence by itself.
     """
 
     path: str
@@ -57,13 +58,14 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds
     operating_point: str | None = None  # what the threshold was called, where a name was given
+    margin: float = 0.0  # log-odds
 
     def to_dict(self) -> dict[str, Any]:
         """The row as written to JSON."""
         row = dataclasses.asdict(self)
         head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
         head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
-        head["operating_point"] = row.pop("operating_point")
+        head |= {key: row.pop(key) for key in ("operating_point", "margin")}
         row["segments"], row["warnings"] = list(row["segments"]), list(row["warnings"])
         return head | {"n_segments": len(self.segments)} | row
 
@@ -121,7 +123,7 @@ def from_json(line: bytes) -> dict[str, Any] | None:
 CSV_COLUMNS = (
     *("path", "verdict", "score", "threshold", "n_segments", "duration_s", "sample_rate"),
     *("channels", "warnings", "weights", "backend", "dtype", "error_kind", "error"),
-    "operating_point",  # last, so that the columns before it keep their numbers
+    *("operating_point", "margin"),  # last, so that the columns before them keep their numbers
 )
 
 

@@ -74,6 +74,7 @@ def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]
         segments=args.segments,
         aggregate_rule=args.aggregate,
         threshold=args.threshold,
+        margin=args.margin,
         dtype=args.dtype,
         batch_size=args.batch_size,
         jobs=args.jobs,
@@ -176,6 +177,7 @@ def rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[s
     expected = {
         "weights": detector.weights.summary(),
         "threshold": detector.threshold,
+        "margin": detector.margin,
         "aggregate": detector.rule,
         "plan": detector.segments,
         "dtype": detector.backend.dtype,
@@ -191,8 +193,9 @@ def rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[s
                 if row is None:
                     foreign |= not _ROW_START.startswith(line[: len(_ROW_START)])
                     continue
-                if "error" not in row and any(row.get(k) != v for k, v in expected.items()):
-                    what = ", ".join(k for k, v in expected.items() if row.get(k) != v)
+                known = {"margin": 0.0} | (row or {})  # rows are older than the key
+                what = ", ".join(k for k, v in expected.items() if known.get(k) != v)
+                if what and row is not None and "error" not in row:
                     cure = "give the same options, or another -o FILE"
                     raise CommandError(f"{path} has rows with other {what}: {cure}", USAGE)
                 if row["path"] != "-":  # what stdin held then is not what it holds now

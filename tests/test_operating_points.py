@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from artifactnet_jax.config import Config
-from artifactnet_jax.detector import Detector
+from artifactnet_jax.detector import Detector, decide
 from artifactnet_jax.results import Failure
 from artifactnet_jax.weights import load_weights, random_tensors, save_weights
 from audio_files import noise, write
@@ -162,10 +163,53 @@ def test_resume_goes_by_the_number(run, points, track, tmp_path):
         assert out.read_bytes() == before
     refused(run(*resume, "fpr5"), "rows with other threshold:")
     row = json.loads(before)
-    del row["operating_point"]  # as rows were before there were points
+    del row["operating_point"], row["margin"]  # as rows were before there were points
     out.write_text(json.dumps(row) + "\n")
     assert run(*resume, "fpr1").err == "resume: 1 done, 0 to score\n"
     assert json.loads(out.read_text()) == row
+
+
+def odds(p):
+    return math.log(p / (1 - p))
+
+
+@pytest.mark.parametrize("away", [1.0, -1.0, 2.5, -0.1])
+def test_undecided_within_the_margin(named, track, away):
+    score = Detector(named, "numpy").score(track).score
+    threshold = 1 / (1 + math.exp(-(odds(score) - away)))  # the score lies `away` above it
+    verdict = "ai" if away > 0 else "real"
+    for margin, expected in ((0.99 * abs(away), verdict), (1.01 * abs(away), "undecided")):
+        found = Detector(named, "numpy", threshold=threshold, margin=margin).score(track)
+        assert (found.verdict, found.score, found.margin) == (expected, score, margin)
+    assert Detector(named, "numpy", threshold=threshold).score(track).verdict == verdict
+
+
+def test_scores_of_0_and_1_are_decided():
+    for threshold in (0.0, 0.5, 1.0):
+        verdicts = [decide(score, threshold, 1.1) for score in (0.0, 1.0)]
+        near = {"real" if threshold else "undecided", "undecided" if threshold == 1 else "ai"}
+        assert set(verdicts) == near
+        assert decide(threshold, threshold, 0.0) == "ai"
+
+
+def test_the_margin_of_the_weights_and_of_the_command(plain, track, tmp_path, command):
+    weights = load_weights(plain)
+    score = Detector(weights, "numpy").score(track).score
+    verdict = dataclasses.replace(weights.config.verdict, threshold=score, margin=0.5)
+    config = dataclasses.replace(weights.config, verdict=verdict)
+    path = tmp_path / "margin.safetensors"
+    save_weights(path, config, weights.tensors, name="m", licence="", provenance={})
+    base = ("score", "--weights", path, "--backend", "numpy", "--format", "jsonl", track)
+    for given, margin, called in (((), 0.5, "undecided"), (("--margin", "0"), 0.0, "ai")):
+        (row,) = command(*base, *given).rows.values()
+        assert (row["margin"], row["verdict"], row["score"]) == (margin, called, score)
+    for text in ("-1", "nan", "inf", "x"):
+        done = command(*base, "--margin", text)
+        assert (done.code, done.out) == (2, "")
+        assert "--margin" in done.err
+    out = tmp_path / "rows.jsonl"
+    assert command(*base, "--resume", "-o", out).code == 0
+    refused(command(*base, "--resume", "-o", out, "--margin", "0"), "rows with other margin:")
 
 
 def test_mine_judges_at_the_point_and_keeps_its_scores(run, track, tmp_path):

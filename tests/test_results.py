@@ -53,6 +53,7 @@ def test_a_row_is_the_documented_schema():
         "score": 0.75,
         "threshold": 0.5,
         "operating_point": None,
+        "margin": 0.0,
         "n_segments": 2,
         "segments": [{"start_s": 0.0, "score": 0.5}, {"start_s": 4.0, "score": 1.0}],
         "duration_s": 8.5,
@@ -127,6 +128,7 @@ def test_csv_columns():
             "error_kind": "",
             "error": "",
             "operating_point": "",
+            "margin": "0.0",
         },
         {
             **dict.fromkeys(results.CSV_COLUMNS, ""),
