@@ -71,7 +71,10 @@ class SegmentReader:
     `segments` is the plan:
 
     - "all": consecutive segments. A tail under `verdict.min_tail_s` is dropped, a longer one
-      zero-padded, and a recording shorter than a segment is one padded segment.
+      zero-padded, and a recording shorter than a segment is one padded segment. With
+      `verdict.least_segments` above 1 a recording too short for so many consecutive segments has
+      evenly spaced, overlapping ones from its start to its end instead: so many, or as many as lie
+      `verdict.least_hop_s` apart.
     - "first60": the same on the first `verdict.first_s` seconds. The duration comes from the header
       if that is exact (PCM, FLAC, Ogg), else the rest is decoded to count it.
     - N: evenly spaced starts from 0 to the last full segment, which overlap if they must. The
@@ -124,7 +127,20 @@ class SegmentReader:
             starts = iter(evenly.tolist() if n > size else [0])
         meter = Meter()
         min_tail = round(self._verdict.min_tail_s * rate)
-        for start, piece in _cut(self._decode(meter, limit), starts, size, min_tail):
+        blocks = self._decode(meter, limit)
+        least = self._verdict.least_segments
+        if self._plan == "all" and least > 1:
+            first, n = [], 0
+            for block in blocks:
+                first.append(block)
+                n += len(block)
+                if n >= least * size:
+                    break
+            if size < n < least * size:
+                count = min(least, 1 + int((n - size) / (self._verdict.least_hop_s * rate)))
+                starts = iter(np.linspace(0, n - size, count).astype(np.int64).tolist())
+            blocks = itertools.chain(first, blocks)
+        for start, piece in _cut(blocks, starts, size, min_tail):
             samples = np.zeros(size, np.float32)
             samples[: len(piece)] = piece
             peak = float(np.abs(samples).max())

@@ -400,10 +400,14 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     texture.add_argument("-o", "--output", required=True, metavar="FILE")
     texture.add_argument("--name", help="of the weights (default: the file's)")
     texture.add_argument(
-        "--segments", type=_positive, default=4, metavar="N", help="of a track at most (4)"
+        "--segments", type=_positive, default=3, metavar="N", help="of a track at most (3)"
     )
     texture.add_argument(
-        "--draws", type=_positive, default=2, metavar="N", help="changed versions of each (2)"
+        "--draws",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="changed versions of a single segment; of several half as many each (3)",
     )
     texture.add_argument(
         "--steps", type=_positive, default=4000, metavar="N", help="of a fit (4000)"

@@ -114,7 +114,10 @@ class Texture:
     Its logit is added to the CNN's. What the statistics are: `artifactnet_jax.texture`.
     """
 
-    resolutions: tuple[tuple[int, int], ...] = ((512, 128), (2048, 512), (8192, 2048))  # n_fft, hop
+    resolutions: tuple[tuple[int, int], ...] = (  # n_fft, hop
+        *((256, 64), (512, 128), (1024, 256)),
+        *((2048, 512), (4096, 1024), (8192, 2048)),
+    )
     edges: tuple[float, ...] = (  # Hz, of the bands
         *(100.0, 400.0, 800.0, 1300.0, 2000.0, 3000.0, 4000.0, 5500.0),
         *(7000.0, 8500.0, 10_000.0, 12_000.0, 14_000.0, 16_000.0),
@@ -127,7 +130,7 @@ class Texture:
     floor: float = 1e-5  # of the largest magnitude, added before the logarithm: -100 dB
     frame_floor: float = 1e-6  # of the loudest frame's power; quieter frames do not count
     limit: float = 6.0  # standard deviations that a statistic is clipped at
-    hidden: tuple[int, ...] = (24, 24)  # features of the hidden layers
+    hidden: tuple[int, ...] = (13, 13)  # features of the hidden layers: keeps edge under 4.1 M
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +159,8 @@ class Verdict:
     # Paper and runner: "median"; raw-song graph: "rms"; "mean" only in converted graphs.
     aggregate: Literal["median", "rms", "mean"] = "median"
     segments: Literal["all", "first60"] = "all"  # raw-song graph: "first60"
+    least_segments: int = 1  # ours, of "all": a shorter recording has overlapping ones, so many
+    least_hop_s: float = 1.0  # s between the starts of those at least
     runner_segments: int = 7  # runner: evenly spaced starts
     first_s: float = 60.0  # raw-song graph: seconds read
     min_tail_s: float = 2.0  # raw-song graph: a shorter tail is dropped, a longer one zero-padded

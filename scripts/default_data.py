@@ -39,12 +39,18 @@ from pathlib import Path
 import soundfile
 
 DEBIAN = (
-    *("berusky2-data", "colobot-common-sounds", "drascula-music", "flare-game"),
-    *("freedroidrpg-data", "fretsonfire-songs-muldjord", "fretsonfire-songs-sectoid"),
-    *("hedgewars-data", "hyperrogue-music", "marsshooter-data", "naev-data", "nexuiz-music"),
-    *("openclonk-data", "planetblupi-music-ogg", "singularity-music", "starfighter-data"),
-    *("supertux-data", "trackballs-data", "warzone2100-music", "wesnoth-1.16-music"),
-    "wizznic-data",
+    *("abe-data", "amoebax-data", "asc-music", "berusky2-data", "btanks-data", "bumprace-data"),
+    *("caveexpress-data", "colobot-common-sounds", "drascula-music", "endless-sky-data"),
+    *("enigma-data", "extremetuxracer-data", "fillets-ng-data", "flare-game", "freedroidrpg-data"),
+    *("freeorion-data", "fretsonfire-songs-muldjord", "fretsonfire-songs-sectoid"),
+    *("frozen-bubble-data", "glob2-data", "gunroar-data", "hedgewars-data", "hex-a-hop-data"),
+    *("hyperrogue-music", "lincity-ng-data", "lordsawar-data", "marsshooter-data"),
+    *("mu-cade-data", "naev-data", "nexuiz-music", "noiz2sa-data", "openclonk-data"),
+    *("pathological", "pinball-data", "planetblupi-music-ogg", "powermanga-data", "pushover-data"),
+    *("raincat-data", "rrootage-data", "scorched3d-data", "singularity-music"),
+    *("starfighter-data", "supertux-data", "titanion-data", "torcs-data", "torus-trooper-data"),
+    *("trackballs-data", "tumiki-fighters-data", "val-and-rick-data", "warmux-data"),
+    *("warzone2100-music", "wesnoth-1.16-music", "wizznic-data", "xmoto-data", "zaz-data"),
 )
 RESERVED = (
     *("0ad-data", "megaglest-data", "redeclipse-data", "supertuxkart-data", "ufoai-music"),
@@ -58,6 +64,14 @@ MUSIC = {".ogg", ".oga", ".opus", ".mp3", ".flac"}
 MIN_S = 20.0  # s; shorter files in a game are effects
 PAGES = ("codicodec", "flowdec", "bigvgan", "mucodec", "snac", "vbrrvq", "mrcqt")
 FAMILIES = {
+    "kenta-cho": tuple(
+        f"deb-{name}"
+        for name in (
+            *("gunroar", "mu-cade", "noiz2sa", "rrootage", "titanion", "torus-trooper", "tumiki"),
+            "val-and-rick",
+        )
+    ),
+    "hyperrogue": ("deb-hyperrogue",),
     "stable-audio": ("arc", "sao-prestosite", "stable-audio-open"),
     "presto": ("presto",),
     "musicgen": ("musicgen", "m2ugen"),
@@ -69,6 +83,15 @@ UNSEEN = (
     *("deb-drascula-music", "deb-hedgewars-data", "deb-warzone2100-music", "deb-hyperrogue-music"),
     *("deb-openclonk-data", "deb-starfighter-data", "deb-trackballs-data", "deb-wizznic-data"),
     "hyperrogue",
+    *("deb-abe-data", "deb-amoebax-data", "deb-asc-music", "deb-btanks-data", "deb-bumprace-data"),
+    *("deb-caveexpress-data", "deb-endless-sky-data", "deb-enigma-data", "deb-fillets-ng-data"),
+    *("deb-extremetuxracer-data", "deb-freeorion-data", "deb-frozen-bubble-data"),
+    *("deb-glob2-data", "deb-gunroar-data", "deb-hex-a-hop-data", "deb-lincity-ng-data"),
+    *("deb-lordsawar-data", "deb-mu-cade-data", "deb-noiz2sa-data", "deb-pathological"),
+    *("deb-pinball-data", "deb-powermanga-data", "deb-pushover-data", "deb-raincat-data"),
+    *("deb-rrootage-data", "deb-scorched3d-data", "deb-titanion-data", "deb-torcs-data"),
+    *("deb-torus-trooper-data", "deb-tumiki-fighters-data", "deb-val-and-rick-data"),
+    *("deb-warmux-data", "deb-xmoto-data", "deb-zaz-data"),
 )
 
 
@@ -138,7 +161,7 @@ def manifest(raw: Path, clips: Path | None, output: Path) -> None:
         rows.append((path, label, kind, source, model, group, "validation" if unseen else "train"))
 
     for name in DEBIAN:
-        group = "hyperrogue" if name == "hyperrogue-music" else f"deb-{name}"
+        group = group_of(f"deb-{name}")
         for path in tracks(raw / "deb" / name):
             add(str(path.resolve()), 0, "real", f"deb-{name}", "", group)
     for name in SUNO:

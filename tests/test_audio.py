@@ -162,6 +162,32 @@ def test_tail_rule(n: int, count: int) -> None:
         assert segment.rms == pytest.approx(np.sqrt(np.mean(segment.samples.astype(float) ** 2)))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "starts"),
+    [
+        (3.0, [0.0]),
+        (4.0, [0.0]),
+        (4.9, [0.0]),
+        (5.0, [0.0, 1.0]),
+        (6.5, [0.0, 1.25, 2.5]),
+        (10.0, [0.0, 1.5, 3.0, 4.5, 6.0]),
+        (19.0, [0.0, 3.75, 7.5, 11.25, 15.0]),
+        (20.0, [0.0, 4.0, 8.0, 12.0, 16.0]),
+        (21.0, [0.0, 4.0, 8.0, 12.0, 16.0]),
+    ],
+)
+def test_short_recordings_have_overlapping_segments(seconds: float, starts: list[float]) -> None:
+    samples = np.linspace(0.1, 0.5, round(seconds * RATE), dtype=np.float32)
+    verdict = Verdict(least_segments=5)
+    reader = SegmentReader((samples, RATE), FrontEnd(), verdict)
+    segments = list(reader)
+    assert [s.start_s for s in segments] == starts
+    for segment in segments:
+        whole = samples[round(segment.start_s * RATE) :][:SIZE]
+        assert np.array_equal(segment.samples[: len(whole)], whole)
+    assert reader.report.duration_s == seconds
+
+
 @pytest.mark.parametrize("suffix", ["wav", "mp3", "mka"])
 @pytest.mark.parametrize("rate", [RATE, 32_000])
 def test_first60_equals_the_first_segments(tmp_path: Path, suffix: str, rate: int) -> None:

@@ -118,7 +118,7 @@ def test_every_statistic_has_a_name():
     ]
     assert len(names) == sum(sizes) == len(set(names))
     assert names[sizes[0]].startswith("2048: spread, ")
-    assert len(texture.names(Texture(), RATE)) == 1668
+    assert len(texture.names(Texture(), RATE)) == 3336
 
 
 def test_numpy_and_jax_agree_in_float32():

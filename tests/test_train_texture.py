@@ -147,7 +147,7 @@ def test_calibration_is_that_of_a_logistic_model():
 
 def test_statistics_are_taken_of_every_segment_plain_and_changed(music, tmp_path):
     rows = read_manifest(music / "music.csv")[:2]
-    fit = texture.Fit(segments=3, every_s=0.5, draws=2)
+    fit = texture.Fit(segments=3, every_s=0.5, draws=4)
     [one, other] = texture.collect(rows, AudioCache(music / "cache"), CONFIG, fit)
     assert one.shape == other.shape == (3, 3, len(one[0, 0]))
     assert one.dtype == np.float32

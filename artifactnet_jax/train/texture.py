@@ -49,7 +49,7 @@ from artifactnet_jax.results import (
     brief,
 )
 from artifactnet_jax.texture import logit, normalised
-from artifactnet_jax.train.augment import Augment, Chain
+from artifactnet_jax.train.augment import Augment, Chain, to_int16
 from artifactnet_jax.train.data import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.train.losses import binary_cross_entropy
 from artifactnet_jax.train.manifest import (
@@ -63,7 +63,8 @@ from artifactnet_jax.train.manifest import (
 from artifactnet_jax.train.run import Teller, check_native, history, prepare_shown, progress
 from artifactnet_jax.weights import Weights, WeightsError, save_weights
 
-_REVISION = 1  # of the statistics: raise it whenever the same audio gives something else
+_REVISION = 2  # of the statistics: raise it whenever the same audio gives something else
+MARGINS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # log-odds
 LEAST_SPREAD = 1e-3  # of a statistic that hardly differs between tracks
 
 
@@ -71,9 +72,9 @@ LEAST_SPREAD = 1e-3  # of a statistic that hardly differs between tracks
 class Fit:
     """Everything that decides a fit, besides its data."""
 
-    segments: int = 4  # of a track, at most; one for every `every_s` seconds of it
-    every_s: float = 10.0
-    draws: int = 2  # changed segments beside each plain one
+    segments: int = 3  # of a recording with `every_s` seconds for each, else one
+    every_s: float = 6.0
+    draws: int = 3  # changed versions of a recording's only segment; of several half as many each
     steps: int = 4000
     batch: int = 256
     rate: float = 1e-3
@@ -91,7 +92,10 @@ class _Statistics(Crops):
 
     def __init__(self, rows: Sequence[Row], cache: AudioCache, config: Config, fit: Fit):
         self._config, self._fit, self._augment = config, fit, Augment()
-        head = config.texture and dataclasses.asdict(config.texture)
+        # What follows the statistics has no part in them.
+        head = config.texture and dataclasses.asdict(
+            dataclasses.replace(config.texture, hidden=(), limit=0.0)
+        )
         known = [_REVISION, head, dataclasses.asdict(self._augment)]
         known += [config.front_end.segment_samples, config.front_end.sample_rate]
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
@@ -99,9 +103,10 @@ class _Statistics(Crops):
         super().__init__(rows, cache, config.front_end.segment_samples, store)
 
     def of(self, k: int) -> np.ndarray:
-        """Row k: float32 [segments, 1 + draws, K]; version 0 of a segment is unchanged."""
-        versions = range(1 + self._fit.draws)
-        return np.stack([[self._one(k, s, v) for v in versions] for s in self._segments(k)])
+        """Row k: float32 [segments, versions, K]; version 0 of a segment is unchanged."""
+        segments, draws = self._segments(k), self._fit.draws
+        versions = range(1 + (draws if len(segments) == 1 else max(1, draws // 2)))
+        return np.stack([[self._one(k, s, v) for v in versions] for s in segments])
 
     def plain(self, k: int) -> list[np.ndarray]:
         """The unchanged segments of row k that `of` has the statistics of: float32 [N] each."""
@@ -109,14 +114,20 @@ class _Statistics(Crops):
 
     def _segments(self, k: int) -> range:
         seconds = len(self.audio(k)) / self._config.front_end.sample_rate
-        return range(min(self._fit.segments, max(1, math.ceil(seconds / self._fit.every_s))))
+        long = seconds >= self._fit.every_s * self._fit.segments
+        return range(self._fit.segments if long else 1)
 
     def _crop(self, k: int, segment: int, version: int) -> np.ndarray:
-        rng = self.generator(k, f"{self._fit.seed}/{segment}/{version}")
-        return self.crop(k, rng, self._augment.draw(rng) if version else Chain())[0]
+        rng = self.generator(k, self._draw(segment, version))
+        crop = self.crop(k, rng, self._augment.draw(rng) if version else Chain())[0]
+        return to_int16(crop).astype(np.float32) / np.float32(32768)  # as a file would hold it
+
+    def _draw(self, segment: int, version: int) -> str:
+        """What a draw is known by: nothing of the fit is in it, so all fits share statistics."""
+        return f"res/{segment}/{version}"
 
     def _one(self, k: int, segment: int, version: int) -> np.ndarray:
-        path = self.path(k, f"{self._fit.seed}/{segment}/{version}")
+        path = self.path(k, self._draw(segment, version))
         kept = read_array(path)
         if kept is not None:
             return kept
@@ -133,7 +144,7 @@ def collect(
     fit: Fit,
     tell: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
-    """Statistics of every row, float32 [segments, 1 + draws, K] each; `tell` is called by row."""
+    """Statistics of every row, float32 [segments, versions, K] each; `tell` is called by row."""
     source = _Statistics(rows, cache, config, fit)
     done = []
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
@@ -393,14 +404,16 @@ def run(args: argparse.Namespace) -> int:
         config.verdict, threshold=points[args.point], operating_points=tuple(points.items())
     )
     config = dataclasses.replace(config, texture=texture, verdict=verdict)
+    alone = np.array([sigmoid(part.mean()) for part in own])
     report = {
         "rows": len(rows),
+        "groups": len({row.group for row in rows}),
         "skipped": [failure.message for failure in failures],
         "fit": dataclasses.asdict(fit),
         "calibration": dataclasses.asdict(calibration),
         "operating_points": points,
-        "left_out": figures(rows, own, fit.source_power),
-        "unseen": at_thresholds(judged, score_of, fold[unseen], args.point, fit.source_power),
+        "left_out": judgement(rows, alone, fold, args.point, fit.source_power),
+        "unseen": judgement(judged, score_of, fold[unseen], args.point, fit.source_power),
     }
     kept = {key: report[key] for key in ("rows", "fit", "calibration", "operating_points")}
     try:
@@ -423,57 +436,66 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if failures else OK
 
 
-def figures(rows: Sequence[Row], own: Sequence[np.ndarray], source_power: float) -> dict[str, Any]:
-    """AUC and TPR at 5 % false positives of the head alone, on groups that it was not fitted to."""
-    label = np.array([row.label for row in rows])
-    mean = np.array([part.mean() for part in own])
-    weight = row_weights(rows, source_power)
-    low, middle, high = bootstrap(rows, lambda w: _auc(label, mean, weight * w))
-    false, found, _ = roc_curve(label, mean, sample_weight=weight)
-    return {
-        "auc": middle,
-        "auc_interval": [low, high],
-        "tpr_at_fpr5": float(found[np.searchsorted(false, 0.05, side="right") - 1]),
-        "tracks": len(rows),
-        "groups": len({row.group for row in rows}),
-    }
-
-
-def at_thresholds(
+def judgement(
     rows: Sequence[Row], score: np.ndarray, fold: np.ndarray, point: str, source_power: float
 ) -> dict[str, Any]:
-    """The whole detector on rows that nothing in it was fitted to.
+    """How good scores in [0, 1] [rows] are, of rows that what gave them was not fitted to.
 
     The verdicts of a fold are those at the threshold of the other folds, so that it is no choice
-    of the tracks that it is judged by.
+    of the tracks that it is judged by. Intervals are of 95 %, over whole sources. `undecided` is
+    what a margin around the threshold (log-odds) leaves, and how often what remains is wrong.
     """
     label = np.array([row.label for row in rows])
     weight = row_weights(rows, source_power)
-    called = np.zeros(len(rows), bool)
+    distance = np.zeros(len(rows))  # from the threshold, log-odds
     for k in np.unique(fold):
         own, other = fold == k, fold != k
         threshold = operating_points(label[other], score[other], weight[other])[point]
-        called[own] = score[own] >= threshold
-    low, middle, high = bootstrap(rows, lambda w: _auc(label, score, weight * w))
+        distance[own] = log_odds(score[own]) - log_odds(threshold)
+    called = distance >= 0
+
+    def share(w: np.ndarray, judged: np.ndarray, among: np.ndarray) -> float:
+        return float((weight * w)[among & judged].sum() / max((weight * w)[among].sum(), 1e-12))
+
+    def f1(w: np.ndarray) -> float:
+        found, missed, false = (
+            (weight * w)[mask].sum()
+            for mask in (called & (label == 1), ~called & (label == 1), called & (label == 0))
+        )
+        return float(2 * found / max(2 * found + missed + false, 1e-12))
+
+    figures = {
+        "auc": lambda w: _auc(label, score, weight * w),
+        "tpr_at_fpr5": lambda w: _tpr(label, score, weight * w, 0.05),
+        "f1": f1,
+        "fpr": lambda w: share(w, called, label == 0),
+        "tpr": lambda w: share(w, called, label == 1),
+    }
+    done: dict[str, Any] = {"tracks": len(rows), "groups": len({row.group for row in rows})}
+    for name, figure in figures.items():
+        low, done[name], high = bootstrap(rows, figure)
+        done[f"{name}_interval"] = [low, high]
+    everything = np.ones(len(rows))
+    done["undecided"] = []
+    for margin in MARGINS:
+        decided = np.abs(distance) >= margin
+        wrong = {
+            name: share(everything, called != label, decided & (label == k))
+            for k, name in enumerate(("fpr", "missed"))
+        }
+        covered = share(everything, decided, everything > 0)
+        done["undecided"].append({"margin": margin, "coverage": covered, **wrong})
     sources = {}
     for name in sorted({row.source for row in rows}):
         own = np.array([row.source == name for row in rows])
         sources[name] = {
             "label": LABELS[int(label[own][0])],
+            "kind": rows[int(np.flatnonzero(own)[0])].kind,
             "tracks": int(own.sum()),
             "called_ai": float(called[own].mean()),
             "median_score": float(np.median(score[own])),
         }
-    shares: dict[str, Any] = {}
-    for k, name in enumerate(("fpr", "tpr")):
-        own = label == k
-
-        def share(w: np.ndarray, own: np.ndarray = own) -> float:
-            return float((weight * w)[own & called].sum() / max((weight * w)[own].sum(), 1e-12))
-
-        low_share, value, high_share = bootstrap(rows, share)
-        shares |= {name: value, f"{name}_interval": [low_share, high_share]}
-    return {"auc": middle, "auc_interval": [low, high], **shares, "sources": sources}
+    return {**done, "sources": sources}
 
 
 def bootstrap(
@@ -497,6 +519,17 @@ def bootstrap(
         values.append(statistic(count[unit]))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), statistic(np.ones(len(rows))), float(high)
+
+
+def log_odds(p: Any) -> np.ndarray:
+    """log(p / (1 - p)), finite for all of [0, 1]."""
+    p = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
+    return np.log(p / (1 - p))
+
+
+def _tpr(label: np.ndarray, score: np.ndarray, weight: np.ndarray, most: float) -> float:
+    false, found, _ = roc_curve(label, score, sample_weight=weight)
+    return float(found[np.searchsorted(false, most + 1e-9, side="right") - 1])
 
 
 def _auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
