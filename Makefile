@@ -20,7 +20,7 @@ test: $(BIN)/uv
 	$(MAKE) lint
 	$(BIN)/python -m pytest
 
-# The default weights again: downloads 2 GB, then about 25 minutes on two cores. CLIPS is the manifest of
+# The default weights again: downloads 3.6 GB, then about 40 minutes on two cores. CLIPS is the manifest of
 # short clips of generators and codecs, which are not ours to pass on: see scripts/default_data.py.
 RAW ?= raw
 CLIPS ?= $(error name the manifest of the clips: make train-default CLIPS=.../manifest.csv)

