@@ -46,7 +46,7 @@ def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights whose scores of noise lie well inside (0, 1)."""
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     tensors = random_tensors(Config.edge())
-    tensors["cnn.out.bias"] += 6
+    tensors["cnn.out.bias"] += 17
     save_weights(path, Config.edge(), tensors, name="random", licence="none", provenance={})
     return path
 

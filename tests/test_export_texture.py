@@ -25,6 +25,7 @@ from tiny_model import TINY
 
 SAMPLES = TINY.front_end.segment_samples
 TEXTURE = cfg.Texture(
+    resolutions=((512, 128), (2048, 512), (8192, 2048)),
     edges=(200.0, 1000.0, 3000.0, 8000.0, 16_000.0),
     lags=((0, 1), (0, 8), (8, 0), (1, 2), (2, -2)),
     hidden=(16, 8),
