@@ -91,15 +91,15 @@ def decide(score: float, threshold: float, margin: float) -> str:
 
     Log-odds rather than differences of scores, because scores crowd near 0 and 1.
     """
-    if margin and abs(_log_odds(score) - _log_odds(threshold)) < margin:
+    if margin and abs(log_odds(score) - log_odds(threshold)) < margin:
         return "undecided"
     return "ai" if score >= threshold else "real"
 
 
-def _log_odds(p: float) -> float:
-    """Finite for all of [0, 1]: float32 scores come no closer to 0 and 1 than this."""
-    p = min(max(p, 1e-9), 1 - 1e-9)
-    return math.log(p / (1 - p))
+def log_odds(p: Any) -> Any:
+    """log(p / (1 - p)), finite for all of [0, 1]: float32 scores come no closer to 0 and 1."""
+    p = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
+    return np.log(p / (1 - p))
 
 
 class _Closed(Exception):

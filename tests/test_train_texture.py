@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax.config import Texture
 from artifactnet_jax.detector import Detector
+from artifactnet_jax.results import CommandError
 from artifactnet_jax.train import texture
 from artifactnet_jax.train.data import AudioCache
 from artifactnet_jax.train.manifest import Row, read_manifest
@@ -153,3 +154,10 @@ def test_statistics_are_taken_of_every_segment_plain_and_changed(music, tmp_path
     assert one.dtype == np.float32
     assert np.isfinite(one).all()
     assert len(np.unique(one[..., 0])) == 9
+
+
+def test_an_operating_point_that_no_threshold_reaches_is_an_error():
+    points = texture.operating_points(np.array([0, 0, 1]), np.array([1.0, 1.0, 0.5]), np.ones(3))
+    assert list(points) == ["balanced"]
+    with pytest.raises(CommandError, match=r"no threshold reaches fpr5.*--point balanced"):
+        texture.reached(points, "fpr5")

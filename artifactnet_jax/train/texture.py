@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 from artifactnet_jax import __version__, score
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
-from artifactnet_jax.detector import open_weights
+from artifactnet_jax.detector import log_odds, open_weights
 from artifactnet_jax.reference import (
     Network,
     loudest,
@@ -341,6 +341,16 @@ def operating_points(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -
     return points
 
 
+def reached(points: Mapping[str, float], name: str) -> float:
+    """The threshold of an operating point. CommandError where no threshold reaches it."""
+    if name not in points:
+        cause = f"no threshold reaches {name}: too many real tracks have the highest scores"
+        raise CommandError(
+            f"{cause}; use --point {' or '.join(points)}, or more music", SOME_FAILED
+        )
+    return points[name]
+
+
 def combined(
     tensors: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], calibration: Calibration
 ) -> dict[str, np.ndarray]:
@@ -401,7 +411,9 @@ def run(args: argparse.Namespace) -> int:
     points = operating_points(label, score_of, weight)
     tensors = combined(weights.tensors, head(texture, rows, statistics, fit), calibration)
     verdict = dataclasses.replace(
-        config.verdict, threshold=points[args.point], operating_points=tuple(points.items())
+        config.verdict,
+        threshold=reached(points, args.point),
+        operating_points=tuple(points.items()),
     )
     config = dataclasses.replace(config, texture=texture, verdict=verdict)
     alone = np.array([sigmoid(part.mean()) for part in own])
@@ -450,7 +462,7 @@ def judgement(
     distance = np.zeros(len(rows))  # from the threshold, log-odds
     for k in np.unique(fold):
         own, other = fold == k, fold != k
-        threshold = operating_points(label[other], score[other], weight[other])[point]
+        threshold = reached(operating_points(label[other], score[other], weight[other]), point)
         distance[own] = log_odds(score[own]) - log_odds(threshold)
     called = distance >= 0
 
@@ -519,12 +531,6 @@ def bootstrap(
         values.append(statistic(count[unit]))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), statistic(np.ones(len(rows))), float(high)
-
-
-def log_odds(p: Any) -> np.ndarray:
-    """log(p / (1 - p)), finite for all of [0, 1]."""
-    p = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
-    return np.log(p / (1 - p))
 
 
 def _tpr(label: np.ndarray, score: np.ndarray, weight: np.ndarray, most: float) -> float:
