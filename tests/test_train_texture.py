@@ -148,12 +148,24 @@ def test_calibration_is_that_of_a_logistic_model():
 
 def test_statistics_are_taken_of_every_segment_plain_and_changed(music, tmp_path):
     rows = read_manifest(music / "music.csv")[:2]
-    fit = texture.Fit(segments=3, every_s=0.5, draws=4)
+    fit = texture.Fit(segments=3, every_s=0.5, draws=4, narrow=2)
     [one, other] = texture.collect(rows, AudioCache(music / "cache"), CONFIG, fit)
-    assert one.shape == other.shape == (3, 3, len(one[0, 0]))
-    assert one.dtype == np.float32
-    assert np.isfinite(one).all()
-    assert len(np.unique(one[..., 0])) == 9
+    for taken in (one, other):
+        assert len(taken.plain) == 3
+        assert len(taken.changed) == 3 * 2 + 2
+        assert taken.plain.dtype == taken.changed.dtype == np.float32
+        both = np.concatenate([taken.plain, taken.changed])
+        assert np.isfinite(both).all()
+        assert len(np.unique(both[:, 0])) == 11
+
+
+def test_a_narrow_version_has_a_narrow_band(music):
+    rows = read_manifest(music / "music.csv")[:4]
+    source = texture._Statistics(rows, AudioCache(music / "cache"), CONFIG, texture.Fit())
+    for k in range(len(rows)):
+        hz, power = scipy.signal.welch(source._crop(k, 0, 50), 44_100, nperseg=1024)
+        band = power[(hz > 13_000) & (hz < 15_000)].mean() / power[hz < 3_000].mean()
+        assert band < 0.03
 
 
 def test_an_operating_point_that_no_threshold_reaches_is_an_error():

@@ -1,10 +1,11 @@
 """The verb `texture`: fit the texture head of weights on the tracks of a manifest.
 
 The head reads statistics that nothing trained has a part in, so they are taken once: of some
-segments of every track as it is, and of as many changed by the random chain that every other phase
-draws from too (`augment`), label unseen. They are kept in the cache; a run that was stopped goes on
-from there. The fit itself takes a minute: mixed-up pairs, dropout, and each source counting by its
-size to the power `source_power` within its label, as everywhere in training.
+segments of every track as it is, of as many changed by the random chain that every other phase
+draws from too (`augment`), label unseen, and of one more cut to a narrow band. They are kept in the
+cache; a run that was stopped goes on from there. The fit itself takes a minute: mixed-up pairs,
+dropout, and each source counting by its size to the power `source_power` within its label, as
+everywhere in training.
 """
 
 from __future__ import annotations
@@ -63,8 +64,10 @@ from artifactnet_jax.train.manifest import (
 from artifactnet_jax.train.run import Teller, check_native, history, prepare_shown, progress
 from artifactnet_jax.weights import Weights, WeightsError, save_weights
 
+_FIRST_NARROW = 50  # number of a row's first narrow version
 _REVISION = 2  # of the statistics: raise it whenever the same audio gives something else
 MARGINS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # log-odds
+NARROW = (3_500.0, 12_000.0)  # Hz: where the band of a track's narrow version ends
 LEAST_SPREAD = 1e-3  # of a statistic that hardly differs between tracks
 
 
@@ -75,6 +78,7 @@ class Fit:
     segments: int = 3  # of a recording with `every_s` seconds for each, else one
     every_s: float = 6.0
     draws: int = 3  # changed versions of a recording's only segment; of several half as many each
+    narrow: int = 1  # versions of a recording's first segment, changed and cut to a narrow band
     steps: int = 4000
     batch: int = 256
     rate: float = 1e-3
@@ -85,6 +89,14 @@ class Fit:
     label_smoothing: float = 0.05
     source_power: float = 0.5
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """Statistics of a track: float32, those of its segments [segments, K] and [versions, K]."""
+
+    plain: np.ndarray
+    changed: np.ndarray
 
 
 class _Statistics(Crops):
@@ -102,11 +114,14 @@ class _Statistics(Crops):
         store = os.path.join(cache.folder, "texture", digest)
         super().__init__(rows, cache, config.front_end.segment_samples, store)
 
-    def of(self, k: int) -> np.ndarray:
-        """Row k: float32 [segments, versions, K]; version 0 of a segment is unchanged."""
+    def of(self, k: int) -> Taken:
+        """What row k's segments, as they are and changed, have for statistics."""
         segments, draws = self._segments(k), self._fit.draws
-        versions = range(1 + (draws if len(segments) == 1 else max(1, draws // 2)))
-        return np.stack([[self._one(k, s, v) for v in versions] for s in segments])
+        each = range(1, 1 + (draws if len(segments) == 1 else max(1, draws // 2)))
+        changed = [(segment, version) for segment in segments for version in each]
+        changed += [(0, _FIRST_NARROW + version) for version in range(self._fit.narrow)]
+        plain = [self._one(k, segment, 0) for segment in segments]
+        return Taken(np.stack(plain), np.stack([self._one(k, *draw) for draw in changed]))
 
     def plain(self, k: int) -> list[np.ndarray]:
         """The unchanged segments of row k that `of` has the statistics of: float32 [N] each."""
@@ -119,7 +134,12 @@ class _Statistics(Crops):
 
     def _crop(self, k: int, segment: int, version: int) -> np.ndarray:
         rng = self.generator(k, self._draw(segment, version))
-        crop = self.crop(k, rng, self._augment.draw(rng) if version else Chain())[0]
+        chain = self._augment.draw(rng) if version else Chain()
+        if version >= _FIRST_NARROW:
+            low, high = NARROW
+            cutoff = float(low * (high / low) ** rng.random())
+            chain = dataclasses.replace(chain, cutoff=cutoff, resampled=bool(rng.integers(2)))
+        crop = self.crop(k, rng, chain)[0]
         return to_int16(crop).astype(np.float32) / np.float32(32768)  # as a file would hold it
 
     def _draw(self, segment: int, version: int) -> str:
@@ -143,8 +163,8 @@ def collect(
     config: Config,
     fit: Fit,
     tell: Callable[[], None] = lambda: None,
-) -> list[np.ndarray]:
-    """Statistics of every row, float32 [segments, versions, K] each; `tell` is called by row."""
+) -> list[Taken]:
+    """Statistics of every row; `tell` is called by row."""
     source = _Statistics(rows, cache, config, fit)
     done = []
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
@@ -175,11 +195,11 @@ def network_logits(
 
 
 def head(
-    texture: Texture, rows: Sequence[Row], statistics: Sequence[np.ndarray], fit: Fit
+    texture: Texture, rows: Sequence[Row], statistics: Sequence[Taken], fit: Fit
 ) -> dict[str, np.ndarray]:
     """The head's tensors, fitted to what `collect` gives: the same for the same input."""
-    values = np.concatenate([s.reshape(-1, s.shape[-1]) for s in statistics])
-    sizes = [s.shape[0] * s.shape[1] for s in statistics]
+    values = np.concatenate([part for taken in statistics for part in (taken.plain, taken.changed)])
+    sizes = [len(taken.plain) + len(taken.changed) for taken in statistics]
     label = np.repeat([row.label for row in rows], sizes)
     weight = np.repeat(row_weights(rows, fit.source_power) / sizes, sizes)
     mean = np.average(values, 0, weight)
@@ -256,7 +276,7 @@ def row_weights(rows: Sequence[Row], source_power: float) -> np.ndarray:
 
 
 def left_out(
-    rows: Sequence[Row], statistics: Sequence[np.ndarray], texture: Texture, fit: Fit, folds: int
+    rows: Sequence[Row], statistics: Sequence[Taken], texture: Texture, fit: Fit, folds: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Logits of every row's unchanged segments by a head that knew nothing of the row's group.
 
@@ -271,7 +291,7 @@ def left_out(
         known = np.flatnonzero(fold != k).tolist()
         tensors = head(texture, [rows[i] for i in known], [statistics[i] for i in known], fit)
         for i in np.flatnonzero(fold == k).tolist():
-            out[i] = logit(statistics[i][:, 0], texture, tensors).astype(np.float64)
+            out[i] = logit(statistics[i].plain, texture, tensors).astype(np.float64)
     return out, fold
 
 
