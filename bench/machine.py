@@ -222,7 +222,8 @@ class Energy:
         except OSError:
             return
         self.source, self._at = "tegrastats", time.perf_counter()
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._reader = threading.Thread(target=self._follow, daemon=True)
+        self._reader.start()
 
     def _follow(self) -> None:
         assert self._stats is not None
@@ -243,6 +244,9 @@ class Energy:
         if self._stats is not None:
             self._stats.kill()
             self._stats.wait()
+            self._reader.join()
+            if self._stats.stdout is not None:
+                self._stats.stdout.close()
         if self._nvml is not None:
             self._nvml.nvmlShutdown()
 

@@ -46,20 +46,16 @@ def cold(
     A first start of each is not counted: it may fill caches of compiled code.
     """
     path = write_audio(os.path.join(folder, "cold.wav"), iter([music(COLD_S, 44_100, 0)]), 44_100)
-    actions: dict[str, Callable[[], dict[str, Any]]] = {}
-    for name in backends:
-        arguments = score_arguments(path, name, weights)
-        actions[name] = functools.partial(child, arguments)
-        actions[f"{name} imports"] = functools.partial(child, ["-c", baseline(name)])
     tell("cold start")
-    first = {name: action() for name, action in actions.items()}
-
+    first = {name: child(score_arguments(path, name, weights)) for name in backends}
+    rows = [{"backend": n, "error": run["error"]} for n, run in first.items() if run["code"]]
+    started = [name for name, run in first.items() if not run["code"]]
+    actions: dict[str, Callable[[], dict[str, Any]]] = {}
+    for name in started:
+        actions[name] = functools.partial(child, score_arguments(path, name, weights))
+        actions[f"{name} imports"] = functools.partial(child, ["-c", baseline(name)])
     done = interleaved(actions, rounds, wall_clock, lambda text: tell(f"cold start: {text}"))
-    rows = []
-    for name in backends:
-        if first[name]["code"]:
-            rows.append({"backend": name, "error": first[name]["error"]})
-            continue
+    for name in started:
         runs, imports = ([r for _, r in done[key]] for key in (name, f"{name} imports"))
         row: dict[str, Any] = {"backend": name, "baseline": baseline(name)}
         for key in ("cpu_s", "wall_s"):

@@ -55,7 +55,8 @@ def interleaved(
     names = list(actions)
     for k in range(rounds):
         tell(f"round {k + 1} of {rounds}")
-        for name in names[k % len(names) :] + names[: k % len(names)]:
+        first = k % max(1, len(names))
+        for name in names[first:] + names[:first]:
             before = now()
             returned = actions[name]()
             after = now()

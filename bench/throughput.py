@@ -204,6 +204,8 @@ def _measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"schema": SCHEMA, "machine": here}
     if missing := [path for path in _named(args.paths) if not os.path.lexists(path)]:
         raise CommandError(f"{printable(missing[0])}: no such file: check the path", USAGE)
+    if args.onnx and not os.path.isfile(args.onnx):
+        raise CommandError(f"--onnx {args.onnx}: no such file: check the path", USAGE)
     weights, weights_path = _weights(args, folder)
     names, left_out = _backends(args.backends, weights)
     config = weights.config
@@ -232,6 +234,9 @@ def _measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     plan = config.verdict.segments if args.segments is None else args.segments
     tracks, failed, sample = examine(paths, weights, plan)
     candidates = []
+    if args.onnx:
+        tell(f"{args.onnx}: starting")
+        candidates.append(peer(args.onnx, weights, plan))
     for name, batch in itertools.product(names, args.batch or [None]):
         label = f"{name} batch {batch}" if batch else name
         tell(f"{label}: starting")
@@ -241,10 +246,7 @@ def _measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
             if args.backends:
                 raise
             left_out[name] = str(error)
-    if args.onnx:
-        tell(f"{args.onnx}: starting")
-        candidates.insert(0, peer(args.onnx, weights, plan))
-    if not candidates:
+    if all(candidate.peer for candidate in candidates):
         raise CommandError(f"no backend can run: {next(iter(left_out.values()))}", NO_BACKEND)
     measured = _compare(args, candidates, weights, tracks, sample, tell)
     cold_rows = []

@@ -56,7 +56,11 @@ VERBS = ("score", "convert", "export", "verify", "doctor")
 VERBS += ("split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([v, "--help"] for v in VERBS)])
+VERBS += ("bench", "bench throughput")
+HELP = [[*verb.split(), "--help"] for verb in ("", *VERBS)]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], *HELP])
 def test_help_loads_nothing_heavy(tmp_path, arguments):
     code = f"""
 from artifactnet_jax.cli import main
