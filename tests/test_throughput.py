@@ -1,4 +1,4 @@
-"""`bench throughput`: its statistics, its schema, what it says of bad input. Speed is not asserted."""
+"""`bench throughput`: its statistics, its schema, what it says of bad input; never its speed."""
 
 from __future__ import annotations
 
