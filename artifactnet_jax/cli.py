@@ -479,6 +479,9 @@ def _bench_throughput(kinds: argparse._SubParsersAction[argparse.ArgumentParser]
     kind.add_argument(
         "--onnx", metavar="MODEL.onnx", help="also time this model in onnxruntime, as the peer"
     )
+    kind.add_argument(
+        "--torch", action="store_true", help="also the same network in PyTorch (size v94 only)"
+    )
     kind.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: 5")
     kind.add_argument(
         "--long",

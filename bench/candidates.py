@@ -30,7 +30,8 @@ from artifactnet_jax.weights import Weights
 
 TRACKS = (("flac", 44_100), ("mp3", 44_100), ("wav", 48_000), ("ogg", 44_100))  # generated
 TRACK_S = 30.0
-PEER_BATCHES = (1, 2, 4, 8)  # that a peer is tried at
+PEER_BATCHES = (1, 2, 4, 8)  # that an ONNX model is tried at
+TORCH_GPU_BATCH = 16
 
 
 def music(seconds: float, rate: int, seed: int) -> np.ndarray:
@@ -164,22 +165,78 @@ def ours(name: str, weights: Weights, plan: Any, batch: int | None, label: str) 
     return Candidate(label, score, call, 1 if whole else backend.batch_size, facts)
 
 
-class OnnxPeer:
-    """An ONNX file in onnxruntime, as its public runner would call it.
+@dataclasses.dataclass(eq=False)
+class Peer:
+    """Scores tracks with somebody else's model, as fairly as that can be.
 
-    It gets what is fair: one thread per core, our decoder, the same segments, a thread that reads
-    the next track while one is scored, and of the batches that it takes the fastest. Segments
-    without a finite score are left out, as the public runner does. Raises CommandError.
+    It gets our decoder, the same segments, and a thread that reads the next track while one is
+    scored. Segments without a finite score are left out, as the public runner does.
     """
 
-    def __init__(self, path: str, weights: Weights, plan: Any):
+    weights: Weights  # whose front end and rules hold
+    plan: Any
+    call: Callable[[np.ndarray], np.ndarray]  # float32 [B, N] -> scores [B], or [1] of a song
+    batch: int
+    song: bool
+
+    def score(self, paths: Sequence[str]) -> Scored:
+        """As of a Candidate."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._read, paths[0])
+            for index, following in enumerate([*paths[1:], None]):
+                segments = ahead.result()
+                if following is not None:
+                    ahead = pool.submit(self._read, following)
+                if isinstance(segments, Failure):
+                    yield index, segments
+                else:
+                    yield index, self._outcome(segments)
+
+    def _read(self, path: str) -> list[Segment] | Failure:
+        config = self.weights.config
+        try:
+            found = list(SegmentReader(path, config.front_end, config.verdict, self.plan))
+        except AudioError as error:
+            return Failure(path, error.kind, str(error))
+        heard = [segment for segment in found if segment.peak > config.verdict.silence_peak]
+        return found if self.song and heard else heard
+
+    def _outcome(self, segments: list[Segment]) -> Outcome:
+        rule = self.weights.config.verdict
+        if not segments:
+            return Outcome("undecided", None, ())
+        audio = np.stack([segment.samples for segment in segments])
+        if self.song:
+            score = float(self.call(audio)[0])
+            if not math.isfinite(score):
+                return Outcome("undecided", None, ())
+            scores = []
+        else:
+            parts = [audio[i : i + self.batch] for i in range(0, len(audio), self.batch)]
+            scores = [float(score) for part in parts for score in self.call(part)]
+            pairs = zip(scores, segments, strict=True)
+            kept = [(p, segment.rms) for p, segment in pairs if math.isfinite(p)]
+            if not kept:
+                return Outcome("undecided", None, ())
+            p, rms = (list(values) for values in zip(*kept, strict=True))
+            score = aggregate(p, rms, rule.aggregate, rule.rms_eps)
+        return Outcome(decide(score, rule.threshold, rule.margin), score, tuple(scores))
+
+
+class OnnxModel:
+    """An ONNX file in onnxruntime, one thread per core: float32 [B, N] -> scores.
+
+    `batch` is the fastest of those that it takes. Raises CommandError.
+    """
+
+    def __init__(self, path: str, weights: Weights):
         from artifactnet_jax.convert.graph import ConvertError
         from artifactnet_jax.convert.original import session
 
         if importlib.util.find_spec("onnxruntime") is None:
             cure = "pip install 'artifactnet-jax[ort]'"
             raise CommandError(f"--onnx needs onnxruntime: {cure}", NO_BACKEND)
-        self._weights, size = weights, weights.config.front_end.segment_samples
+        size = weights.config.front_end.segment_samples
         try:
             began = time.perf_counter()
             self._session = session(path)
@@ -198,15 +255,10 @@ class OnnxPeer:
         tried = self._try(path)
         self.song = 0 in tried
         self.batch = 1 if self.song else min(tried, key=lambda size: tried[size])
-        if self.song and plan == "all":
-            plan = "first60"
-        self.plan = plan
         self.facts = {
             "model": os.path.basename(path),
             "input": shape,
             "form": "song" if self.song else "segment",
-            "segments": plan,
-            "batch": self.batch,
             "ms_per_segment_by_batch": {str(n): 1000 * s for n, s in tried.items() if n},
             "build_s": build_s,
         }
@@ -251,57 +303,35 @@ class OnnxPeer:
         padded = np.concatenate([audio, audio[-1:].repeat(short, 0)])
         return self._run(padded)[: len(audio)]
 
-    def score(self, paths: Sequence[str]) -> Scored:
-        """As of a Candidate."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._read, paths[0])
-            for index, following in enumerate([*paths[1:], None]):
-                segments = ahead.result()
-                if following is not None:
-                    ahead = pool.submit(self._read, following)
-                if isinstance(segments, Failure):
-                    yield index, segments
-                else:
-                    yield index, self._outcome(segments)
 
-    def _read(self, path: str) -> list[Segment] | Failure:
-        config = self._weights.config
-        try:
-            found = list(SegmentReader(path, config.front_end, config.verdict, self.plan))
-        except AudioError as error:
-            return Failure(path, error.kind, str(error))
-        heard = [segment for segment in found if segment.peak > config.verdict.silence_peak]
-        return found if self.song and heard else heard
-
-    def _outcome(self, segments: list[Segment]) -> Outcome:
-        rule = self._weights.config.verdict
-        if not segments:
-            return Outcome("undecided", None, ())
-        audio = np.stack([segment.samples for segment in segments])
-        if self.song:
-            score = float(self(audio)[0])
-            if not math.isfinite(score):
-                return Outcome("undecided", None, ())
-            scores = []
-        else:
-            parts = [audio[i : i + self.batch] for i in range(0, len(audio), self.batch)]
-            scores = [float(score) for part in parts for score in self(part)]
-            pairs = zip(scores, segments, strict=True)
-            kept = [(p, segment.rms) for p, segment in pairs if math.isfinite(p)]
-            if not kept:
-                return Outcome("undecided", None, ())
-            p, rms = (list(values) for values in zip(*kept, strict=True))
-            score = aggregate(p, rms, rule.aggregate, rule.rms_eps)
-        return Outcome(decide(score, rule.threshold, rule.margin), score, tuple(scores))
-
-
-def peer(path: str, weights: Weights, plan: Any) -> Candidate:
+def onnx_peer(path: str, weights: Weights, plan: Any) -> Candidate:
     """The given ONNX file as a candidate. Raises CommandError."""
-    model = OnnxPeer(path, weights, plan)
-    facts = {"backend": "peer", "dtype": "float32", **model.facts}
-    return Candidate(
-        f"onnxruntime {os.path.basename(path)}", model.score, model, model.batch, facts, peer=True
-    )
+    model = OnnxModel(path, weights)
+    if model.song and plan == "all":
+        plan = "first60"
+    scorer = Peer(weights, plan, model, model.batch, model.song)
+    facts = {"backend": "peer", "dtype": "float32", "batch": model.batch, "segments": plan}
+    name = f"onnxruntime {os.path.basename(path)}"
+    return Candidate(name, scorer.score, model, model.batch, facts | model.facts, peer=True)
+
+
+def torch_peer(weights: Weights, plan: Any) -> Candidate:
+    """The same network in PyTorch as a candidate. Raises CommandError."""
+    if importlib.util.find_spec("torch") is None:
+        raise CommandError("--torch needs PyTorch: pip install torch", NO_BACKEND)
+    from artifactnet_jax.bench.torch_network import TorchNetwork
+
+    began = time.perf_counter()
+    try:
+        network = TorchNetwork(weights)
+    except ValueError as error:
+        raise CommandError(f"--torch: {error}: use weights of preset v94", USAGE) from error
+    build_s = time.perf_counter() - began
+    batch = 1 if network.device.type == "cpu" else TORCH_GPU_BATCH
+    scorer = Peer(weights, plan, network, batch, False)
+    facts = {"backend": "peer", "dtype": "float32", "batch": batch, "segments": plan}
+    facts |= {"device": network.device.type, "build_s": build_s}
+    return Candidate("torch", scorer.score, network, batch, facts, peer=True)
 
 
 def calls(candidate: Candidate, segment: np.ndarray, batch: int, times: int) -> list[float]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError
 
-STAGES = ("decode", "resample", "transfer", "stft", "unet", "hpss", "texture", "cnn", "aggregate")
+STAGES = ("decode", "resample", "transfer", "stft", "unet", "hpss", "texture", "cnn", "other")
+STAGES += ("aggregate",)
 
 # --- Tables ---------------------------------------------------------------------------------------
 

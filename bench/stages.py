@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +26,10 @@ from artifactnet_jax.results import aggregate
 from artifactnet_jax.weights import Weights
 
 ROUNDS = 5  # of every stage
+GRAPH_STAGES = {  # scopes of the exported graph
+    **{"stft": "stft", "unet": "unet", "hpss": "hpss", "mel": "hpss", "texture": "texture"},
+    **{"channels": "cnn", "cnn": "cnn"},
+}
 
 
 def reading_stages(tracks: Sequence[Track], weights: Weights) -> dict[str, float]:
@@ -104,6 +112,41 @@ def xla_stages(weights: Weights, audio: np.ndarray, segments: int, dtype: str) -
     }
 
 
+def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
+    """Seconds of the stages of one segment [N] in the exported graph, from onnxruntime's profiler.
+
+    The nodes are named by stage; what onnxruntime adds between them is "other".
+    """
+    import onnxruntime
+
+    from artifactnet_jax.convert.export import build_onnx
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cpu_count()
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        model = build_onnx(weights).SerializeToString()
+        session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+        feed = {session.get_inputs()[0].name: audio[None].astype(np.float32)}
+        for _ in range(ROUNDS + 1):
+            session.run(None, feed)
+        with open(session.end_profiling(), encoding="utf-8") as file:
+            events = json.load(file)
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    runs = np.array_split(np.array(nodes, object), ROUNDS + 1)[1:]  # the first warms up
+    each: list[dict[str, float]] = []
+    for run in runs:
+        taken: dict[str, float] = {}
+        for event in run:
+            scope = event["name"].split("/")[0].removeprefix("fused ")
+            stage = GRAPH_STAGES.get(scope, "other")
+            taken[stage] = taken.get(stage, 0.0) + event["dur"] / 1e6
+        each.append(taken)
+    seconds = {name: statistics.median(taken[name] for taken in each) for name in each[0]}
+    return {"seconds": seconds, "threads": cpu_count()}
+
+
 def stages(
     candidate: Candidate, weights: Weights, audio: np.ndarray, tracks: Sequence[Track]
 ) -> dict[str, Any] | None:
@@ -123,6 +166,8 @@ def stages(
         on_cpu = device is None or device.platform == "cpu"
         n = 1 if on_cpu else candidate.batch
         found = xla_stages(weights, audio, n, candidate.facts["dtype"])
+    elif backend == "onnxruntime" and importlib.util.find_spec("onnx"):
+        found = onnxruntime_stages(weights, audio)
     else:
         return None
     n = round(statistics.mean(track.segments for track in tracks))
@@ -135,7 +180,7 @@ def stages(
     return {
         "ms": {name: 1000 * taken for name, taken in found["seconds"].items()},
         "threads": found["threads"],
-        "apart": backend != "numpy",
+        "apart": backend == "xla",
         "call_ms": 1000 * whole / candidate.batch,
     }
 

@@ -34,8 +34,9 @@ from artifactnet_jax.bench.candidates import (
     examine,
     generate,
     music,
+    onnx_peer,
     ours,
-    peer,
+    torch_peer,
 )
 from artifactnet_jax.bench.processes import cold, scaling
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
@@ -221,8 +222,8 @@ def _measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         "left_out": left_out,
     }
     if args.scenario == "scaling":
-        if args.paths or args.onnx:
-            cure = "leave PATH and --onnx out"
+        if args.paths or args.onnx or args.torch:
+            cure = "leave PATH and peers out"
             raise CommandError(
                 f"scenario scaling times our backends on its own audio: {cure}", USAGE
             )
@@ -236,7 +237,10 @@ def _measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     candidates = []
     if args.onnx:
         tell(f"{args.onnx}: starting")
-        candidates.append(peer(args.onnx, weights, plan))
+        candidates.append(onnx_peer(args.onnx, weights, plan))
+    if args.torch:
+        tell("torch: starting")
+        candidates.append(torch_peer(weights, plan))
     for name, batch in itertools.product(names, args.batch or [None]):
         label = f"{name} batch {batch}" if batch else name
         tell(f"{label}: starting")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -15,11 +16,11 @@ import pytest
 
 from artifactnet_jax import backends
 from artifactnet_jax.bench import figures, machine, processes, stages, throughput
-from artifactnet_jax.bench.candidates import Outcome, calls, generate, music, ours, peer
+from artifactnet_jax.bench.candidates import Outcome, calls, generate, music, onnx_peer, ours
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
-from artifactnet_jax.config import Config
+from artifactnet_jax.config import Config, UNet
 from artifactnet_jax.results import CommandError, Failure
-from artifactnet_jax.weights import load_weights
+from artifactnet_jax.weights import Weights, load_weights, random_tensors
 from audio_files import noise, write
 from tiny_model import TINY, save_tiny
 
@@ -292,7 +293,7 @@ def onnx_of(tiny: Path, folder: Path, form: str = "segment", batch: int | None =
 @pytest.mark.parametrize("batch", [None, 1, 2])
 def test_a_peer_scores_as_our_backend(tiny, clips, tmp_path, batch):
     weights = load_weights(tiny)
-    theirs = peer(str(onnx_of(tiny, tmp_path, batch=batch)), weights, "all")
+    theirs = onnx_peer(str(onnx_of(tiny, tmp_path, batch=batch)), weights, "all")
     assert theirs.facts["form"] == "segment"
     assert theirs.batch in ((1, 2, 4, 8) if batch is None else (batch,))
     expected = dict(ours("numpy", weights, "all", None, "numpy").score(clips))
@@ -307,7 +308,7 @@ def test_a_peer_scores_as_our_backend(tiny, clips, tmp_path, batch):
 
 def test_a_peer_of_songs_gives_one_score(tiny, clips, tmp_path):
     weights = load_weights(tiny)
-    theirs = peer(str(onnx_of(tiny, tmp_path, "song")), weights, "all")
+    theirs = onnx_peer(str(onnx_of(tiny, tmp_path, "song")), weights, "all")
     assert (theirs.facts["form"], theirs.facts["segments"]) == ("song", "first60")
     found = dict(theirs.score(clips))
     assert [outcome.segments for outcome in found.values()] == [(), ()]
@@ -338,22 +339,40 @@ def loudness_model(path: Path, samples: int, last: str) -> Path:
 
 def test_a_batch_axis_in_name_only_is_found_out(tiny, tmp_path):
     path = loudness_model(tmp_path / "m.onnx", TINY.front_end.segment_samples, "Reshape")
-    theirs = peer(str(path), load_weights(tiny), "all")
+    theirs = onnx_peer(str(path), load_weights(tiny), "all")
     assert list(theirs.facts["ms_per_segment_by_batch"]) == ["1"]
     assert theirs.batch == 1
 
 
 def test_a_peer_without_a_finite_score_is_undecided(tiny, clips, tmp_path):
     path = loudness_model(tmp_path / "m.onnx", TINY.front_end.segment_samples, "Acosh")
-    theirs = peer(str(path), load_weights(tiny), "all")
+    theirs = onnx_peer(str(path), load_weights(tiny), "all")
     outcome = dict(theirs.score(clips))[0]
     assert (outcome.verdict, outcome.score) == ("undecided", None)
+
+
+def test_the_network_in_pytorch(clips):
+    torch_network = pytest.importorskip("artifactnet_jax.bench.torch_network", exc_type=ImportError)
+    config = dataclasses.replace(
+        TINY,
+        unet=UNet(widths=(4, 8), bottleneck=8),
+        front_end=dataclasses.replace(TINY.front_end, hpss_eps=1e-10),
+    )
+    weights = Weights("small", config, random_tensors(config), "", "", {})
+    assert torch_network.why_not(weights) == ""
+    network = torch_network.TorchNetwork(weights)
+    audio = np.stack([music(1, 44_100, seed).mean(axis=1) for seed in range(2)])
+    own = ours("numpy", weights, "all", None, "numpy")
+    assert network(audio) == pytest.approx(own.call(audio), abs=1e-4)
+    edge = Weights("edge", Config.edge(), random_tensors(Config.edge()), "", "", {})
+    with pytest.raises(ValueError, match="texture head"):
+        torch_network.TorchNetwork(edge)
 
 
 def test_a_peer_of_other_segments_is_refused(tiny, tmp_path):
     path = loudness_model(tmp_path / "m.onnx", 176_400, "Identity")
     with pytest.raises(CommandError, match="segments of 44100 samples") as caught:
-        peer(str(path), load_weights(tiny), "all")
+        onnx_peer(str(path), load_weights(tiny), "all")
     assert caught.value.code == 2
 
 
@@ -457,6 +476,15 @@ def test_xla_and_its_stages(quick, command, tiny, clips):
     assert set(ms) == {"transfer", "stft", "unet", "hpss", "cnn", "aggregate"}
 
 
+def test_stages_of_the_exported_graph(tiny):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    audio = music(1, 44_100, 0).mean(axis=1)
+    found = stages.onnxruntime_stages(load_weights(tiny), audio)["seconds"]
+    assert {"stft", "unet", "hpss", "cnn"} <= set(found) <= {"stft", "unet", "hpss", "cnn", "other"}
+    assert min(found[name] for name in ("stft", "unet", "hpss", "cnn")) > 0
+
+
 def test_random_weights_of_a_preset_score_in_the_middle(tmp_path):
     path = tmp_path / "edge.safetensors"
     throughput._save_random("edge", str(path))
@@ -505,7 +533,7 @@ def test_a_candidate_that_fails_on_a_track(quick, command, tiny, clips, monkeypa
         (["--out", "nowhere/r.json"], 2, "its folder does not exist"),
         (["--batch", "0"], 2, "not a whole number above 0"),
         (["--rounds", "0"], 2, "not a whole number above 0"),
-        (["--scenario", "scaling", "."], 2, "leave PATH and --onnx out"),
+        (["--scenario", "scaling", "."], 2, "leave PATH and peers out"),
         (["--weights", "w", "--preset", "edge"], 2, "not allowed with"),
     ],
 )
