@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from artifactnet_jax.audio import AudioError, Segment, SegmentReader
+from artifactnet_jax.backends import BACKENDS
 from artifactnet_jax.detector import decide
 from artifactnet_jax.results import (
     NO_BACKEND,
@@ -136,11 +137,17 @@ class Candidate:
     peer: bool = False
 
 
+def backend_of(name: str) -> tuple[str, str]:
+    """Backend and dtype of a name on the command line: "xla-bfloat16" is ("xla", "bfloat16")."""
+    kind, _, dtype = name.rpartition("-")
+    return (kind, dtype) if kind in BACKENDS and name not in BACKENDS else (name, "float32")
+
+
 def ours(name: str, weights: Weights, plan: Any, batch: int | None, label: str) -> Candidate:
-    """A backend as `score` runs it; `name` may end in a dtype: "xla-bfloat16"."""
-    kind, _, dtype = name.partition("-")
+    """A backend as `score` runs it, `name` as `backend_of` takes it."""
+    kind, dtype = backend_of(name)
     began = time.perf_counter()
-    options = {"dtype": dtype or "float32", "batch_size": batch, "segments": plan}
+    options = {"dtype": dtype, "batch_size": batch, "segments": plan}
     detector = open_detector(weights, kind, **options)
     build_s = time.perf_counter() - began
 

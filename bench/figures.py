@@ -9,8 +9,10 @@ from typing import Any
 
 from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError
 
-STAGES = ("decode", "resample", "transfer", "stft", "unet", "hpss", "texture", "cnn", "other")
-STAGES += ("aggregate",)
+STAGES = (
+    *("decode", "resample", "transfer", "stft", "unet", "hpss", "texture", "cnn", "other"),
+    "aggregate",
+)
 
 # --- Tables ---------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from artifactnet_jax.backends import BACKENDS
-from artifactnet_jax.bench.candidates import music, write_audio
+from artifactnet_jax.bench.candidates import backend_of, music, write_audio
 from artifactnet_jax.bench.machine import child
 from artifactnet_jax.bench.rounds import interleaved, ratios, wall_clock
 
@@ -20,7 +20,7 @@ FILES, LONG_FILES = (1, 10, 100), (1000, 10_000)  # numbers of files of one segm
 
 def baseline(backend: str) -> str:
     """A program that only imports what a backend cannot do without; jax also compiles x + 1."""
-    packages = BACKENDS[backend.partition("-")[0]][1]
+    packages = BACKENDS[backend_of(backend)[0]][1]
     if "jax" in packages:
         return "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"
     return f"import {', '.join(('numpy', 'soundfile', *packages))}"
@@ -28,9 +28,8 @@ def baseline(backend: str) -> str:
 
 def score_arguments(path: str, backend: str, weights: str | None, *more: str) -> list[str]:
     """`artifactnet-jax score` as a process of this Python."""
-    name, _, dtype = backend.partition("-")
-    given = ["--weights", weights] if weights else []
-    given += ["--dtype", dtype] if dtype else []
+    name, dtype = backend_of(backend)
+    given = ["--dtype", dtype, *(["--weights", weights] if weights else [])]
     return ["-m", "artifactnet_jax.cli", "score", "-q", "--backend", name, *given, *more, path]
 
 

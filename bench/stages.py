@@ -115,14 +115,14 @@ def xla_stages(weights: Weights, audio: np.ndarray, segments: int, dtype: str) -
 def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
     """Seconds of the stages of one segment [N] in the exported graph, from onnxruntime's profiler.
 
-    The nodes are named by stage; what onnxruntime adds between them is "other".
+    One thread, as in the backend. The nodes are named by stage; what onnxruntime adds between them is "other".
     """
     import onnxruntime
 
     from artifactnet_jax.convert.export import build_onnx
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_count()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = os.path.join(folder, "profile")
@@ -144,7 +144,7 @@ def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
             taken[stage] = taken.get(stage, 0.0) + event["dur"] / 1e6
         each.append(taken)
     seconds = {name: statistics.median(taken[name] for taken in each) for name in each[0]}
-    return {"seconds": seconds, "threads": cpu_count()}
+    return {"seconds": seconds, "threads": 1}
 
 
 def stages(
@@ -157,7 +157,7 @@ def stages(
     call, one segment or batch, per segment)}.
     """
     backend, verdict = candidate.facts["backend"], weights.config.verdict
-    if weights.graph is not None:
+    if weights.graph is not None or not weights.tensors:
         return None
     if backend == "numpy":
         found = numpy_stages(weights, audio)
@@ -166,7 +166,7 @@ def stages(
         on_cpu = device is None or device.platform == "cpu"
         n = 1 if on_cpu else candidate.batch
         found = xla_stages(weights, audio, n, candidate.facts["dtype"])
-    elif backend == "onnxruntime" and importlib.util.find_spec("onnx"):
+    elif backend == "onnxruntime" and importlib.util.find_spec("onnx") is not None:
         found = onnxruntime_stages(weights, audio)
     else:
         return None

@@ -30,6 +30,7 @@ from artifactnet_jax.bench.candidates import (
     Candidate,
     Outcome,
     Track,
+    backend_of,
     calls,
     examine,
     generate,
@@ -58,6 +59,7 @@ from artifactnet_jax.weights import Weights, WeightsError, random_tensors, save_
 
 SCHEMA = "artifactnet-jax/throughput/1"
 SEGMENT_CALLS = 5  # of each round, one segment each
+GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda")
 
 
 class Pass(NamedTuple):
@@ -331,9 +333,10 @@ def _compare(
         work, moved = flops(weights.config), traffic(weights.config)
         found["flop_per_segment"], found["bytes_per_segment"] = work, moved
         for row in rows:
-            on_device = "device_limits" in found and row["backend"] == "xla"
-            row["roofline"] = None if on_device else roofline(work, moved, row, limits)
-            if on_device:
+            on_gpu = row["backend"] in GPU_BACKENDS or row.get("device") == "cuda"
+            on_gpu |= row["backend"] == "xla" and "device_limits" in found
+            row["roofline"] = None if on_gpu else roofline(work, moved, row, limits)
+            if on_gpu and "device_limits" in found:
                 gflops = work["total"] / row["ms_per_segment"] / 1e6
                 key = "gflops_bfloat16" if row["dtype"] == "bfloat16" else "gflops"
                 row["of_device_peak"] = gflops / found["device_limits"][key]
@@ -419,7 +422,7 @@ def _backends(named: str | None, weights: Weights) -> tuple[list[str], dict[str,
     names = named.split(",") if named else list(BACKENDS)
     left_out: dict[str, str] = {}
     for name in names:
-        kind = name.partition("-")[0]
+        kind, _ = backend_of(name)
         if kind not in BACKENDS:
             known = ", ".join(BACKENDS)
             raise CommandError(f"--backends: unknown backend {name!r}: use {known}", USAGE)

@@ -16,7 +16,15 @@ import pytest
 
 from artifactnet_jax import backends
 from artifactnet_jax.bench import figures, machine, processes, stages, throughput
-from artifactnet_jax.bench.candidates import Outcome, calls, generate, music, onnx_peer, ours
+from artifactnet_jax.bench.candidates import (
+    Outcome,
+    backend_of,
+    calls,
+    generate,
+    music,
+    onnx_peer,
+    ours,
+)
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
 from artifactnet_jax.config import Config, UNet
 from artifactnet_jax.results import CommandError, Failure
@@ -237,6 +245,27 @@ def test_a_child_is_measured_by_itself():
     assert found["cpu_s"] > 0
     failed = machine.child(["-c", "import sys; sys.exit('no such thing')"])
     assert (failed["code"], failed["error"]) == (1, "no such thing")
+
+
+def test_names_of_backends_and_dtypes(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "other-cuda", backends.BACKENDS["numpy"])
+    assert backend_of("numpy") == ("numpy", "float32")
+    assert backend_of("xla-bfloat16") == ("xla", "bfloat16")
+    assert backend_of("other-cuda") == ("other-cuda", "float32")
+    assert backend_of("other-cuda-float16") == ("other-cuda", "float16")
+    assert backend_of("no-such") == ("no-such", "float32")
+    arguments = processes.score_arguments("a.wav", "xla-bfloat16", "w")
+    assert arguments[2:] == [
+        "score",
+        "-q",
+        "--backend",
+        "xla",
+        "--dtype",
+        "bfloat16",
+        "--weights",
+        "w",
+        "a.wav",
+    ]
 
 
 def test_baselines_import_what_backends_need():
