@@ -115,7 +115,8 @@ def xla_stages(weights: Weights, audio: np.ndarray, segments: int, dtype: str) -
 def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
     """Seconds of the stages of one segment [N] in the exported graph, from onnxruntime's profiler.
 
-    One thread, as in the backend. The nodes are named by stage; what onnxruntime adds between them is "other".
+    One thread, as in the backend. The nodes are named by stage; what onnxruntime adds between them
+    is "other".
     """
     import onnxruntime
 
