@@ -53,12 +53,16 @@ def _figures(value: float, digits: int = 3) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:g}"
 
 
+def _cores(n: int | str) -> str:
+    return f"{n} core{'' if str(n) == '1' else 's'}"
+
+
 def _machine(found: Mapping[str, Any]) -> str:
     here, weights = found["machine"], found["weights"]
     load = here["load_average"]
     items = [
         here["board"] or here["cpu"] or here["architecture"],
-        f"{here['cores']} cores",
+        _cores(here["cores"]),
         f"{here['memory_bytes'] / 2**30:.0f} GiB" if here["memory_bytes"] else None,
         *here["gpus"],
         here["power_mode"],
@@ -134,7 +138,7 @@ def _stages(found: Mapping[str, Any]) -> str:
     body = []
     for row, ms in rows:
         if ms:
-            label = f"{row['name']} ({row['stages']['threads']} cores)"
+            label = f"{row['name']} ({_cores(row['stages']['threads'])})"
             body.append([label, *(ms.get(name) for name in names), row["stages"]["call_ms"]])
     return _table(head, body) if body else ""
 
@@ -152,8 +156,7 @@ def _roofline(found: Mapping[str, Any]) -> str:
     if not body:
         return ""
     peaks = "; ".join(
-        f"{n} thread{'s' if n != '1' else ''}: {peak['gflops']:.0f} GFLOP/s, "
-        f"{peak['gbytes_per_s']:.1f} GB/s"
+        f"{_cores(n)}: {peak['gflops']:.0f} GFLOP/s, {peak['gbytes_per_s']:.1f} GB/s"
         for n, peak in found["limits"].items()
     )
     return f"{_table(head, body)}\n\nMeasured peaks: {peaks}."
@@ -244,14 +247,14 @@ def _plot_stages(figure: Any, found: Mapping[str, Any]) -> bool:
     if not rows:
         return False
     axes = figure.subplots()
-    labels = [f"{row['name']}\n{row['stages']['threads']} cores" for row, _ in rows]
+    labels = [f"{row['name']}\n{_cores(row['stages']['threads'])}" for row, _ in rows]
     left = [0.0] * len(rows)
     for name in STAGES:
         widths = [ms.get(name, 0.0) for _, ms in rows]
         if any(widths):
             axes.barh(labels, widths, left=left, label=name)
             left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_xlabel("ms per 4 s segment, stages run apart")
+    axes.set_xlabel(f"ms per {found['segment_s']:g} s segment, by stage")
     axes.legend(fontsize="small", ncols=2)
     axes.invert_yaxis()
     return True
@@ -272,11 +275,13 @@ def _plot_roofline(figure: Any, found: Mapping[str, Any]) -> bool:
         ridge = peak["gflops"] / peak["gbytes_per_s"]
         x = sorted({span[0], min(max(ridge, span[0]), span[1]), span[1]})
         y = [min(peak["gflops"], value * peak["gbytes_per_s"]) for value in x]
-        axes.plot(x, y, color="black", linestyle=("--", "-")[k % 2], label=f"peak, {threads} cores")
+        axes.plot(
+            x, y, color="black", linestyle=("--", "-")[k % 2], label=f"peak, {_cores(threads)}"
+        )
     for k, (label, part) in enumerate(parts):
         marker = {"total": "o", "unet": "s", "cnn": "^"}[part["part"]]
         of = (part["flop_per_byte"], part["gflops"])
-        axes.plot(*of, marker, color=f"C{k % 10}", label=f"{label}, {part['threads']} cores")
+        axes.plot(*of, marker, color=f"C{k % 10}", label=f"{label}, {_cores(part['threads'])}")
     axes.set(xscale="log", yscale="log", xlabel="FLOP/byte", ylabel="GFLOP/s")
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return True
