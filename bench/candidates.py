@@ -111,7 +111,9 @@ def examine(
         tracks.append(Track(path, found.duration_s, found.sample_rate, n))
     if not tracks:
         raise CommandError(f"no track can be read: {failed[0]['error']['message']}", SOME_FAILED)
-    return tracks, failed, np.zeros(config.front_end.segment_samples) if sample is None else sample
+    if sample is None:  # all of them are silent
+        sample = np.zeros(config.front_end.segment_samples, np.float32)
+    return tracks, failed, sample
 
 
 class Outcome(NamedTuple):

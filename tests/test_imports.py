@@ -96,6 +96,11 @@ def test_scoring_with_numpy_never_loads_jax(tmp_path, tracks, weights_path):
     assert not loaded & {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "scipy", "av"}
 
 
+def test_measuring_numpy_needs_no_jax(tmp_path):
+    loaded = modules_after("import artifactnet_jax.bench.throughput", tmp_path)
+    assert not loaded & {"jax", "flax", "onnx", "onnxruntime", "torch", "matplotlib", "scipy"}
+
+
 def test_names_of_the_package():
     for name in artifactnet_jax.__all__:
         assert getattr(artifactnet_jax, name).__name__ == name
