@@ -37,6 +37,10 @@ def _count(text: str, expected: str) -> int:
     return count
 
 
+def _batches(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
 def _fraction(text: str) -> float:
     try:
         value = float(text)
@@ -234,6 +238,10 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
     _training_verbs(verbs)
+
+    bench = verbs.add_parser("bench", help="measure speed")
+    kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND")
+    _bench_throughput(kinds)
 
     doctor = verbs.add_parser(
         "doctor", help="show versions, devices and backends, and what to install"
@@ -433,6 +441,63 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         verb.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 
+def _bench_throughput(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`bench throughput`."""
+    kind = kinds.add_parser(
+        "throughput",
+        help="speed, memory and agreement of the backends, from file to verdict",
+        description="Time every backend from file to verdict, in turns; where the time goes, what "
+        "a cold start costs, how scores differ, what the machine could do. JSON on stdout.",
+        epilog="Exit codes: 0 all measured, 1 some tracks failed (each a row with its error), "
+        "2 usage, 3 a backend or package is missing, 130 interrupted.",
+    )
+    kind.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="tracks, folders or @list.txt (default: four generated ones of 30 s)",
+    )
+    model = kind.add_mutually_exclusive_group()
+    model.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
+    model.add_argument(
+        "--preset", choices=("edge", "v94"), help="random weights of this size instead"
+    )
+    kind.add_argument(
+        "--backends", metavar="LIST", help="such as numpy,xla-bfloat16 (default: all that run here)"
+    )
+    kind.add_argument(
+        "--batch", type=_batches, metavar="B,...", help="segments per call; several are compared"
+    )
+    kind.add_argument("--segments", type=_segments, metavar="all|first60|N", help="as of score")
+    kind.add_argument(
+        "--scenario",
+        default="offline",
+        choices=("offline", "single", "scaling"),
+        help="all tracks at once; one after the other, for latency; or time and memory over the "
+        "length and number of tracks (default: offline)",
+    )
+    kind.add_argument(
+        "--onnx", metavar="MODEL.onnx", help="also time this model in onnxruntime, as the peer"
+    )
+    kind.add_argument(
+        "--torch", action="store_true", help="also the same network in PyTorch (size v94 only)"
+    )
+    kind.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: 5")
+    kind.add_argument(
+        "--long",
+        action="store_true",
+        help="scaling up to 10 hours and 10,000 files: takes hours, and 2 GB of disk",
+    )
+    kind.add_argument("-o", "--out", metavar="FILE.json", help="write the JSON here")
+    kind.add_argument(
+        "--from", dest="read", metavar="FILE.json", help="measure nothing: read an earlier --out"
+    )
+    kind.add_argument("--table", action="store_true", help="Markdown on stdout instead of JSON")
+    kind.add_argument("--plots", metavar="DIR", help="write plots (SVG) into this folder")
+    kind.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+    kind.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     # Closed by the caller. Without a stderr print() would write to stdout, among the data.
@@ -452,6 +517,8 @@ def main(argv: list[str] | None = None) -> int:
             from artifactnet_jax.convert.command import export as run
         elif args.verb == "score":
             from artifactnet_jax.score import run
+        elif args.verb == "bench":
+            run = importlib.import_module(f"artifactnet_jax.bench.{args.kind}").run
         else:
             run = _training(args.verb)  # type: ignore[assignment]
         code = run(args)

@@ -56,7 +56,11 @@ VERBS = ("score", "convert", "export", "verify", "doctor")
 VERBS += ("split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([v, "--help"] for v in VERBS)])
+VERBS += ("bench", "bench throughput")
+HELP = [[*verb.split(), "--help"] for verb in ("", *VERBS)]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], *HELP])
 def test_help_loads_nothing_heavy(tmp_path, arguments):
     code = f"""
 from artifactnet_jax.cli import main
@@ -90,6 +94,11 @@ def test_scoring_with_numpy_never_loads_jax(tmp_path, tracks, weights_path):
     loaded = modules_after(code, tmp_path)
     assert "numpy" in loaded
     assert not loaded & {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "scipy", "av"}
+
+
+def test_measuring_numpy_needs_no_jax(tmp_path):
+    loaded = modules_after("import artifactnet_jax.bench.throughput", tmp_path)
+    assert not loaded & {"jax", "flax", "onnx", "onnxruntime", "torch", "matplotlib", "scipy"}
 
 
 def test_names_of_the_package():
