@@ -1,0 +1,70 @@
+"""The sanity protocol: every subset of a benchmark by itself, passed or failed.
+
+Paper, section IV-D: an AI subset passes where at least 90 % of its tracks are found (60 % of the
+two harder Stable Audio ones), a real subset where at most 5 % are called AI. The paper's own 28
+subsets are `PAPER_SUBSETS`; a subset is what a manifest calls a source, so any other list is judged
+by the same rules.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+LEAST_TPR, MOST_FPR = 0.90, 0.05
+SOFT = {"aime_stable_audio_v1": 0.60, "aime_stable_audio_v2": 0.60}  # least TPR
+REAL_SUBSETS = ("sonics_real", "mom_real", "mom_real_wav", "mom_extra_real")
+REAL_SUBSETS += ("fma_hardneg", "youtube_hardneg")
+AI_SUBSETS = tuple(
+    f"aime_{name}"
+    for name in (
+        *("musicgen_small", "musicgen_medium", "musicgen_large", "riffusion"),
+        *("stable_audio_v1", "stable_audio_v2", "suno_v3", "suno_v35", "udio"),
+    )
+)
+AI_SUBSETS += tuple(f"mom_{name}" for name in ("diffrythm", "riffusion", "udio", "yue"))
+AI_SUBSETS += tuple(
+    f"sonics_{name}"
+    for name in ("chirp-v2-xxl-alpha", "chirp-v3", "chirp-v3.5", "udio-30s", "udio-120s")
+)
+AI_SUBSETS += ("suno_cdn_latest", "suno_extra", "udio_cdn_latest", "udio_extra")
+PAPER_SUBSETS = AI_SUBSETS + REAL_SUBSETS
+# Beside the subsets, of tracks in four codecs (public runner): mean and largest difference.
+MOST_CODEC_MEAN, MOST_CODEC_LARGEST = 0.15, 0.35
+
+
+def judge(
+    rows: Iterable[Mapping[str, Any]], threshold: float, subsets: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """A row for every subset of one detector's rows (id, label, source, score or None).
+
+    subsets: only these, in this order; one that has no rows is not passed, its `rate` is None.
+    `rate` is the share of the scored tracks that is called AI, `limit` what it is held against. A
+    source with tracks of both labels is two subsets.
+    """
+    known: dict[tuple[str, int], list[float | None]] = defaultdict(list)
+    for row in rows:
+        known[row["source"], row["label"]].append(row["score"])
+    wanted = list(subsets) or sorted({source for source, _ in known})
+    table = []
+    for source in wanted:
+        labels = [label for label in (1, 0) if (source, label) in known]
+        for label in labels or [int(source not in REAL_SUBSETS)]:
+            scores = known.get((source, label), [])
+            scored = [score for score in scores if score is not None]
+            rate = sum(score >= threshold for score in scored) / len(scored) if scored else None
+            limit = SOFT.get(source, LEAST_TPR) if label else MOST_FPR
+            passed = rate is not None and (rate >= limit if label else rate <= limit)
+            table.append(
+                {
+                    "subset": source,
+                    "label": label,
+                    "n": len(scores),
+                    "scored": len(scored),
+                    "rate": rate,
+                    "limit": limit,
+                    "passed": passed,
+                }
+            )
+    return table
