@@ -326,6 +326,11 @@ def _bench_accuracy(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="results of the public runner, as one more detector; repeat",
     )
     accuracy.add_argument(
+        "--baseline",
+        metavar="per_source.json",
+        help="of an earlier run: name the sources that got worse (FPR by 0.03, TPR by 0.05)",
+    )
+    accuracy.add_argument(
         "--teacher",
         metavar="builtin|demucs[:MODEL]|FILE.onnx",
         help="separator of laundering and mechanism (default: demucs where installed)",

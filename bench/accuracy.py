@@ -78,14 +78,15 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise CommandError(f"--stress: {error}", USAGE) from error
     _check_threshold(args.threshold, tracks)
+    if args.mechanism and not any(isinstance(d, ArtifactNet) for d in detectors):
+        raise CommandError("--mechanism: none of the detectors is artifactnet: add it", USAGE)
     _claim(out, args.resume)
     for detector in detectors:
         detector.load(args.device)
     _fit(detectors, known, out, say)
     kept = _resume(out, args, detectors, teacher)
     rows = _score_all(tracks, detectors, changes, out, kept, args.quiet)
-    looked = _look(args, tracks, known, detectors, teacher, rows, say) if args.mechanism else None
-    return _report(args, out, tracks, detectors, list(changes), rows, looked)
+    return _report(args, out, tracks, known, detectors, rows, teacher)
 
 
 def _teller(quiet: bool) -> Callable[[str], None]:
@@ -375,51 +376,11 @@ def _problem(kind: str, message: str, stage: str) -> dict[str, str]:
 # --- what comes of it ------------------------------------------------------------------------
 
 
-def _look(
-    args: argparse.Namespace,
-    tracks: Sequence[Track],
-    known: Sequence[Track],
-    detectors: Sequence[Adapter],
-    teacher: _Lazy,
-    rows: Mapping[Key, Mapping[str, Any]],
-    say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Mechanism of every one of our detectors."""
-    ours = [detector for detector in detectors if isinstance(detector, ArtifactNet)]
-    if not ours:
-        raise CommandError("--mechanism: none of the detectors is artifactnet: add it", USAGE)
-    judged = [track for track in tracks if track.split != "calibration"]
-    train = [track for track in known if track.split == "train" and not track.problem]
-    looked = []
-    for detector in ours:
-        say(f"{detector.name}: mechanism of {len(judged)} tracks")
-        basis = train[:: max(1, len(train) // MEAN_TRACKS)] or judged
-        inside = mechanism.Mechanism(detector, teacher.open(), (a for _, a in _decoded(basis)))
-        figures, labels, scores = [], [], []
-        for track, audio in _decoded(judged):
-            row, ablated = inside.track(audio)
-            if row:
-                figures.append({"source": track.source, "label": track.label, **row})
-                labels.append(track.label)
-                scores.append(ablated)
-        threshold = _threshold(args.threshold, detector.name, tracks, rows)
-        looked.append(
-            {
-                "detector": detector.name,
-                "teacher": teacher.open().name,
-                "mask_max": inside.mask_max,
-                "mean_channels_of": "train" if train else "the scored tracks",
-                "sources": mechanism.by_source(figures),
-                "ablations": mechanism.ablations(labels, scores, threshold),
-            }
-        )
-    return looked
-
-
-def _metric_rows(
-    name: str, tracks: Sequence[Track], rows: Mapping[Key, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    return [track.to_dict() | {"score": rows[track.id, name, ""]["score"]} for track in tracks]
+def _judged(threshold: float | str, tracks: Sequence[Track]) -> list[Track]:
+    """What figures are of: the part "test", else all but what a threshold is chosen on."""
+    test = [track for track in tracks if track.split == "test"]
+    chosen_on = "calibration" if isinstance(threshold, str) else None
+    return test or [track for track in tracks if track.split != chosen_on]
 
 
 def _threshold(
@@ -428,80 +389,114 @@ def _threshold(
     tracks: Sequence[Track],
     rows: Mapping[Key, Mapping[str, Any]],
 ) -> float:
+    """The number; where a detector's calibration scores allow none, 0.5, as in the report."""
     if isinstance(threshold, float):
         return threshold
     own = _metric_rows(name, [t for t in tracks if t.split == "calibration"], rows)
     try:
         return metrics.choose_threshold(own, threshold)
     except ValueError as error:
-        raise CommandError(f"{name}: --threshold {threshold}: {error}", SOME_FAILED) from error
+        print(printable(f"{name}: threshold 0.5, as {threshold}: {error}"), file=sys.stderr)
+        return 0.5
+
+
+def _metric_rows(
+    name: str, tracks: Sequence[Track], rows: Mapping[Key, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    return [track.to_dict() | {"score": rows[track.id, name, ""]["score"]} for track in tracks]
+
+
+def _look(
+    detector: ArtifactNet,
+    judged: Sequence[Track],
+    known: Sequence[Track],
+    teacher: Teacher,
+    threshold: float,
+) -> list[dict[str, Any]]:
+    """Rows of `mechanism` for one detector: by source, then its ablations."""
+    train = [track for track in known if track.split == "train" and not track.problem]
+    basis = train[:: max(1, len(train) // MEAN_TRACKS)] or judged
+    inside = mechanism.Mechanism(detector, teacher, (audio for _, audio in _decoded(basis)))
+    figures, labels, scores = [], [], []
+    for track, audio in _decoded(judged):
+        row, ablated = inside.track(audio)
+        if row:
+            figures.append({"source": track.source, "label": track.label, **row})
+            labels.append(track.label)
+            scores.append(ablated)
+    table = mechanism.by_source(figures) + mechanism.ablations(labels, scores, threshold)
+    return [{"detector": detector.name, **row} for row in table]
 
 
 def _report(
     args: argparse.Namespace,
     out: Path,
     tracks: Sequence[Track],
+    known: Sequence[Track],
     detectors: Sequence[Adapter],
-    changes: Sequence[str],
     rows: dict[Key, dict[str, Any]],
-    looked: list[dict[str, Any]] | None,
+    teacher: _Lazy,
 ) -> int:
     """Tables, the public forms and the report; the summary goes to stdout."""
+    failed = any(row["error"] for row in rows.values())
     everything = [track.to_dict() for track in tracks]
-    judged = [track for track in tracks if track.split != "calibration"]
-    judged_rows = [track.to_dict() for track in judged]
-    views: dict[str, dict[str, dict[str, float | None]]] = defaultdict(dict)
-    for (track, name, change), row in rows.items():
-        if change:
-            views[name].setdefault(change, {})[track] = row["score"]
     listed = [_facts(detector, rows) for detector in detectors]
     for text in args.compare:
         name, folder = _pair(text)
-        read, codec_views = public.read(folder, everything, name)
-        rows |= {(row["id"], name, ""): row for row in read}
-        views[name] = {codec: dict(scores) for codec, scores in codec_views.items()}
+        read, views = public.read(folder, everything, name)
+        rows |= {(row["id"], name, row.get("stress", "")): row for row in read + views}
         listed.append({"name": name, "params": None, "gflops": None})
-    stressed, passes, lines = [], [], []
+    judged = _judged(args.threshold, tracks)
+    judged_rows = [track.to_dict() for track in judged]
+    passes, deltas, looked, lines, worse = [], {}, [], [], []
+    baseline = public.read_per_source(args.baseline) if args.baseline else {}
     for fact in listed:
         name = fact["name"]
         threshold = _threshold(args.threshold, name, tracks, rows)
         own = _metric_rows(name, judged, rows)
-        passes += [
-            {"detector": name, **row}
-            for row in sanity.judge(own, threshold, _subsets(args.subsets))
-        ]
-        plain = {row["id"]: row["score"] for row in own}
-        if views[name]:
-            summary = stress.summarise(judged_rows, plain, views[name], threshold)
-            delta = stress.codec_delta(judged_rows, views[name])
-            stressed.append({"detector": name, "changes": summary, "codec_delta": delta})
+        judgement = sanity.judge(own, threshold, _subsets(args.subsets))
+        passes += [{"detector": name, **row} for row in judgement]
+        views_of: dict[str, dict[str, float | None]] = defaultdict(dict)
+        for (track_id, detector_name, change), row in rows.items():
+            if change and detector_name == name:
+                views_of[change][track_id] = row["score"]
+        deltas[name] = sanity.codec_delta(judged_rows, views_of)
         results = {track.id: rows[track.id, name, ""] for track in judged}
         folder_of = out / "public" / _file_name(name)
         with writing(str(folder_of)):
-            public.write(folder_of, judged_rows, results, views[name], threshold)
-        lines.append(_line(name, own, threshold, passes))
-    plain_rows = [row for (_, _, change), row in rows.items() if not change]
-    if looked is not None:
+            public.write(folder_of, judged_rows, results, views_of, threshold)
+        if baseline:
+            after = public.read_per_source(str(folder_of / "per_source.json"))
+            worse += [{"detector": name, **row} for row in sanity.regressions(baseline, after)]
+        lines.append(_line(name, own, threshold, judgement))
+    for detector in detectors:
+        if args.mechanism and isinstance(detector, ArtifactNet):
+            threshold = _threshold(args.threshold, detector.name, tracks, rows)
+            looked += _look(detector, judged, known, teacher.open(), threshold)
+    if args.mechanism:
         _json(out / "mechanism.json", looked)
-    if stressed:
-        _json(out / "stress.json", stressed)
-    _json(out / "sanity.json", passes)
+    _json(out / "sanity.json", {"subsets": passes, "codecs": deltas, "worse": worse})
+    plain = [row for (_, _, change), row in rows.items() if not change]
+    stressed = [row for (_, _, change), row in rows.items() if change]
     report.write_report(
         out,
         everything,
-        plain_rows,
+        plain,
         detectors=listed,
         threshold=args.threshold,
         stress=stressed or None,
         sanity=passes,
-        mechanism=looked,
+        mechanism=looked or None,
     )
     print(_HEADER)
     print("\n".join(lines))
+    for row in worse:
+        change = f"{row['before']:.3f} to {row['after']:.3f}"
+        text = f"{row['detector']}: {row['source']}: {row['rate'].upper()} from {change}: worse"
+        print(printable(text), file=sys.stderr)
     if not args.quiet:
-        print(f"report: {printable(str(out / 'report.md'))}", file=sys.stderr)
-    own_rows = [row for row in rows.values() if row["detector"] in {d.name for d in detectors}]
-    return SOME_FAILED if any(row["error"] for row in own_rows) else OK
+        print(f"report: {printable(str(out / 'report.html'))}", file=sys.stderr)
+    return SOME_FAILED if failed else OK
 
 
 def _facts(detector: Adapter, rows: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
@@ -541,10 +536,9 @@ def _line(
         value = values[key]["value"]
         return "-" if value is None else f"{value:.3f}"
 
-    judged = [row for row in passes if row["detector"] == name]
     shown = (name, len(own), sum(r["score"] is None for r in own), f"{threshold:.4g}")
     shown += (*map(text, ("f1", "recall", "fpr", "auroc")),)
-    passed = f"{sum(row['passed'] for row in judged)} of {len(judged)}"
+    passed = f"{sum(row['passed'] is True for row in passes)} of {len(passes)}"
     return printable("| " + " | ".join(map(str, (*shown, passed))) + " |")
 
 

@@ -256,8 +256,8 @@ def _digest_of(path: str) -> str:
 class Trained(Adapter):
     """Features of a track and a logistic regression on them, fitted to the part "train".
 
-    scikit-learn's, its classes balanced, on features scaled to unit variance. What was fitted is a
-    small JSON file; given one, nothing is fitted.
+    scikit-learn's, its classes balanced. What was fitted is a small JSON file; given one, nothing
+    is fitted.
     """
 
     kind = ""
@@ -298,11 +298,11 @@ class Trained(Adapter):
         if len(set(labels)) < 2:
             raise ValueError(f"{len(known)} tracks to fit {self.kind} to are not of both classes")
         x = np.stack([features for features, _ in known])
-        scale = x.std(axis=0) + 1e-9
-        model = LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1)
-        model.fit((x - x.mean(axis=0)) / scale, labels)
-        weights = model.coef_[0] / scale
-        bias = float(model.intercept_[0] - weights @ x.mean(axis=0))
+        middle = x.mean(axis=0)
+        model = LogisticRegression(class_weight="balanced", max_iter=2000)
+        model.fit(x - middle, labels)
+        weights = model.coef_[0]
+        bias = float(model.intercept_[0] - weights @ middle)
         self.restore({"kind": self.kind, "weights": weights.tolist(), "bias": bias})
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -704,7 +704,10 @@ def open_detector(spec: str) -> Adapter:
 def _short(spec: str) -> str:
     """A specification without folders and endings: what results call it."""
     name, colon, rest = spec.partition(":")
-    return name + colon + os.path.splitext(os.path.basename(rest.rstrip("/")))[0]
+    rest = os.path.basename(rest.rstrip("/"))
+    for ending in (".safetensors", ".onnx", ".json"):
+        rest = rest.removesuffix(ending)
+    return name + colon + rest
 
 
 def _open(spec: str) -> Adapter:

@@ -19,7 +19,6 @@ from artifactnet_jax.bench.detectors import RATE, ArtifactNet
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.reference import Network, channels, loudest, sigmoid, stft_magnitude
 from artifactnet_jax.results import USAGE, CommandError
-from artifactnet_jax.train.manifest import LABELS
 from artifactnet_jax.train.teachers import Teacher
 
 SHARE = 0.95  # of the energy, below the effective bandwidth
@@ -77,9 +76,10 @@ class Mechanism:
     def track(self, audio: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
         """Figures of one track, and its score under every ablation; both {} of a silent one.
 
-        `mean_mask`, `mask_spread` (standard deviation), `residual_energy` (share of the track's),
-        `bandwidth_hz` of the UNet's residual, `teacher_bandwidth_hz` of the teacher's, and the
-        confounders `input_bandwidth_hz`, `cutoff_hz` (highest bin within 90 dB) and `crest_db`.
+        `mean_mask`, `mask_spread` (standard deviation), `residual_energy_fraction` (of the track's
+        energy), `effective_bandwidth_hz` of the UNet's residual, `teacher_bandwidth_hz` of the
+        teacher's, and the confounders `input_bandwidth_hz`, `cutoff_hz` (highest bin within 90 dB
+        of the strongest) and `crest_db`.
 
         A score is the median over segments. "none": nothing is replaced; "without CHANNEL"; "mask
         unbounded": the same weights, their mask's bound 1; "without the texture head".
@@ -105,8 +105,8 @@ class Mechanism:
         figures = {
             "mean_mask": float(np.mean([mean for mean, _ in masks])),
             "mask_spread": float(np.mean([spread for _, spread in masks])),
-            "residual_energy": float(residual.sum() / whole.sum()),
-            "bandwidth_hz": effective_bandwidth(residual),
+            "residual_energy_fraction": float(residual.sum() / whole.sum()),
+            "effective_bandwidth_hz": effective_bandwidth(residual),
             "teacher_bandwidth_hz": effective_bandwidth(energy_of(left)),
             "input_bandwidth_hz": effective_bandwidth(whole),
             "cutoff_hz": float(loud[-1]) * RATE / 2 / (len(whole) - 1),
@@ -172,28 +172,19 @@ def energy_of(audio: np.ndarray) -> np.ndarray:
 
 
 def by_source(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Medians of tracks' figures by source and label, and of each class as a whole.
+    """Medians of tracks' figures by source and label.
 
     rows: source, label, and what `Mechanism.track` gives. `flat_masks` counts the tracks whose mask
     is constant.
     """
     parts: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        parts[f"all {LABELS[row['label']]}", row["label"]].append(row)
     for row in sorted(rows, key=lambda row: (-row["label"], row["source"])):
         parts[row["source"], row["label"]].append(row)
     table = []
     for (source, label), members in parts.items():
-        figures = [key for key in members[0] if key not in ("source", "label", "id")]
+        figures = [key for key in members[0] if key not in ("source", "label")]
         medians = {key: float(np.median([m[key] for m in members])) for key in figures}
         flat = sum(member["mask_spread"] < FLAT_MASK for member in members)
-        table.append(
-            {
-                "source": source,
-                "label": label,
-                "n": len(members),
-                "flat_masks": flat,
-                **medians,
-            }
-        )
+        row = {"source": source, "label": label, "n": len(members), "flat_masks": flat}
+        table.append(row | medians)
     return table

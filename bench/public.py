@@ -22,12 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.bench.stress import CODEC_PAIR
+from artifactnet_jax.bench.sanity import CODEC_PAIR
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import USAGE, CommandError, brief, printable
-
-STAGES = ("resolve", "decode", "inference")
-FILES = ("per_source.json", "track_probs.json", "codec_pair.json", "inference_failures.json")
 
 
 def write(
@@ -107,12 +104,11 @@ def _write(path: Path, data: Any) -> None:
 
 def read(
     folder: str, tracks: Sequence[Mapping[str, Any]], name: str
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
-    """One detector's results of the public runner: rows of our form, and its codec views.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One detector's results of the public runner in our form: plain rows, and those of codecs.
 
-    Rows are those of `tracks`, by id; a track that the files do not know is a failure of kind
-    "absent". The views are scores by codec and id, {} without `codec_pair.json`. CommandError: no
-    such folder or file, or none of its ids is in `tracks`.
+    There is a plain row for each of `tracks`; a track that the files do not know is a failure of
+    kind "absent". CommandError: no such folder or file, or none of its ids is in `tracks`.
     """
     probs = _read(folder, "track_probs.json")
     failures = _read(folder, "inference_failures.json", needed=False)
@@ -127,10 +123,11 @@ def read(
             }
             for row in failures
         }
-        views: dict[str, dict[str, float]] = defaultdict(dict)
-        for row in pairs:
-            for codec, score in row["probs"].items():
-                views[codec.replace("_", "-")][row["track_id"]] = _score(score, folder)
+        views = [
+            _row(row["track_id"], name, _score(score, folder), None, codec.replace("_", "-"))
+            for row in pairs
+            for codec, score in row["probs"].items()
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         cause = f"{printable(folder)}: not the public runner's files ({brief(error)})"
         raise CommandError(f"{cause}: give the folder of one of its models", USAGE) from error
@@ -139,20 +136,26 @@ def read(
         score = score_of.get(track["id"])
         absent = {"kind": "absent", "message": "not in its files", "stage": "resolve"}
         error = None if score is not None else error_of.get(track["id"], absent)
-        rows.append(
-            {
-                "id": track["id"],
-                "detector": name,
-                "score": score,
-                "segments": [],
-                "error": error,
-                "seconds": None,
-            }
-        )
+        rows.append(_row(track["id"], name, score, error))
     if all(row["error"] and row["error"]["kind"] == "absent" for row in rows):
         cause = f"{printable(folder)}: none of its track ids is in the manifest"
         raise CommandError(f"{cause}: give the manifest that it was run on", USAGE)
-    return rows, dict(views)
+    return rows, views
+
+
+def _row(
+    track: str, name: str, score: float | None, error: Any, change: str = ""
+) -> dict[str, Any]:
+    row = {"id": track, "detector": name} | ({"stress": change} if change else {})
+    return row | {"score": score, "segments": [], "error": error, "seconds": None}
+
+
+def read_per_source(path: str) -> dict[str, dict[str, Any]]:
+    """A `per_source.json`. CommandError: it is none."""
+    data = _load(path)
+    if isinstance(data, dict) and all(isinstance(row, dict) for row in data.values()):
+        return data
+    raise CommandError(f"{printable(path)}: not a per_source.json: give one", USAGE)
 
 
 def _score(value: Any, folder: str) -> float:
@@ -166,14 +169,18 @@ def _read(folder: str, name: str, needed: bool = True) -> list[dict[str, Any]]:
     path = os.path.join(folder, name)
     if not needed and not os.path.exists(path):
         return []
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except OSError as error:
-        cause = f"{printable(path)}: {error.strerror}"
-        raise CommandError(f"{cause}: give the folder of one model", USAGE) from error
-    except ValueError as error:
-        raise CommandError(f"{printable(path)}: not JSON: copy it again", USAGE) from error
+    data = _load(path)
     if not isinstance(data, list):
         raise CommandError(f"{printable(path)}: it is no list: copy it again", USAGE)
     return data
+
+
+def _load(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        cause = f"{printable(path)}: {error.strerror}"
+        raise CommandError(f"{cause}: give the public runner's output", USAGE) from error
+    except ValueError as error:
+        raise CommandError(f"{printable(path)}: not JSON: copy it again", USAGE) from error

@@ -12,6 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+CLASSES = ("real", "AI")  # by label
+
 LEAST_TPR, MOST_FPR = 0.90, 0.05
 SOFT = {"aime_stable_audio_v1": 0.60, "aime_stable_audio_v2": 0.60}  # least TPR
 REAL_SUBSETS = ("sonics_real", "mom_real", "mom_real_wav", "mom_extra_real")
@@ -30,41 +34,103 @@ AI_SUBSETS += tuple(
 )
 AI_SUBSETS += ("suno_cdn_latest", "suno_extra", "udio_cdn_latest", "udio_extra")
 PAPER_SUBSETS = AI_SUBSETS + REAL_SUBSETS
-# Beside the subsets, of tracks in four codecs (public runner): mean and largest difference.
-MOST_CODEC_MEAN, MOST_CODEC_LARGEST = 0.15, 0.35
+# Public runner: every track in four codecs, each a change of `artifactnet_jax.bench.stress`.
+CODEC_PAIR = ("wav", "mp3-128", "aac-128", "opus-128")
+MOST_CODEC_MEAN, MOST_CODEC_LARGEST = 0.15, 0.35  # of the tracks' deltas
 
 
 def judge(
     rows: Iterable[Mapping[str, Any]], threshold: float, subsets: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """A row for every subset of one detector's rows (id, label, source, score or None).
+    """A row for every subset of one detector's rows (label, source, score or None).
 
-    subsets: only these, in this order; one that has no rows is not passed, its `rate` is None.
-    `rate` is the share of the scored tracks that is called AI, `limit` what it is held against. A
-    source with tracks of both labels is two subsets.
+    subsets: only these, in this order; one without a scored track is neither passed nor failed
+    (None). `rate` is the share of the `scored` tracks of `n` that is called AI, `interval` its 95 %
+    interval (Wilson), `limit` what it is held against. A source with tracks of both labels is two
+    subsets.
     """
-    known: dict[tuple[str, int], list[float | None]] = defaultdict(list)
+    from scipy.stats import binomtest
+
+    known: dict[str, dict[int, list[float | None]]] = defaultdict(dict)
     for row in rows:
-        known[row["source"], row["label"]].append(row["score"])
-    wanted = list(subsets) or sorted({source for source, _ in known})
+        known[row["source"]].setdefault(row["label"], []).append(row["score"])
     table = []
-    for source in wanted:
-        labels = [label for label in (1, 0) if (source, label) in known]
-        for label in labels or [int(source not in REAL_SUBSETS)]:
-            scores = known.get((source, label), [])
-            scored = [score for score in scores if score is not None]
-            rate = sum(score >= threshold for score in scored) / len(scored) if scored else None
+    for source in list(subsets) or sorted(known):
+        parts = known.get(source) or {int(source not in REAL_SUBSETS): []}
+        for label, scores in sorted(parts.items(), reverse=True):
             limit = SOFT.get(source, LEAST_TPR) if label else MOST_FPR
-            passed = rate is not None and (rate >= limit if label else rate <= limit)
-            table.append(
-                {
-                    "subset": source,
-                    "label": label,
-                    "n": len(scores),
-                    "scored": len(scored),
-                    "rate": rate,
-                    "limit": limit,
-                    "passed": passed,
-                }
-            )
+            scored = [score for score in scores if score is not None]
+            called = sum(score >= threshold for score in scored)
+            row = {
+                "subset": source if len(parts) == 1 else f"{source} ({CLASSES[label]})",
+                "class": CLASSES[label],
+                "rule": f"TPR >= {limit:.2f}" if label else f"FPR <= {limit:.2f}",
+                "limit": limit,
+                "n": len(scores),
+                "scored": len(scored),
+                "rate": None,
+                "interval": None,
+                "passed": None,
+            }
+            if scored:
+                rate = called / len(scored)
+                interval = binomtest(called, len(scored)).proportion_ci(method="wilson")
+                row |= {"rate": rate, "interval": [float(interval.low), float(interval.high)]}
+                row["passed"] = rate >= limit if label else rate <= limit
+            table.append(row)
     return table
+
+
+def codec_delta(
+    tracks: Iterable[Mapping[str, Any]], views: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, Any] | None:
+    """Cross-codec delta of one detector; None unless all of `CODEC_PAIR` were scored.
+
+    tracks: id and label; views: scores by change and id. A track's delta is the largest less the
+    smallest of its four scores; tracks that lack one are left out. For "AI", "real" and "all": `n`,
+    `mean`, `median`, `p90`, `max`, and `of_means`, the paper's delta: the spread of the four mean
+    scores. `passed` is the public runner's rule on the mean and the largest of all.
+    """
+    if not set(CODEC_PAIR) <= set(views):
+        return None
+    scores: dict[str, list[list[float]]] = {"AI": [], "real": [], "all": []}
+    for track in tracks:
+        four = [views[codec].get(track["id"]) for codec in CODEC_PAIR]
+        known = [score for score in four if score is not None]
+        if len(known) == len(four):
+            scores[CLASSES[track["label"]]].append(known)
+            scores["all"].append(known)
+    result: dict[str, Any] = {}
+    for name, rows in scores.items():
+        if rows:
+            delta = np.ptp(np.array(rows), axis=1)
+            result[name] = {
+                "n": len(delta),
+                "mean": float(delta.mean()),
+                "median": float(np.median(delta)),
+                "p90": float(np.quantile(delta, 0.9)),
+                "max": float(delta.max()),
+                "of_means": float(np.ptp(np.array(rows).mean(axis=0))),
+            }
+    if "all" not in result:
+        return None
+    both = result["all"]
+    passed = both["mean"] <= MOST_CODEC_MEAN and both["max"] <= MOST_CODEC_LARGEST
+    return result | {"passed": passed}
+
+
+def regressions(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Sources that got worse from one `per_source.json` to another (public runner's rule).
+
+    That is an FPR that rose by more than 0.03, or a TPR that fell by more than 0.05, beyond
+    rounding.
+    """
+    worse = []
+    for source in sorted(set(before) & set(after)):
+        for key, most, sign in (("fpr", 0.03, 1), ("tpr", 0.05, -1)):
+            old, new = before[source].get(key), after[source].get(key)
+            if old is not None and new is not None and sign * (new - old) > most + 1e-9:
+                worse.append({"source": source, "rate": key, "before": old, "after": new})
+    return worse

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import av
 import numpy as np
 
-from artifactnet_jax.bench.sanity import MOST_CODEC_LARGEST, MOST_CODEC_MEAN
 from artifactnet_jax.train.augment import RATE, Chain
-from artifactnet_jax.train.manifest import LABELS
 from artifactnet_jax.train.teachers import Teacher
 
 Change = Callable[[np.ndarray, str], np.ndarray]  # audio and the track's id -> audio
@@ -53,7 +49,6 @@ CHAINS = {
     "speed": {"3%-faster": Chain(speed=1.03), "3%-slower": Chain(speed=0.97)},
     "noise": {"noise-40db": Chain(noise_db=-40.0), "noise-20db": Chain(noise_db=-20.0)},
 }
-CODEC_PAIR = ("wav", "mp3-128", "aac-128", "opus-128")  # of the cross-codec delta
 
 
 def _chain(chain: Chain) -> Change:
@@ -156,80 +151,3 @@ def changes(names: Sequence[str], teacher: Callable[[], Teacher]) -> dict[str, C
 
 def _laundering(teacher: Teacher, passes: int) -> Change:
     return lambda audio, track: laundered(audio, teacher, passes)
-
-
-# --- what they did ---------------------------------------------------------------------------
-
-
-def summarise(
-    tracks: Iterable[Mapping[str, Any]],
-    plain: Mapping[str, float | None],
-    stressed: Mapping[str, Mapping[str, float | None]],
-    threshold: float,
-) -> list[dict[str, Any]]:
-    """A row for every change, over the tracks that one detector scored both plain and changed.
-
-    tracks: id and label; plain: score by id; stressed: the same by change. A row has `stress`, `n`,
-    `tpr`, `fpr`, mean scores of both classes, `moved` (mean |difference| to the plain score) and
-    `flips` (tracks judged otherwise), and the plain `tpr` and `fpr` of the same tracks. None where
-    a class has no track.
-    """
-    label_of = {track["id"]: track["label"] for track in tracks}
-    table = []
-    for name, scores in stressed.items():
-        pairs = [
-            (label, before, after)
-            for track, label in label_of.items()
-            if (before := plain.get(track)) is not None and (after := scores.get(track)) is not None
-        ]
-        row: dict[str, Any] = {"stress": name, "n": len(pairs)}
-        for label, rate in ((1, "tpr"), (0, "fpr")):
-            own = [(before, after) for which, before, after in pairs if which == label]
-            row[rate] = _mean([after >= threshold for _, after in own])
-            row[f"plain_{rate}"] = _mean([before >= threshold for before, _ in own])
-            row[f"mean_{LABELS[label]}"] = _mean([after for _, after in own])
-        row["moved"] = _mean([abs(after - before) for _, before, after in pairs])
-        row["flips"] = sum((b >= threshold) != (a >= threshold) for _, b, a in pairs)
-        table.append(row)
-    return table
-
-
-def codec_delta(
-    tracks: Iterable[Mapping[str, Any]], stressed: Mapping[str, Mapping[str, float | None]]
-) -> dict[str, Any] | None:
-    """Cross-codec delta of one detector; None unless all of `CODEC_PAIR` were made.
-
-    A track's delta is the largest less the smallest of its scores in WAV, MP3, AAC and Opus (128
-    kbit/s); tracks that lack one are left out. By label ("real", "ai") and of "all": n, mean,
-    median, max and p90; and `of_means`, the paper's: the spread of the four mean scores. `passed`
-    is the public runner's rule on the mean and the largest.
-    """
-    if not set(CODEC_PAIR) <= set(stressed):
-        return None
-    views: dict[str, list[list[float]]] = defaultdict(list)
-    for track in tracks:
-        scores = [stressed[codec].get(track["id"]) for codec in CODEC_PAIR]
-        known = [score for score in scores if score is not None]
-        if len(known) == len(scores):
-            views[LABELS[track["label"]]].append(known)
-            views["all"].append(known)
-    result: dict[str, Any] = {}
-    for name, scores in sorted(views.items()):
-        delta = np.ptp(np.array(scores), axis=1)
-        result[name] = {
-            "n": len(delta),
-            "mean": float(delta.mean()),
-            "median": float(np.median(delta)),
-            "p90": float(np.quantile(delta, 0.9)),
-            "max": float(delta.max()),
-            "of_means": float(np.ptp(np.array(scores).mean(axis=0))),
-        }
-    if "all" in result:
-        both = result["all"]
-        passed = both["mean"] <= MOST_CODEC_MEAN and both["max"] <= MOST_CODEC_LARGEST
-        result["passed"] = passed
-    return result
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
