@@ -32,6 +32,7 @@ The thresholds, failures and accountings are those of ArtifactBench's frozen pro
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,11 +64,13 @@ def evaluate(
     A block holds the numbers of its tracks (`attempted`, `missing`, `n` scored and of these `ai`
     and `real`), quantiles of its scores, what was resampled (`by`, `units`), and for both ways to
     count missing tracks the `confusion` and `metrics`: each a `value` and an `interval` [low,
-    high], both None with a `reason` where the metric is not defined. The order of the rows has no part.
+    high], both None with a `reason` where the metric is not defined. The order of the rows does
+    not matter.
 
     Raises ValueError: no rows, an id twice, or a label or score that is none; names the track.
     """
     _check(rows)
+    block = functools.partial(judge, threshold=threshold, resamples=resamples, seed=seed)
 
     def blocks(key: str, chosen: Rows) -> dict[str, Any]:
         parts: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -75,16 +78,67 @@ def evaluate(
             name = row.get(key) or (row.get("source") if key == "generator" else None)
             if name:
                 parts[str(name)].append(row)
-        return {name: _block(parts[name], threshold, resamples, seed) for name in sorted(parts)}
+        return {name: block(parts[name]) for name in sorted(parts)}
 
     return {
         "threshold": threshold,
         "resamples": resamples,
         "seed": seed,
-        "overall": _block(rows, threshold, resamples, seed),
+        "overall": block(rows),
         "per_generator": blocks("generator", [row for row in rows if row["label"] == 1]),
         "per_source": blocks("source", rows),
         "per_group": blocks("group", rows),
+    }
+
+
+def judge(rows: Rows, threshold: float, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """One block of `evaluate`: the figures of these rows together."""
+    _check(rows)
+    sample = _Sample.of(rows)
+    scored = sample.scored()
+    drawn: dict[str, list[np.ndarray]] = defaultdict(list)
+    drawn_all: dict[str, list[np.ndarray]] = defaultdict(list)
+    table = sample.outcomes(threshold, missing_as_wrong=True)
+    for counts in sample.draws(resamples, seed):
+        for name, values in sample.resampled(counts, threshold).items():
+            drawn[name].append(values)
+        for name, values in _counted(counts[:, sample.unit] @ table).items():
+            drawn_all[name].append(values)
+    points_all = dict.fromkeys(RANKED, math.nan) | sample.counted(threshold, missing_as_wrong=True)
+
+    def accounting(
+        points: dict[str, float], draws: dict[str, list[np.ndarray]], missing_as_wrong: bool
+    ) -> dict[str, Any]:
+        metrics = {}
+        for name in METRICS:
+            value = _plain(points[name])
+            entry: dict[str, Any] = {"value": value, "interval": None}
+            if value is None:
+                entry["reason"] = sample.reason(name, missing_as_wrong)
+            else:
+                entry["interval"] = sample.interval(np.concatenate(draws[name]))
+                if entry["interval"] is None:
+                    entry["reason"] = f"no interval: one {sample.by} only"
+            metrics[name] = entry
+        sums = sample.outcomes(threshold, missing_as_wrong).sum(axis=0).astype(int).tolist()
+        return {"confusion": dict(zip(_OUTCOMES, sums, strict=True)), "metrics": metrics}
+
+    label, score = sample.label[scored], sample.score[scored]
+    quantiles = np.quantile(score, [0.1, 0.5, 0.9]).tolist() if len(score) else [None] * 3
+    return {
+        "attempted": len(rows),
+        "missing": int((~scored).sum()),
+        "n": len(label),
+        "ai": int(label.sum()),
+        "real": int((1 - label).sum()),
+        "scores": {
+            "mean": float(score.mean()) if len(score) else None,
+            **dict(zip(("p10", "median", "p90"), quantiles, strict=True)),
+        },
+        "by": sample.by,
+        "units": sample.units,
+        "missing_left_out": accounting(sample.points(threshold), drawn, False),
+        "missing_as_wrong": accounting(points_all, drawn_all, True),
     }
 
 
@@ -92,8 +146,9 @@ def choose_threshold(rows: Rows, rule: str = "fpr5") -> float:
     """The threshold with the highest TPR at no more than the FPR of the rule, of `RULES`.
 
     Candidates are the scores of the rows and the next number above the highest, which calls no
-    track AI (it may lie above 1); of equals the lowest is taken. Missing scores are left out. Raises ValueError: an unknown rule,
-    a row of another split than "calibration" (above all "test"), or scores of one class only.
+    track AI (it may lie above 1); of equals the lowest is taken. Missing scores are left out.
+    Raises ValueError: an unknown rule, a row of another split than "calibration" (above all
+    "test"), or scores of one class only.
     """
     if rule not in RULES:
         raise ValueError(f"threshold rule {rule!r} is unknown: choose from {', '.join(RULES)}")
@@ -345,55 +400,6 @@ class _Sample:
 def bins_of(score: np.ndarray) -> np.ndarray:
     """The bin of the calibration error that a score is in, [k, k + 1) / BINS; 1 in the last."""
     return np.minimum((score * BINS).astype(np.int64), BINS - 1)
-
-
-def _block(rows: Rows, threshold: float, resamples: int, seed: int) -> dict[str, Any]:
-    sample = _Sample.of(rows)
-    scored = sample.scored()
-    drawn: dict[str, list[np.ndarray]] = defaultdict(list)
-    drawn_all: dict[str, list[np.ndarray]] = defaultdict(list)
-    table = sample.outcomes(threshold, missing_as_wrong=True)
-    for counts in sample.draws(resamples, seed):
-        for name, values in sample.resampled(counts, threshold).items():
-            drawn[name].append(values)
-        for name, values in _counted(counts[:, sample.unit] @ table).items():
-            drawn_all[name].append(values)
-    points_all = dict.fromkeys(RANKED, math.nan) | sample.counted(threshold, missing_as_wrong=True)
-
-    def accounting(
-        points: dict[str, float], draws: dict[str, list[np.ndarray]], missing_as_wrong: bool
-    ) -> dict[str, Any]:
-        metrics = {}
-        for name in METRICS:
-            value = _plain(points[name])
-            entry: dict[str, Any] = {"value": value, "interval": None}
-            if value is None:
-                entry["reason"] = sample.reason(name, missing_as_wrong)
-            else:
-                entry["interval"] = sample.interval(np.concatenate(draws[name]))
-                if entry["interval"] is None:
-                    entry["reason"] = f"no interval: one {sample.by} only"
-            metrics[name] = entry
-        sums = sample.outcomes(threshold, missing_as_wrong).sum(axis=0).astype(int).tolist()
-        return {"confusion": dict(zip(_OUTCOMES, sums, strict=True)), "metrics": metrics}
-
-    label, score = sample.label[scored], sample.score[scored]
-    quantiles = np.quantile(score, [0.1, 0.5, 0.9]).tolist() if len(score) else [None] * 3
-    return {
-        "attempted": len(rows),
-        "missing": int((~scored).sum()),
-        "n": len(label),
-        "ai": int(label.sum()),
-        "real": int((1 - label).sum()),
-        "scores": {
-            "mean": float(score.mean()) if len(score) else None,
-            **dict(zip(("p10", "median", "p90"), quantiles, strict=True)),
-        },
-        "by": sample.by,
-        "units": sample.units,
-        "missing_left_out": accounting(sample.points(threshold), drawn, False),
-        "missing_as_wrong": accounting(points_all, drawn_all, True),
-    }
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
