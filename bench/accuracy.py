@@ -1,8 +1,8 @@
 """The verb `bench accuracy`: detectors on the tracks of a manifest, scores first, then a report.
 
 What a run leaves in its folder: `results.jsonl`, a row for every track and detector, `stress.jsonl`
-with the same for every change, `run.json` (what was run), `mechanism.json`, the fitted baselines,
-`public/DETECTOR/` in the public runner's forms, and what `artifactnet_jax.bench.report` writes.
+with the same for every change, `run.json` (what was run), the fitted baselines, `public/DETECTOR/`
+in the public runner's forms, and what `artifactnet_jax.bench.report` writes.
 """
 
 from __future__ import annotations
@@ -376,11 +376,9 @@ def _problem(kind: str, message: str, stage: str) -> dict[str, str]:
 # --- what comes of it ------------------------------------------------------------------------
 
 
-def _judged(threshold: float | str, tracks: Sequence[Track]) -> list[Track]:
-    """What figures are of: the part "test", else all but what a threshold is chosen on."""
-    test = [track for track in tracks if track.split == "test"]
-    chosen_on = "calibration" if isinstance(threshold, str) else None
-    return test or [track for track in tracks if track.split != chosen_on]
+def _judged(tracks: Sequence[Track]) -> list[Track]:
+    """What figures are of: all but the tracks that thresholds are chosen on."""
+    return [t for t in tracks if t.split != "calibration"] or list(tracks)
 
 
 def _threshold(
@@ -412,8 +410,8 @@ def _look(
     known: Sequence[Track],
     teacher: Teacher,
     threshold: float,
-) -> list[dict[str, Any]]:
-    """Rows of `mechanism` for one detector: by source, then its ablations."""
+) -> dict[str, Any]:
+    """The mechanism of one detector."""
     train = [track for track in known if track.split == "train" and not track.problem]
     basis = train[:: max(1, len(train) // MEAN_TRACKS)] or judged
     inside = mechanism.Mechanism(detector, teacher, (audio for _, audio in _decoded(basis)))
@@ -424,8 +422,14 @@ def _look(
             figures.append({"source": track.source, "label": track.label, **row})
             labels.append(track.label)
             scores.append(ablated)
-    table = mechanism.by_source(figures) + mechanism.ablations(labels, scores, threshold)
-    return [{"detector": detector.name, **row} for row in table]
+    return {
+        "detector": detector.name,
+        "separator": teacher.name,
+        "mask_max": inside.mask_max,
+        "mean_channels_of": "train" if train else "the scored tracks",
+        "sources": mechanism.by_source(figures),
+        "ablations": mechanism.ablations(labels, scores, threshold),
+    }
 
 
 def _report(
@@ -446,9 +450,10 @@ def _report(
         read, views = public.read(folder, everything, name)
         rows |= {(row["id"], name, row.get("stress", "")): row for row in read + views}
         listed.append({"name": name, "params": None, "gflops": None})
-    judged = _judged(args.threshold, tracks)
+    judged = _judged(tracks)
     judged_rows = [track.to_dict() for track in judged]
-    passes, deltas, looked, lines, worse = [], {}, [], [], []
+    passes, stressed, looked = [], [], []
+    lines, worse = [], []
     baseline = public.read_per_source(args.baseline) if args.baseline else {}
     for fact in listed:
         name = fact["name"]
@@ -460,7 +465,11 @@ def _report(
         for (track_id, detector_name, change), row in rows.items():
             if change and detector_name == name:
                 views_of[change][track_id] = row["score"]
-        deltas[name] = sanity.codec_delta(judged_rows, views_of)
+        if views_of:
+            plain = {row["id"]: row["score"] for row in own}
+            changed = stress.summarise(judged_rows, plain, views_of, threshold)
+            delta = sanity.codec_delta(judged_rows, views_of)
+            stressed.append({"detector": name, "changes": changed, "codec_delta": delta})
         results = {track.id: rows[track.id, name, ""] for track in judged}
         folder_of = out / "public" / _file_name(name)
         with writing(str(folder_of)):
@@ -472,16 +481,11 @@ def _report(
     for detector in detectors:
         if args.mechanism and isinstance(detector, ArtifactNet):
             threshold = _threshold(args.threshold, detector.name, tracks, rows)
-            looked += _look(detector, judged, known, teacher.open(), threshold)
-    if args.mechanism:
-        _json(out / "mechanism.json", looked)
-    _json(out / "sanity.json", {"subsets": passes, "codecs": deltas, "worse": worse})
-    plain = [row for (_, _, change), row in rows.items() if not change]
-    stressed = [row for (_, _, change), row in rows.items() if change]
+            looked.append(_look(detector, judged, known, teacher.open(), threshold))
     report.write_report(
         out,
         everything,
-        plain,
+        [row for (_, _, change), row in rows.items() if not change],
         detectors=listed,
         threshold=args.threshold,
         stress=stressed or None,
@@ -540,8 +544,3 @@ def _line(
     shown += (*map(text, ("f1", "recall", "fpr", "auroc")),)
     passed = f"{sum(row['passed'] is True for row in passes)} of {len(passes)}"
     return printable("| " + " | ".join(map(str, (*shown, passed))) + " |")
-
-
-def _json(path: Path, data: Any) -> None:
-    with writing(str(path)):
-        replace_file(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())

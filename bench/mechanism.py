@@ -19,6 +19,7 @@ from artifactnet_jax.bench.detectors import RATE, ArtifactNet
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.reference import Network, channels, loudest, sigmoid, stft_magnitude
 from artifactnet_jax.results import USAGE, CommandError
+from artifactnet_jax.train.manifest import LABELS
 from artifactnet_jax.train.teachers import Teacher
 
 SHARE = 0.95  # of the energy, below the effective bandwidth
@@ -172,12 +173,14 @@ def energy_of(audio: np.ndarray) -> np.ndarray:
 
 
 def by_source(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Medians of tracks' figures by source and label.
+    """Medians of tracks' figures for each class as a whole, and by source and label.
 
     rows: source, label, and what `Mechanism.track` gives. `flat_masks` counts the tracks whose mask
     is constant.
     """
     parts: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        parts[f"all {LABELS[row['label']]}", row["label"]].append(row)
     for row in sorted(rows, key=lambda row: (-row["label"], row["source"])):
         parts[row["source"], row["label"]].append(row)
     table = []

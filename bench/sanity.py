@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-CLASSES = ("real", "AI")  # by label
+from artifactnet_jax.train.manifest import LABELS
 
 LEAST_TPR, MOST_FPR = 0.90, 0.05
 SOFT = {"aime_stable_audio_v1": 0.60, "aime_stable_audio_v2": 0.60}  # least TPR
@@ -42,42 +42,36 @@ MOST_CODEC_MEAN, MOST_CODEC_LARGEST = 0.15, 0.35  # of the tracks' deltas
 def judge(
     rows: Iterable[Mapping[str, Any]], threshold: float, subsets: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """A row for every subset of one detector's rows (label, source, score or None).
+    """A row for every subset of one detector's rows (id, label, source, score or None).
 
-    subsets: only these, in this order; one without a scored track is neither passed nor failed
-    (None). `rate` is the share of the `scored` tracks of `n` that is called AI, `interval` its 95 %
-    interval (Wilson), `limit` what it is held against. A source with tracks of both labels is two
-    subsets.
+    subsets: only these, in this order; one that has no rows is not passed, its `rate` is None.
+    `rate` is the share of the scored tracks that is called AI, `limit` what it is held against. A
+    source with tracks of both labels is two subsets.
     """
-    from scipy.stats import binomtest
-
-    known: dict[str, dict[int, list[float | None]]] = defaultdict(dict)
+    known: dict[tuple[str, int], list[float | None]] = defaultdict(list)
     for row in rows:
-        known[row["source"]].setdefault(row["label"], []).append(row["score"])
+        known[row["source"], row["label"]].append(row["score"])
+    wanted = list(subsets) or sorted({source for source, _ in known})
     table = []
-    for source in list(subsets) or sorted(known):
-        parts = known.get(source) or {int(source not in REAL_SUBSETS): []}
-        for label, scores in sorted(parts.items(), reverse=True):
-            limit = SOFT.get(source, LEAST_TPR) if label else MOST_FPR
+    for source in wanted:
+        labels = [label for label in (1, 0) if (source, label) in known]
+        for label in labels or [int(source not in REAL_SUBSETS)]:
+            scores = known.get((source, label), [])
             scored = [score for score in scores if score is not None]
-            called = sum(score >= threshold for score in scored)
-            row = {
-                "subset": source if len(parts) == 1 else f"{source} ({CLASSES[label]})",
-                "class": CLASSES[label],
-                "rule": f"TPR >= {limit:.2f}" if label else f"FPR <= {limit:.2f}",
-                "limit": limit,
-                "n": len(scores),
-                "scored": len(scored),
-                "rate": None,
-                "interval": None,
-                "passed": None,
-            }
-            if scored:
-                rate = called / len(scored)
-                interval = binomtest(called, len(scored)).proportion_ci(method="wilson")
-                row |= {"rate": rate, "interval": [float(interval.low), float(interval.high)]}
-                row["passed"] = rate >= limit if label else rate <= limit
-            table.append(row)
+            rate = sum(score >= threshold for score in scored) / len(scored) if scored else None
+            limit = SOFT.get(source, LEAST_TPR) if label else MOST_FPR
+            passed = rate is not None and (rate >= limit if label else rate <= limit)
+            table.append(
+                {
+                    "subset": source,
+                    "label": label,
+                    "n": len(scores),
+                    "scored": len(scored),
+                    "rate": rate,
+                    "limit": limit,
+                    "passed": passed,
+                }
+            )
     return table
 
 
@@ -87,18 +81,18 @@ def codec_delta(
     """Cross-codec delta of one detector; None unless all of `CODEC_PAIR` were scored.
 
     tracks: id and label; views: scores by change and id. A track's delta is the largest less the
-    smallest of its four scores; tracks that lack one are left out. For "AI", "real" and "all": `n`,
+    smallest of its four scores; tracks that lack one are left out. For "ai", "real" and "all": `n`,
     `mean`, `median`, `p90`, `max`, and `of_means`, the paper's delta: the spread of the four mean
     scores. `passed` is the public runner's rule on the mean and the largest of all.
     """
     if not set(CODEC_PAIR) <= set(views):
         return None
-    scores: dict[str, list[list[float]]] = {"AI": [], "real": [], "all": []}
+    scores: dict[str, list[list[float]]] = {"ai": [], "real": [], "all": []}
     for track in tracks:
         four = [views[codec].get(track["id"]) for codec in CODEC_PAIR]
         known = [score for score in four if score is not None]
         if len(known) == len(four):
-            scores[CLASSES[track["label"]]].append(known)
+            scores[LABELS[track["label"]]].append(known)
             scores["all"].append(known)
     result: dict[str, Any] = {}
     for name, rows in scores.items():

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import av
 import numpy as np
 
 from artifactnet_jax.train.augment import RATE, Chain
+from artifactnet_jax.train.manifest import LABELS
 from artifactnet_jax.train.teachers import Teacher
 
 Change = Callable[[np.ndarray, str], np.ndarray]  # audio and the track's id -> audio
@@ -151,3 +153,43 @@ def changes(names: Sequence[str], teacher: Callable[[], Teacher]) -> dict[str, C
 
 def _laundering(teacher: Teacher, passes: int) -> Change:
     return lambda audio, track: laundered(audio, teacher, passes)
+
+
+# --- what they did ---------------------------------------------------------------------------
+
+
+def summarise(
+    tracks: Iterable[Mapping[str, Any]],
+    plain: Mapping[str, float | None],
+    stressed: Mapping[str, Mapping[str, float | None]],
+    threshold: float,
+) -> list[dict[str, Any]]:
+    """A row for every change, over the tracks that one detector scored both plain and changed.
+
+    tracks: id and label; plain: score by id; stressed: the same by change. A row has `stress`, `n`,
+    `tpr`, `fpr`, mean scores of both classes, `moved` (mean |difference| to the plain score) and
+    `flips` (tracks judged otherwise), and the plain `tpr` and `fpr` of the same tracks. None where
+    a class has no track.
+    """
+    label_of = {track["id"]: track["label"] for track in tracks}
+    table = []
+    for name, scores in stressed.items():
+        pairs = [
+            (label, before, after)
+            for track, label in label_of.items()
+            if (before := plain.get(track)) is not None and (after := scores.get(track)) is not None
+        ]
+        row: dict[str, Any] = {"stress": name, "n": len(pairs)}
+        for label, rate in ((1, "tpr"), (0, "fpr")):
+            own = [(before, after) for which, before, after in pairs if which == label]
+            row[rate] = _mean([after >= threshold for _, after in own])
+            row[f"plain_{rate}"] = _mean([before >= threshold for before, _ in own])
+            row[f"mean_{LABELS[label]}"] = _mean([after for _, after in own])
+        row["moved"] = _mean([abs(after - before) for _, before, after in pairs])
+        row["flips"] = sum((b >= threshold) != (a >= threshold) for _, b, a in pairs)
+        table.append(row)
+    return table
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
-scipy_signal = pytest.importorskip("scipy.signal")
+pytest.importorskip("scipy")
 import scipy.interpolate
+import scipy.signal
 
 from artifactnet_jax.bench.detectors import (
     RATE,
@@ -178,7 +179,8 @@ def test_onnx_of_a_whole_song():
 def test_a_segment_that_is_not_finite_fails_the_track_and_shows():
     onnx = open_detector(f"onnx:{ONNX / 'plain.onnx'}")
     onnx.load("cpu")
-    onnx._run = lambda segments, values=iter([0.1, math.nan, 0.3, 0.4, 0.5, 0.6, 0.7]): next(values)
+    values = iter([0.1, math.nan, 0.3, 0.4, 0.5, 0.6, 0.7])
+    onnx._run = lambda segments: next(values)
     size = onnx._front_end.segment_samples
     (result,) = run_batch(onnx, [np.resize(noise(1), 4 * size)])
     assert result.kind == "score"
@@ -198,7 +200,7 @@ def test_onnx_that_cannot_be_used(tmp_path, file):
 
 def test_fakeprint_by_scipy():
     audio = at_rate(noise(7, 5), 16_000)
-    _, _, spectrum = scipy_signal.stft(
+    _, _, spectrum = scipy.signal.stft(
         audio.astype(np.float64),
         nperseg=8192,
         noverlap=4096,
@@ -206,7 +208,7 @@ def test_fakeprint_by_scipy():
         padded=False,
         scaling="spectrum",
     )
-    power = np.abs(spectrum * scipy_signal.get_window("hann", 8192).sum()) ** 2
+    power = np.abs(spectrum * scipy.signal.get_window("hann", 8192).sum()) ** 2
     mean = (10 * np.log10(power)).mean(axis=1)[512:4097]
     lowest = [s + int(np.argmin(mean[s : s + 10])) for s in range(0, 3585, 10)]
     hull = scipy.interpolate.interp1d(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow")
+import pyarrow
 import pyarrow.parquet
 
 from artifactnet_jax.audio import read_mono
