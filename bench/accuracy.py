@@ -55,7 +55,7 @@ from artifactnet_jax.train.manifest import ManifestError
 from artifactnet_jax.train.teachers import Teacher, open_teacher
 
 BATCH = 8  # tracks in memory at once
-MEAN_TRACKS = 64  # of the part "train", whose channels' mean an ablation puts in their place
+MEAN_TRACKS = 32  # of the part "train", whose channels' mean an ablation puts in their place
 STAGES = {"not-found": "resolve", "shard": "resolve", "empty": "resolve"}  # others: decode
 Key = tuple[str, str, str]  # id, detector, change ("" none)
 
@@ -162,26 +162,23 @@ def _claim(out: Path, resume: bool) -> None:
 def _fit(
     detectors: Sequence[Adapter], tracks: Sequence[Track], out: Path, say: Callable[[str], None]
 ) -> None:
-    """Fit what needs it to the part "train", or take what an earlier run of the folder fitted."""
-    for detector in detectors:
-        for number, part in enumerate(trained_parts(detector)):
-            if part.fitted:
-                continue
-            place = f"-{number}" if detector is not part else ""
-            path = out / f"{_file_name(detector.name)}{place}.json"
-            if path.exists():
-                part.restore(json.loads(path.read_text()))
-                continue
+    """Fit what needs it to the part "train", once of a kind, or take what the folder has."""
+    for part in [part for detector in detectors for part in trained_parts(detector)]:
+        if part.fitted:
+            continue
+        path = out / f"{_file_name(part.label)}.json"
+        if not path.exists():
             known = [t for t in tracks if t.split == "train" and not t.problem]
             if len({track.label for track in known}) < 2:
-                cause = f"{detector.name} is fitted to tracks of both labels of the part 'train'"
+                cause = f"{part.kind} is fitted to tracks of both labels of the part 'train'"
                 cure = "divide the manifest with artifactnet-jax split, or give a fitted file"
                 raise CommandError(f"{cause}, which are not there: {cure}", USAGE)
-            say(f"{detector.name}: fitting to {len(known)} tracks")
+            say(f"{part.label}: fitting to {len(known)} tracks")
             rate = part.input_rate
             part.fit((at_rate(audio, rate), track.label) for track, audio in _decoded(known))
             with writing(str(path)):
                 replace_file(path, (json.dumps(part.state) + "\n").encode())
+        part.restore(json.loads(path.read_text()))
 
 
 def _file_name(name: str) -> str:
@@ -352,7 +349,7 @@ def _rows(detector: Adapter, batch: Heard, change: str) -> Iterator[dict[str, An
         if change:
             row["stress"] = change
         row |= {"score": None, "segments": [], "error": None, "seconds": round(seconds, 4)}
-        result = found.get(track.id)
+        result: Any = found.get(track.id)
         if isinstance(audio, AudioError):
             stage = STAGES.get(audio.kind, "decode")
             row |= {"error": _problem(audio.kind, str(audio), stage), "seconds": 0.0}
@@ -540,7 +537,7 @@ def _line(
         value = values[key]["value"]
         return "-" if value is None else f"{value:.3f}"
 
-    shown = (name, len(own), sum(r["score"] is None for r in own), f"{threshold:.4g}")
-    shown += (*map(text, ("f1", "recall", "fpr", "auroc")),)
-    passed = f"{sum(row['passed'] is True for row in passes)} of {len(passes)}"
-    return printable("| " + " | ".join(map(str, (*shown, passed))) + " |")
+    cells = [name, str(len(own)), str(sum(row["score"] is None for row in own))]
+    cells += [f"{threshold:.4g}", *map(text, ("f1", "recall", "fpr", "auroc"))]
+    cells.append(f"{sum(row['passed'] for row in passes)} of {len(passes)}")
+    return printable(f"| {' | '.join(cells)} |")

@@ -264,7 +264,7 @@ class Trained(Adapter):
 
     def __init__(self, path: str | None = None) -> None:
         self.params = None
-        self._fitted: dict[str, np.ndarray] | None = None
+        self._fitted: tuple[np.ndarray, float] | None = None  # weights, bias
         if path is not None:
             try:
                 with open(path, encoding="utf-8") as file:
@@ -274,6 +274,11 @@ class Trained(Adapter):
             except (ValueError, KeyError, TypeError) as error:
                 cause = f"{self.kind}:{path}: not a fitted {self.kind} ({brief(error)})"
                 raise CommandError(f"{cause}: leave the file out to fit one", USAGE) from error
+
+    @property
+    def label(self) -> str:
+        """What is fitted: equal labels, equal fits."""
+        return self.kind
 
     @property
     def fitted(self) -> bool:
@@ -310,7 +315,7 @@ class Trained(Adapter):
         if state["kind"] != self.kind:
             raise ValueError(f"it is a {state['kind']}")
         weights = np.array(state["weights"], np.float64)
-        self._fitted = {"weights": weights, "bias": np.float64(state["bias"])}
+        self._fitted = weights, float(state["bias"])
         self.params = len(weights) + 1
         self.identity = hashlib.sha256(json.dumps(self.state).encode()).hexdigest()
 
@@ -318,13 +323,14 @@ class Trained(Adapter):
     def state(self) -> dict[str, Any]:
         """What was fitted, for JSON."""
         assert self._fitted is not None
-        fitted = {name: value.tolist() for name, value in self._fitted.items()}
-        return {"kind": self.kind, **fitted}
+        weights, bias = self._fitted
+        return {"kind": self.kind, "weights": weights.tolist(), "bias": bias}
 
     def score(self, audio: np.ndarray) -> Scored:
         """The regression's probability."""
         assert self._fitted is not None
-        logit = float(self._fitted["weights"] @ self.features(audio) + self._fitted["bias"])
+        weights, bias = self._fitted
+        logit = float(weights @ self.features(audio)) + bias
         return Scored(1 / (1 + math.exp(-min(max(logit, -700.0), 700.0))))
 
 
@@ -380,6 +386,11 @@ class Separation(Trained):
     def __init__(self, teacher: str | None = None) -> None:
         super().__init__()
         self._spec = teacher or "builtin"
+
+    @property
+    def label(self) -> str:
+        """With the teacher, unless that is the built-in one."""
+        return self.kind if self._spec == "builtin" else f"{self.kind}-{self._spec}"
 
     def load(self, device: str) -> None:
         """Opens the teacher."""
@@ -586,8 +597,8 @@ class Tiered(Adapter):
         for i, result in zip(
             unsure, run_batch(self.second, [audio[i] for i in unsure]), strict=True
         ):
-            again = isinstance(result, Scored)
-            results[i] = dataclasses.replace(result, tier=2) if again else result
+            scored = isinstance(result, Scored)
+            results[i] = dataclasses.replace(result, tier=2) if scored else result  # type: ignore
         return results
 
     def cost(self, tiers: Sequence[int | None]) -> dict[str, Any]:
@@ -724,7 +735,7 @@ def _open(spec: str) -> Adapter:
             what = "FILE" if name == "onnx" else "FOLDER with its weights"
             from_where = f": get them from {origin[name]}" if name in origin else ""
             raise CommandError(f"--detector {name}: give {name}:{what}{from_where}", USAGE)
-        return {"onnx": Onnx, "spectttra": SpecTTTra, "clam": Clam}[name](rest)  # type: ignore
+        return {"onnx": Onnx, "spectttra": SpecTTTra, "clam": Clam}[name](rest)
     if name == "tiered":
         return _tiered(spec, rest)
     if _CLASS.fullmatch(spec):

@@ -122,7 +122,7 @@ class Mechanism:
         texture = float(stages["logit"]) - float(own)  # what the texture head adds
 
         def score(logit: Any) -> float:
-            return float(sigmoid(np.float64(logit)))
+            return float(sigmoid(np.asarray(logit, np.float64)))
 
         yield "none", score(own + texture)
         for index, name in enumerate(front_end.channels):
@@ -152,7 +152,7 @@ def ablations(
         f1 = float(f1_score(labels, values >= threshold, zero_division=0.0))
         both = len(set(labels)) == 2
         auroc = float(roc_auc_score(labels, values)) if both else None
-        row = {"ablation": name, "n": len(values), "f1": f1, "auroc": auroc}
+        row: dict[str, Any] = {"ablation": name, "n": len(values), "f1": f1, "auroc": auroc}
         first = table[0] if table else row
         row["delta_f1"] = f1 - first["f1"]
         row["delta_auroc"] = None if auroc is None else auroc - first["auroc"]

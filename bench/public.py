@@ -135,8 +135,8 @@ def read(
     for track in tracks:
         score = score_of.get(track["id"])
         absent = {"kind": "absent", "message": "not in its files", "stage": "resolve"}
-        error = None if score is not None else error_of.get(track["id"], absent)
-        rows.append(_row(track["id"], name, score, error))
+        problem = None if score is not None else error_of.get(track["id"], absent)
+        rows.append(_row(track["id"], name, score, problem))
     if all(row["error"] and row["error"]["kind"] == "absent" for row in rows):
         cause = f"{printable(folder)}: none of its track ids is in the manifest"
         raise CommandError(f"{cause}: give the manifest that it was run on", USAGE)

@@ -18,21 +18,19 @@ from artifactnet_jax.train.manifest import LABELS
 
 LEAST_TPR, MOST_FPR = 0.90, 0.05
 SOFT = {"aime_stable_audio_v1": 0.60, "aime_stable_audio_v2": 0.60}  # least TPR
-REAL_SUBSETS = ("sonics_real", "mom_real", "mom_real_wav", "mom_extra_real")
-REAL_SUBSETS += ("fma_hardneg", "youtube_hardneg")
-AI_SUBSETS = tuple(
-    f"aime_{name}"
-    for name in (
-        *("musicgen_small", "musicgen_medium", "musicgen_large", "riffusion"),
-        *("stable_audio_v1", "stable_audio_v2", "suno_v3", "suno_v35", "udio"),
-    )
+REAL_SUBSETS = (
+    *("sonics_real", "mom_real", "mom_real_wav", "mom_extra_real"),
+    *("fma_hardneg", "youtube_hardneg"),
 )
-AI_SUBSETS += tuple(f"mom_{name}" for name in ("diffrythm", "riffusion", "udio", "yue"))
-AI_SUBSETS += tuple(
-    f"sonics_{name}"
-    for name in ("chirp-v2-xxl-alpha", "chirp-v3", "chirp-v3.5", "udio-30s", "udio-120s")
-)
-AI_SUBSETS += ("suno_cdn_latest", "suno_extra", "udio_cdn_latest", "udio_extra")
+_AI = {
+    "aime": "musicgen_small musicgen_medium musicgen_large riffusion stable_audio_v1 "
+    "stable_audio_v2 suno_v3 suno_v35 udio",
+    "mom": "diffrythm riffusion udio yue",
+    "sonics": "chirp-v2-xxl-alpha chirp-v3 chirp-v3.5 udio-30s udio-120s",
+    "suno": "cdn_latest extra",
+    "udio": "cdn_latest extra",
+}
+AI_SUBSETS = tuple(f"{site}_{name}" for site, names in _AI.items() for name in names.split())
 PAPER_SUBSETS = AI_SUBSETS + REAL_SUBSETS
 # Public runner: every track in four codecs, each a change of `artifactnet_jax.bench.stress`.
 CODEC_PAIR = ("wav", "mp3-128", "aac-128", "opus-128")

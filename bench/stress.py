@@ -79,7 +79,8 @@ def stretched(audio: np.ndarray, tempo: float) -> np.ndarray:
     blocks = []
     while True:
         try:
-            blocks.append(sink.pull().to_ndarray().reshape(-1))
+            pulled: Any = sink.pull()
+            blocks.append(pulled.to_ndarray().reshape(-1))
         except (av.error.EOFError, av.error.BlockingIOError):
             break
     return np.clip(np.concatenate(blocks or [np.zeros(0, np.float32)]), -1, 1)

@@ -32,6 +32,7 @@ LAYERS = (
     ("detector",),
     ("score", "doctor"),
     ("train",),
+    ("bench",),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -53,10 +54,13 @@ def modules_after(code: str, cwd: Path) -> set[str]:
 
 
 VERBS = ("score", "convert", "export", "verify", "doctor")
-VERBS += ("split", "train", "mine", "finetune", "residuals", "rvq", "texture")
+VERBS += ("bench", "split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([v, "--help"] for v in VERBS)])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["bench", "accuracy", "--help"], *([v, "--help"] for v in VERBS)],
+)
 def test_help_loads_nothing_heavy(tmp_path, arguments):
     code = f"""
 from artifactnet_jax.cli import main
