@@ -210,13 +210,13 @@ def compare(
     points = [s.points(threshold) for s, threshold in zip(samples, thresholds, strict=True)]
     metrics = {}
     for name in METRICS:
-        a, b = (values[name] for values in points)
-        entry: dict[str, Any] = {"a": _plain(a), "b": _plain(b), "difference": None}
+        value_a, value_b = (values[name] for values in points)
+        entry: dict[str, Any] = {"a": _plain(value_a), "b": _plain(value_b), "difference": None}
         entry["interval"] = None
-        if math.isnan(a) or math.isnan(b):
+        if math.isnan(value_a) or math.isnan(value_b):
             entry["reason"] = samples[0].reason(name)
         else:
-            entry["difference"] = float(a - b)
+            entry["difference"] = value_a - value_b
             difference = np.concatenate(drawn[0][name]) - np.concatenate(drawn[1][name])
             entry["interval"] = samples[0].interval(difference)
         metrics[name] = entry

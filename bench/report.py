@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import html
 import io
 import itertools
@@ -201,8 +202,13 @@ class _Study:
             by_detector[name] = entry
         pairs = []
         for a, b in itertools.combinations(self.names, 2):
-            limits = {"threshold_a": self.thresholds[a][0], "threshold_b": self.thresholds[b][0]}
-            pair = metrics.compare(self.judged[a], self.judged[b], **limits, **self.drawing)
+            pair = metrics.compare(
+                self.judged[a],
+                self.judged[b],
+                threshold_a=self.thresholds[a][0],
+                threshold_b=self.thresholds[b][0],
+                **self.drawing,
+            )
             pairs.append({"a": a, "b": b, **pair})
         return {
             "schema": SCHEMA,
@@ -342,7 +348,11 @@ def _results(study: _Study, found: Mapping[str, Any]) -> Section:
     def row(name: str, block: Mapping[str, Any], way: str, keys: Iterable[str]) -> list[Cell]:
         return [_value(block[way]["metrics"][key]) for key in keys]
 
-    first, wrong, counts, half, splits = [], [], [], [], []
+    first: list[list[Cell | str]] = []
+    wrong: list[list[Cell | str]] = []
+    counts: list[list[Cell | str]] = []
+    half: list[list[Cell | str]] = []
+    splits: list[list[Cell | str]] = []
     for name in ranked:
         entry, block = entries[name], entries[name]["judged"]["overall"]
         scored = f"{block['n']}/{block['attempted']}"
@@ -555,8 +565,8 @@ def _cost(study: _Study, found: Mapping[str, Any]) -> Section:
     rows: list[list[Cell | str]] = []
     for name, params, gflops, seconds, f1, low, high in points:
         interval = "" if low is None else _range((low, high))
-        cells = [_count(params), _short(gflops), _short(seconds), Cell(_number(f1), interval)]
-        rows.append([name, *cells])
+        costs = [_count(params), _short(gflops), _short(seconds)]
+        rows.append([name, *costs, Cell(_number(f1), interval)])
     header = ["Detector", "Parameters", "GFLOP", "Seconds per track", "F1"]
     shares = [study.details[name].get("second_share") for name in study.names]
     if any(share is not None for share in shares):
@@ -650,9 +660,7 @@ def _sources(study: _Study, found: Mapping[str, Any]) -> Section:
                 name,
                 title,
                 f"{caption}, with 95 % intervals; worst first. In brackets: tracks.",
-                lambda data=data, order=order, metric=metric: _bars(
-                    study.names, data, order, TITLES[metric]
-                ),
+                functools.partial(_bars, study.names, data, order, TITLES[metric]),
                 ["detector", "source", "tracks", metric, "low", "high"],
                 data,
                 wide=True,
@@ -836,7 +844,7 @@ DASHES: tuple[Any, ...] = (
 )
 MARKERS = "os^Dvp"
 _POINTS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "p": "⬟"}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # texts stay texts
     "svg.hashsalt": "artifactnet-jax",
     "text.parse_math": False,
@@ -899,14 +907,14 @@ def _lines(
     for k, name in enumerate(names):
         if name not in lines:
             continue
-        marker = {"marker": MARKERS[k % 6], "markersize": 3.5} if diagonal else {}
+        marker: dict[str, Any] = {"marker": MARKERS[k % 6], "markersize": 3.5} if diagonal else {}
         axes.plot(lines[name][0], lines[name][1], linewidth=1.4, **_line_style(k), **marker)
         if known and limits:
             label, score = known[name]
             called = score >= limits[name]
             point = called[label == 0].mean(), called[label == 1].mean()
-            style = {"marker": MARKERS[k % 6], "markersize": 5, "clip_on": False, "zorder": 4}
-            axes.plot(*point, color=COLOURS[k % len(COLOURS)], **style)
+            style: dict[str, Any] = {"marker": MARKERS[k % 6], "color": COLOURS[k % len(COLOURS)]}
+            axes.plot(*point, **style, markersize=5, clip_on=False, zorder=4)
     axes.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.01))
     return figure
 

@@ -296,7 +296,11 @@ def test_worst_sources_come_first(tmp_path: Path) -> None:
         result |= {"score": float(right != wrong), "error": None}
     report(tmp_path, rows, found, ["d"])
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    lines = [line for line in section(markdown, "Where it fails").splitlines() if "source" in line]
+    lines = [
+        line
+        for line in section(markdown, "Where it fails").splitlines()
+        if line.startswith("| source")
+    ]
     assert lines[0].startswith("| source 6 | real | 10 | 1.000")
     assert lines[1].startswith("| source 9 | AI | 10 | 0.500")
     assert "0.000" in lines[2]
