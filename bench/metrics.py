@@ -20,7 +20,8 @@ Intervals are the 2.5 % and 97.5 % quantiles of a bootstrap that draws whole lin
 recording in any encoding is one), with replacement: among those of real tracks alone, of AI tracks
 alone, and of both, so that a resample has as many of each. Rows without a lineage go by their
 source, or, where that does not tell the rows of a block apart, by their group or id. A resample in
-which a figure is not defined is left out of its interval.
+which a figure is not defined is left out of its interval. Where no mistake was made there is none
+to draw, and the interval has no width: that is the method's limit, and no certainty.
 
 A track without a score counts in two ways. `missing_left_out` is of the scored tracks alone;
 `missing_as_wrong` calls a missing AI track real and a missing real one AI, a lower bound, and has
@@ -209,13 +210,13 @@ def compare(
     points = [s.points(threshold) for s, threshold in zip(samples, thresholds, strict=True)]
     metrics = {}
     for name in METRICS:
-        a, b = (values[name] for values in points)
-        entry: dict[str, Any] = {"a": _plain(a), "b": _plain(b), "difference": None}
+        value_a, value_b = (values[name] for values in points)
+        entry: dict[str, Any] = {"a": _plain(value_a), "b": _plain(value_b), "difference": None}
         entry["interval"] = None
-        if math.isnan(a) or math.isnan(b):
+        if math.isnan(value_a) or math.isnan(value_b):
             entry["reason"] = samples[0].reason(name)
         else:
-            entry["difference"] = float(a - b)
+            entry["difference"] = value_a - value_b
             difference = np.concatenate(drawn[0][name]) - np.concatenate(drawn[1][name])
             entry["interval"] = samples[0].interval(difference)
         metrics[name] = entry

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import html
 import io
 import itertools
@@ -201,8 +202,13 @@ class _Study:
             by_detector[name] = entry
         pairs = []
         for a, b in itertools.combinations(self.names, 2):
-            limits = {"threshold_a": self.thresholds[a][0], "threshold_b": self.thresholds[b][0]}
-            pair = metrics.compare(self.judged[a], self.judged[b], **limits, **self.drawing)
+            pair = metrics.compare(
+                self.judged[a],
+                self.judged[b],
+                threshold_a=self.thresholds[a][0],
+                threshold_b=self.thresholds[b][0],
+                **self.drawing,
+            )
             pairs.append({"a": a, "b": b, **pair})
         return {
             "schema": SCHEMA,
@@ -336,12 +342,17 @@ def _results(study: _Study, found: Mapping[str, Any]) -> Section:
         order = [own["f1"]["value"], own["auroc"]["value"], own["recall"]["value"]]
         return tuple(-math.inf if value is None else value for value in order)
 
+    brief = ("f1", "auroc", "balanced_accuracy", "recall", "fpr", "precision", "tpr_at_fpr5")
     ranked = sorted(study.names, key=goodness, reverse=True)
 
     def row(name: str, block: Mapping[str, Any], way: str, keys: Iterable[str]) -> list[Cell]:
         return [_value(block[way]["metrics"][key]) for key in keys]
 
-    first, wrong, counts, half, splits = [], [], [], [], []
+    first: list[list[Cell | str]] = []
+    wrong: list[list[Cell | str]] = []
+    counts: list[list[Cell | str]] = []
+    half: list[list[Cell | str]] = []
+    splits: list[list[Cell | str]] = []
     for name in ranked:
         entry, block = entries[name], entries[name]["judged"]["overall"]
         scored = f"{block['n']}/{block['attempted']}"
@@ -359,7 +370,7 @@ def _results(study: _Study, found: Mapping[str, Any]) -> Section:
         if "at_0.5" in entry:
             half.append([name, *row(name, entry["at_0.5"], "missing_left_out", counted)])
         for split, other in entry["by_split"].items():
-            cells = row(name, other, "missing_left_out", TITLES)
+            cells = row(name, other, "missing_left_out", brief)
             splits.append([name, split, f"{other['n']}/{other['attempted']}", *cells])
     counted_titles = [TITLES[key] for key in TITLES if key in metrics.COUNTED]
     confusion = ("TP", "FP", "FN", "TN")
@@ -382,9 +393,12 @@ def _results(study: _Study, found: Mapping[str, Any]) -> Section:
     if half:
         parts.append(Table(["Detector", *counted_titles], half, "At the threshold 0.5 instead"))
     if splits:
-        header = ["Detector", "Split", "Scored", *TITLES.values()]
+        header = ["Detector", "Split", "Scored", *(TITLES[key] for key in brief)]
         parts.append(Table(header, splits, "By split", folded=True))
-    text = "Best F1 first. Beneath a figure is its 95 % interval over resampled lineages."
+    text = (
+        "Best F1 first. Beneath a figure is its 95 % interval over resampled lineages; one without "
+        "width, as where no mistake was made, is too narrow: more tracks may show one."
+    )
     return Section("Results", parts, text)
 
 
@@ -421,7 +435,7 @@ def _failing(study: _Study, found: Mapping[str, Any]) -> Section:
     }
     rows = []
     for source in worst:
-        kinds = "/".join(("real", "AI")[label] for label in sorted(labels[source]))
+        kinds = "/".join(map(_label, sorted(labels[source])))
         cells: list[Cell | str] = [source, kinds]
         cells.append(str(blocks[study.names[0]][source]["attempted"]))
         for name in study.names:
@@ -551,8 +565,8 @@ def _cost(study: _Study, found: Mapping[str, Any]) -> Section:
     rows: list[list[Cell | str]] = []
     for name, params, gflops, seconds, f1, low, high in points:
         interval = "" if low is None else _range((low, high))
-        cells = [_count(params), _short(gflops), _short(seconds), Cell(_number(f1), interval)]
-        rows.append([name, *cells])
+        costs = [_count(params), _short(gflops), _short(seconds)]
+        rows.append([name, *costs, Cell(_number(f1), interval)])
     header = ["Detector", "Parameters", "GFLOP", "Seconds per track", "F1"]
     shares = [study.details[name].get("second_share") for name in study.names]
     if any(share is not None for share in shares):
@@ -646,9 +660,7 @@ def _sources(study: _Study, found: Mapping[str, Any]) -> Section:
                 name,
                 title,
                 f"{caption}, with 95 % intervals; worst first. In brackets: tracks.",
-                lambda data=data, order=order, metric=metric: _bars(
-                    study.names, data, order, TITLES[metric]
-                ),
+                functools.partial(_bars, study.names, data, order, TITLES[metric]),
                 ["detector", "source", "tracks", metric, "low", "high"],
                 data,
                 wide=True,
@@ -694,14 +706,14 @@ def _sanity(study: _Study, sanity: Sequence[Row]) -> Section:
     for subset, label in sorted(subsets, key=lambda key: (-fails[key], key)):
         own = [cells.get((subset, label, name)) for name in study.names]
         limit = next(row["limit"] for row in own if row)
-        line: list[Cell | str] = [subset, ("real", "AI")[label]]
-        line.append(f"TPR ≥ {limit:.2f}" if label else f"FPR ≤ {limit:.2f}")
+        line: list[Cell | str] = [subset, _label(label)]
+        line.append(f"{'TPR ≥' if label else 'FPR ≤'} {limit:.2f}".replace(" ", "\u00a0"))
         for row in own:
             if row is None:
                 line.append("-")
                 continue
             state, verdict = ("good", "pass") if row["passed"] else ("bad", "FAIL")
-            text, tracks = f"{_number(row['rate'])} {verdict}", f"{row['scored']}/{row['n']}"
+            text, tracks = f"{_number(row['rate'])}\u00a0{verdict}", f"{row['scored']}/{row['n']}"
             line.append(Cell(text, tracks, state))
         rows.append(line)
     totals: list[Cell | str] = []
@@ -767,8 +779,9 @@ def _stress(study: _Study, stress: Sequence[Row]) -> Section:
 def _mechanism(mechanism: Sequence[Row]) -> Section:
     parts: list[Table | Chart] = []
     for own in mechanism:
-        facts = [f"{_title(k)}: {_plain(v)}" for k, v in own.items() if not isinstance(v, list)]
         sources, name = own["sources"], own["detector"]
+        facts = {k: v for k, v in own.items() if k != "detector" and not isinstance(v, list)}
+        stated = "; ".join(f"{_title(key)}: {_plain(value)}" for key, value in facts.items())
         whole = [row for row in sources if str(row["source"]).startswith("all ")]
         rest = [row for row in sources if row not in whole]
         for rows, title, folded in (
@@ -778,11 +791,18 @@ def _mechanism(mechanism: Sequence[Row]) -> Section:
         ):
             if rows:
                 columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-                cells = [[_plain(row.get(column)) for column in columns] for row in rows]
-                note = "" if folded else "; ".join(facts)
+                cells = [
+                    [_label(row[c]) if c == "label" else _plain(row.get(c)) for c in columns]
+                    for row in rows
+                ]
+                note = "" if folded else stated
                 parts.append(Table([_title(c) for c in columns], cells, title, note, folded))
     text = "Correlates of a verdict, and no proof: bandwidth, level and mastering confound them."
     return Section("Mechanism", parts, text)
+
+
+def _label(label: int) -> str:
+    return "AI" if label else "real"
 
 
 def _title(column: str) -> str:
@@ -795,7 +815,7 @@ def _title(column: str) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return "-" if value is None else str(value)
 
 
@@ -824,7 +844,7 @@ DASHES: tuple[Any, ...] = (
 )
 MARKERS = "os^Dvp"
 _POINTS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "p": "⬟"}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # texts stay texts
     "svg.hashsalt": "artifactnet-jax",
     "text.parse_math": False,
@@ -845,6 +865,8 @@ _STYLE = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    "xtick.major.pad": 5,  # points, as for y: the two 0 at the origin are apart
+    "ytick.major.pad": 5,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "xtick.minor.size": 0,
@@ -885,14 +907,14 @@ def _lines(
     for k, name in enumerate(names):
         if name not in lines:
             continue
-        marker = {"marker": MARKERS[k % 6], "markersize": 3.5} if diagonal else {}
+        marker: dict[str, Any] = {"marker": MARKERS[k % 6], "markersize": 3.5} if diagonal else {}
         axes.plot(lines[name][0], lines[name][1], linewidth=1.4, **_line_style(k), **marker)
         if known and limits:
             label, score = known[name]
             called = score >= limits[name]
             point = called[label == 0].mean(), called[label == 1].mean()
-            style = {"marker": MARKERS[k % 6], "markersize": 5, "clip_on": False, "zorder": 4}
-            axes.plot(*point, color=COLOURS[k % len(COLOURS)], **style)
+            style: dict[str, Any] = {"marker": MARKERS[k % 6], "color": COLOURS[k % len(COLOURS)]}
+            axes.plot(*point, **style, markersize=5, clip_on=False, zorder=4)
     axes.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.01))
     return figure
 
@@ -903,6 +925,8 @@ def _histograms(
     edges: np.ndarray,
     limits: Mapping[str, float],
 ) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     columns = min(3, len(names))
     lines = math.ceil(len(names) / columns)
     figure = _figure(_WIDE * (columns / 3 if columns < 3 else 1), 2.3 * lines + 0.3)
@@ -916,6 +940,7 @@ def _histograms(
         axes.set(xlim=(0, 1), xlabel="Score")
         axes.set_title(_short_name(name, 44))
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(5, prune="lower"))  # 0 is at the x axis
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False
     )
@@ -1094,9 +1119,12 @@ def _text(value: str) -> str:
 
 
 def _breakable(value: str) -> str:
-    """The same, with places to break long words: after punctuation, or else 16 characters."""
-    parts = re.findall(r"[^\s:/_.-]{1,16}[:/_.-]*|[:/_.-]+|\s+", value)
-    return "".join(_text(part) + ("" if part.isspace() else "<wbr>") for part in parts)
+    """The same, with places where a word above 16 characters may be broken."""
+    words = []
+    for word in value.split(" "):
+        parts = re.findall(r"[A-Z]*[^A-Z:/_.-]{0,16}[:/_.-]*", word) if len(word) > 16 else [word]
+        words.append("<wbr>".join(_text(part) for part in parts if part))
+    return " ".join(words)
 
 
 def _html(study: _Study, sections: Sequence[Section]) -> str:
