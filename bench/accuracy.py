@@ -56,7 +56,7 @@ from artifactnet_jax.train.teachers import Teacher, open_teacher
 
 BATCH = 8  # tracks in memory at once
 MEAN_TRACKS = 32  # of the part "train", whose channels' mean an ablation puts in their place
-STAGES = {"not-found": "resolve", "shard": "resolve", "empty": "resolve"}  # others: decode
+STAGES = {"not-found": "resolve", "shard": "resolve"}  # of an AudioError; others: decode
 Key = tuple[str, str, str]  # id, detector, change ("" none)
 
 
@@ -178,7 +178,11 @@ def _fit(
             part.fit((at_rate(audio, rate), track.label) for track, audio in _decoded(known))
             with writing(str(path)):
                 replace_file(path, (json.dumps(part.state) + "\n").encode())
-        part.restore(json.loads(path.read_text()))
+        try:
+            part.restore(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            cause = f"{path}: not a fitted {part.kind} ({brief(error)})"
+            raise CommandError(printable(f"{cause}: delete it to fit again"), USAGE) from error
 
 
 def _file_name(name: str) -> str:
@@ -201,18 +205,24 @@ def _resume(
     }
     path = out / "run.json"
     if path.exists():
-        earlier = json.loads(path.read_text())
-        known = earlier["detectors"]
+        try:
+            earlier = json.loads(path.read_text())
+            known = dict(earlier["detectors"])
+        except (ValueError, KeyError, TypeError) as error:
+            cause = f"{path}: not of a run of bench accuracy ({brief(error)})"
+            raise CommandError(printable(f"{cause}: give another --out"), USAGE) from error
         changed = [n for n, which in facts["detectors"].items() if known.get(n, which) != which]
-        if earlier["manifests"] != digests:
+        if earlier.get("manifests") != digests:
             changed.append("the manifest")
-        if earlier["teacher"] not in (None, facts["teacher"]) and facts["teacher"]:
+        separator = earlier.get("teacher")
+        if separator and facts["teacher"] not in (None, separator):
             changed.append("the separator")
         if changed:
-            cause = f"--resume: {out} was made with another {', '.join(changed)}"
+            cause = f"--resume: {out} was made with other weights, data or settings of "
+            cause += ", ".join(changed)
             raise CommandError(printable(f"{cause}: give another --out"), USAGE)
         facts["detectors"] = known | facts["detectors"]
-        facts["teacher"] = facts["teacher"] or earlier["teacher"]
+        facts["teacher"] = facts["teacher"] or separator
     with writing(str(path)):
         replace_file(path, (json.dumps(facts, indent=1) + "\n").encode())
     kept: dict[Key, dict[str, Any]] = {}
