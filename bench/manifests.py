@@ -11,7 +11,8 @@ Four forms are read, and several manifests make one benchmark:
 
 Beside those columns a manifest may have `id` (default: the path), `cohort` (what a table by group
 goes by; default: the paper's group of a public source, else `kind`), `lineage` (default: `group`),
-`bench_origin` and the SHA-256 of the audio (`audio_sha256`). A row whose audio is not where it says
+`bench_origin`, `development` (1: a detector was made with it) and the SHA-256 of the audio
+(`audio_sha256`). A row whose audio is not where it says
 is looked for in given folders: by that digest, or, where a manifest has none, by file name.
 """
 
@@ -49,7 +50,7 @@ _KEYS = {
     "sha256": ("audio_sha256", "sha256"),
 }
 _KNOWN = {key for keys in _KEYS.values() for key in keys} | {*_SIZES, *_AUDIO, "kind", "label"}
-_KNOWN |= {"youtube_id", "v1_1_status", "residual", "weight", "format"}
+_KNOWN |= {"development", "youtube_id", "v1_1_status", "residual", "weight", "format"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +77,11 @@ class Track:
     audio: str | Shard  # "" where it has none: then `problem` says why
     sha256: str = ""  # of the file, "" unknown
     problem: str = ""
+    development: bool = False  # a detector or threshold was made with it: reports say so
 
     def to_dict(self) -> dict[str, Any]:
         """What metrics and reports see: everything but where the audio is."""
-        keys = ("id", "label", "source", "generator", "group", "lineage", "split")
+        keys = ("id", "label", "source", "generator", "group", "lineage", "split", "development")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -291,6 +293,7 @@ def _track(row: _Row, index: _Index) -> Track:
         audio=audio,
         sha256=have["sha256"],
         problem=problem,
+        development=cells.get("development", "").strip().lower() in ("1", "true", "yes"),
     )
 
 

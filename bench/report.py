@@ -1133,8 +1133,8 @@ def _html(study: _Study, sections: Sequence[Section]) -> str:
     lines = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>ArtifactBench report</title>\n<style>{_STYLES}</style>\n</head>\n<body>",
-        f"<h1>ArtifactBench report</h1>\n<p>{_text(_about(study))}</p>{notice}",
+        f"<title>Benchmark report</title>\n<style>{_STYLES}</style>\n</head>\n<body>",
+        f"<h1>Benchmark report</h1>\n<p>{_text(_about(study))}</p>{notice}",
         f"<nav>{links}</nav>",
     ]
     for section in sections:
@@ -1233,7 +1233,7 @@ def _swatch(k: int) -> str:
 
 
 def _markdown(study: _Study, sections: Sequence[Section]) -> str:
-    lines = ["# ArtifactBench report", "", _about(study), ""]
+    lines = ["# Benchmark report", "", _about(study), ""]
     if study.notice():
         lines += [f"> {study.notice()}", ""]
     for section in sections:

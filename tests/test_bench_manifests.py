@@ -53,9 +53,9 @@ def sha(data: bytes) -> str:
 
 
 def test_csv_of_this_project(tmp_path, audio):
-    lines = "path,label,kind,source,model,group,split,codec,cohort\n"
-    lines += "audio/deep/a.wav,ai,ai,gen-run,Gen 1,song 1,test,mp3,\n"
-    lines += "audio/deep/b.wav,0,real,site,,song 1,test,mp3,ours\n"
+    lines = "path,label,kind,source,model,group,split,codec,cohort,development\n"
+    lines += "audio/deep/a.wav,ai,ai,gen-run,Gen 1,song 1,test,mp3,,\n"
+    lines += "audio/deep/b.wav,0,real,site,,song 1,test,mp3,ours,1\n"
     (tmp_path / "m.csv").write_text(lines)
     tracks, notes = read([str(tmp_path / "m.csv")])
     first, second = tracks
@@ -64,8 +64,9 @@ def test_csv_of_this_project(tmp_path, audio):
     assert (first.group, second.group, second.label) == ("ai", "ours", 0)
     assert notes == [f"{tmp_path}/m.csv: columns not used: codec"]
     assert set(first.to_dict()) == {
-        *("id", "label", "source", "generator", "group", "lineage", "split")
+        *("id", "label", "source", "generator", "group", "lineage", "split", "development")
     }
+    assert [track.development for track in tracks] == [False, True]
 
 
 def test_public_v1_binds_by_name_since_it_has_no_digests(tmp_path, audio):
