@@ -67,7 +67,7 @@ def write_report(
     its scores there do not allow it, it is 0.5, and the page says so.
 
     stress: for each detector `changes`, as of `stress.summarise`, and `codec_delta`, as of
-    `stress.codec_delta`. sanity: rows as of `sanity.judge`, with `detector`. mechanism: for each
+    `sanity.codec_delta`. sanity: rows as of `sanity.judge`, with `detector`. mechanism: for each
     detector `sources` and `ablations`, rows as of `mechanism.by_source` and `mechanism.ablations`.
 
     Raises ValueError: no detectors, rows that `metrics.evaluate` refuses, or a rule without a
