@@ -42,6 +42,7 @@ from artifactnet_jax.bench.manifests import AudioReader, Track
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import (
+    NO_BACKEND,
     OK,
     SOME_FAILED,
     USAGE,
@@ -62,6 +63,10 @@ Key = tuple[str, str, str]  # id, detector, change ("" none)
 
 def run(args: argparse.Namespace) -> int:
     """Score what the arguments name, and report; returns the exit code."""
+    for package in ("matplotlib", "pyarrow", "scipy", "sklearn"):  # now rather than after hours
+        if importlib.util.find_spec(package) is None:
+            cause = f"bench accuracy needs a package that is missing ({package})"
+            raise CommandError(f'{cause}: pip install "artifactnet-jax[bench]"', NO_BACKEND)
     try:
         known, notes = manifests.read(args.manifest, args.audio)
         tracks = manifests.select(known, args.split, args.origin or "", args.each)

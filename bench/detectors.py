@@ -201,7 +201,7 @@ class Onnx(Adapter):
         self._path = path
 
     def load(self, device: str) -> None:
-        """Needs onnxruntime; and `onnx` to count the parameters."""
+        """Needs onnxruntime."""
         if not os.path.isfile(self._path):
             raise CommandError(f"onnx:{self._path}: no such file", USAGE)
         try:
@@ -211,7 +211,7 @@ class Onnx(Adapter):
             self._session = session(self._path, threads=1, optimise=False)
         except ImportError as error:
             cause = f"onnx:{self._path} needs {error.name}"
-            cure = 'pip install "artifactnet-jax[convert]"'
+            cure = 'pip install "artifactnet-jax[bench]"'
             raise CommandError(f"{cause}: {cure}", NO_BACKEND) from error
         except ConvertError as error:
             raise CommandError(f"onnx:{self._path}: {error}", USAGE) from error
@@ -223,8 +223,8 @@ class Onnx(Adapter):
         self._front_end = FrontEnd(segment_samples=samples)
         self.song = not isinstance(self._input.shape[0], int) and self._output.shape == [1]
         self.identity = _digest_of(self._path)
-        for name in (f"{self._path}.data",):
-            self.identity += _digest_of(name) if os.path.isfile(name) else ""
+        if os.path.isfile(f"{self._path}.data"):  # external data
+            self.identity += _digest_of(f"{self._path}.data")
 
     def score(self, audio: np.ndarray) -> Scored:
         """See the class."""

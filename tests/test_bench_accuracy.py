@@ -305,3 +305,14 @@ def test_public_files_that_cannot_be_used(tmp_path):
     assert read_rows[0]["error"] == {"kind": "E", "message": "x", "stage": "decode"}
     assert read_rows[1]["score"] == 0.5
     assert views == []
+
+
+def test_a_missing_package_is_told_before_the_work(bench, monkeypatch):
+    find = accuracy.importlib.util.find_spec
+    monkeypatch.setattr(
+        accuracy.importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name)
+    )
+    done = bench()
+    assert done.code == 3
+    assert "(sklearn): pip install" in done.err
+    assert not Path("run").exists()
