@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from artifactnet_jax.audio import BAND_FLOOR, SegmentReader
 from artifactnet_jax.bench.detectors import RATE, ArtifactNet
@@ -95,8 +96,9 @@ class Mechanism:
                     for name in ("magnitude", "residual")
                 ]
             )
-            for name, score in self._ablated(stages):
-                scores[name].append(score)
+            with threadpool_limits(limits=1, user_api="blas"):  # small products: threads only wait
+                for name, score in self._ablated(stages):
+                    scores[name].append(score)
         if not masks:
             return {}, {}
         whole, residual = np.sum(energies, axis=0)
