@@ -167,6 +167,22 @@ class SegmentReader:
             meter.end(decoded)
 
 
+def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
+    """A whole recording as mono float32 [n] in [-1, 1] at `rate` Hz, as `SegmentReader` has it.
+
+    AudioError, whose message begins with `name`.
+    """
+    meter = Meter()
+    try:
+        with open_audio(source) as decoded:
+            meter.rate = decoded.rate
+            blocks = list(_resampled(meter.watch(decoded.blocks), decoded.rate, rate))
+            meter.end(decoded)
+    except AudioError as error:
+        raise AudioError(error.kind, f"{printable(name)}: {error}") from None
+    return np.clip(np.concatenate(blocks), -1, 1)
+
+
 class Meter:
     """Running figures of one pass: everything an AudioReport needs, in constant memory."""
 

@@ -239,8 +239,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     _training_verbs(verbs)
 
-    bench = verbs.add_parser("bench", help="measure speed")
+    bench = verbs.add_parser("bench", help="measure detectors: accuracy, throughput")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND")
+    _bench_accuracy(kinds)
     _bench_throughput(kinds)
 
     doctor = verbs.add_parser(
@@ -248,6 +249,100 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="the same as one JSON object")
     return parser
+
+
+def _bench_accuracy(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    accuracy = kinds.add_parser(
+        "accuracy",
+        help="how well detectors tell AI from real, on the tracks of a manifest",
+        description="Score the tracks of a manifest with one or more detectors, and report: "
+        "accuracy with intervals, by generator and source, sanity checks, stress, mechanism.",
+        epilog="Exit codes: 0 all scored, 1 some tracks failed (each a row with its error), "
+        "2 usage, 3 a package is missing, 130 interrupted.",
+    )
+    accuracy.add_argument(
+        "--manifest",
+        nargs="+",
+        required=True,
+        metavar="M",
+        help="csv, json or parquet; a folder of parquet shards; the public runner's manifests",
+    )
+    accuracy.add_argument(
+        "--audio",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="where to look for audio: by SHA-256, or by name where the manifest has none",
+    )
+    accuracy.add_argument(
+        "--detector",
+        action="append",
+        default=[],
+        metavar="[NAME=]SPEC",
+        help="artifactnet[:W], onnx:FILE, fakeprint[:FILE], separation[:TEACHER], "
+        "spectttra:FOLDER, clam:FOLDER, tiered:FAST+SECOND[@LOW-HIGH], module:Class, or a command "
+        "that takes a WAV file and prints a score; repeat (default: artifactnet)",
+    )
+    accuracy.add_argument("--out", required=True, metavar="DIR")
+    accuracy.add_argument(
+        "--resume", action="store_true", help="go on with the run in DIR; what failed, again"
+    )
+    accuracy.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="score this part; repeat (default: test and calibration, or all but train)",
+    )
+    accuracy.add_argument("--origin", choices=("test", "train"), help="only this bench_origin")
+    accuracy.add_argument(
+        "--each", type=_positive, default=0, metavar="N", help="tracks of a source at most"
+    )
+    accuracy.add_argument(
+        "--threshold",
+        type=_threshold,
+        default=0.5,
+        metavar="T",
+        help="a number, or fpr5 or fpr1: chosen for each detector on the part calibration (0.5)",
+    )
+    accuracy.add_argument(
+        "--stress",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help="all, codecs, bandwidth, resampling, loudness, clipping, speed, stretch, pitch, "
+        "noise, position, laundering, or single changes",
+    )
+    accuracy.add_argument(
+        "--mechanism",
+        action="store_true",
+        help="look into artifactnet: residuals by source, and what each channel is worth",
+    )
+    accuracy.add_argument(
+        "--subsets",
+        metavar="paper|NAME,...",
+        help="of the sanity protocol (default: every source of the manifest)",
+    )
+    accuracy.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="results of the public runner, as one more detector; repeat",
+    )
+    accuracy.add_argument(
+        "--baseline",
+        metavar="per_source.json",
+        help="of an earlier run: name the sources that got worse (FPR by 0.03, TPR by 0.05)",
+    )
+    accuracy.add_argument(
+        "--teacher",
+        metavar="builtin|demucs[:MODEL]|FILE.onnx",
+        help="separator of laundering and mechanism (default: demucs where installed)",
+    )
+    accuracy.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    accuracy.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+    accuracy.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 
 def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -518,7 +613,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.verb == "score":
             from artifactnet_jax.score import run
         elif args.verb == "bench":
-            run = importlib.import_module(f"artifactnet_jax.bench.{args.kind}").run
+            run = _benchmark(args.kind)  # type: ignore[assignment]
         else:
             run = _training(args.verb)  # type: ignore[assignment]
         code = run(args)
@@ -537,6 +632,15 @@ def _training(verb: str) -> Callable[[argparse.Namespace], int]:
         cause = f"{verb} needs a package that is missing ({error.name})"
         raise CommandError(f'{cause}: pip install "artifactnet-jax[train]"', NO_BACKEND) from error
     return module.run
+
+
+def _benchmark(kind: str) -> Callable[[argparse.Namespace], int]:
+    """The function behind a kind of benchmark; CommandError without its packages."""
+    try:
+        return importlib.import_module(f"artifactnet_jax.bench.{kind}").run
+    except ModuleNotFoundError as error:
+        cause = f"bench {kind} needs a package that is missing ({error.name})"
+        raise CommandError(f'{cause}: pip install "artifactnet-jax[bench]"', NO_BACKEND) from error
 
 
 def _failed(error: BaseException, debug: bool) -> int:

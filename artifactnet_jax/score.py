@@ -277,8 +277,8 @@ def writing(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(quiet: bool, output: str | None, total: int) -> Iterator[Callable[[Result], None]]:
-    """A function that tells stderr of a result: a line for a failure, a bar on a terminal.
+def progress(quiet: bool, output: str | None, total: int) -> Iterator[Callable[[object], None]]:
+    """A function that tells stderr of a result: a line for a `Failure`, a bar on a terminal.
 
     Where stdout shows the rows on the terminal already, neither is needed.
     """
@@ -289,7 +289,7 @@ def progress(quiet: bool, output: str | None, total: int) -> Iterator[Callable[[
 
         bar = tqdm(total=total, unit="track", file=sys.stderr, dynamic_ncols=True)
 
-    def tell(result: Result) -> None:
+    def tell(result: object) -> None:
         if shown and isinstance(result, Failure):
             (print if bar is None else bar.write)(result.message, file=sys.stderr)
         if bar is not None:

@@ -5,8 +5,8 @@
 A texture head is fitted to three quarters of the groups (every fourth by name is left out), as
 `artifactnet-jax texture` does it (its statistics are shared through the cache), with the
 calibration of `--weights`. Up to `--each` recordings of every source of the others are cut to one
-segment; each segment is changed in every way below, and scored by that head. The network, whose
-share is small, is left out.
+segment; each segment is changed as in the stress suites, and scored by that head. The network,
+whose share is small, is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.bench.sanity import CODEC_PAIR
+from artifactnet_jax.bench.stress import CHAINS
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.reference import stft_magnitude, texture_statistics
 from artifactnet_jax.texture import logit
@@ -28,26 +30,8 @@ from artifactnet_jax.train.data import AudioCache, Crops, prepare
 from artifactnet_jax.train.manifest import read_manifest
 from artifactnet_jax.train.texture import Calibration, Fit, collect, head
 
-CODECS = {"wav": 0, "mp3": 128, "aac": 128, "opus": 128}  # of the paper's cross-codec delta
-VERSIONS = {
-    "as it is": Chain(),
-    **{
-        f"{codec} {kbps or ''}".strip(): Chain(codecs=((codec, kbps),))
-        for codec, kbps in CODECS.items()
-    },
-    "mp3 64": Chain(codecs=(("mp3", 64),)),
-    "mp3 320": Chain(codecs=(("mp3", 320),)),
-    "opus 64": Chain(codecs=(("opus", 64),)),
-    "vorbis 128": Chain(codecs=(("vorbis", 128),)),
-    "32 kHz": Chain(cutoff=32_000 / 2.1, resampled=True),
-    "24 kHz": Chain(cutoff=24_000 / 2.1, resampled=True),
-    "16 kHz": Chain(cutoff=16_000 / 2.1, resampled=True),
-    "low-pass 16 kHz": Chain(cutoff=16_000.0),
-    "20 dB quieter": Chain(gain_db=-20.0),
-    "clipped by 6 dB": Chain(clip_db=6.0),
-    "noise at -40 dB": Chain(noise_db=-40.0),
-    "3 % faster": Chain(speed=1.03),
-}
+VERSIONS = {"as it is": Chain()}
+VERSIONS |= {name: chain for suite in CHAINS.values() for name, chain in suite.items()}
 
 
 def main() -> None:
@@ -90,7 +74,7 @@ def main() -> None:
     label = np.array([row.label for row in judged])
     table: dict[str, dict[str, object]] = {}
     names = list(VERSIONS)
-    four = score[:, [names.index(f"{c} {k or ''}".strip()) for c, k in CODECS.items()]]
+    four = score[:, [names.index(codec) for codec in CODEC_PAIR]]
     for k, name in enumerate(("real", "ai")):
         own = score[label == k]
         table[name] = {

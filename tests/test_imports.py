@@ -32,6 +32,7 @@ LAYERS = (
     ("detector",),
     ("score", "doctor"),
     ("train",),
+    ("bench",),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -53,10 +54,10 @@ def modules_after(code: str, cwd: Path) -> set[str]:
 
 
 VERBS = ("score", "convert", "export", "verify", "doctor")
-VERBS += ("split", "train", "mine", "finetune", "residuals", "rvq", "texture")
+VERBS += ("bench", "split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
-VERBS += ("bench", "bench throughput")
+VERBS += ("bench accuracy", "bench throughput")
 HELP = [[*verb.split(), "--help"] for verb in ("", *VERBS)]
 
 

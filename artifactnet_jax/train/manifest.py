@@ -73,13 +73,14 @@ def is_manifest(path: str | os.PathLike[str]) -> bool:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def read_manifest(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a csv or parquet file, in order.
+Records = list[tuple[str, list[str]]]  # name of the row for people, cells
 
-    File names that are not UTF-8 come back in Python's surrogate form, which `open` understands.
-    A row that is given twice in the same words counts once. Raises ManifestError: the file cannot
-    be read, lacks a column, has no rows, or has rows that make no sense or contradict another of
-    their path (named by line, in parquet by their number from 1).
+
+def read_records(path: str | os.PathLike[str]) -> tuple[list[str], Records]:
+    """Columns and rows of a csv or parquet file as text, before anything is made of them.
+
+    Columns of manifests come in lower case, others as they are. Raises ManifestError: the file
+    cannot be read, has no rows, or has a column twice.
     """
     name = os.fsdecode(path)
     _check_suffix(name)
@@ -90,15 +91,37 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Row]:
         raise _error(name, f"cannot be read: {cause}") from error
     columns = [text.strip() for text in header]
     columns = [text.lower() if text.lower() in _COLUMNS else text for text in columns]
+    if twice := [column for column, n in Counter(columns).items() if n > 1]:
+        raise _error(name, f"column {twice[0]!r} is there twice: rename one")
+    if not records:
+        raise _error(name, "it has no rows: give recordings")
+    return columns, records
+
+
+def label_of(text: str) -> int:
+    """1 for ai, 0 for real, as a manifest may spell them; ValueError for anything else."""
+    label = _LABEL_OF.get(text.strip().lower())
+    if label is None:
+        shown = printable(repr(text.strip()))
+        raise ValueError(f"label {shown} is neither 1 (ai, fake) nor 0 (real): correct it")
+    return label
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a csv or parquet file, in order.
+
+    File names that are not UTF-8 come back in Python's surrogate form, which `open` understands.
+    A row that is given twice in the same words counts once. Raises ManifestError: the file cannot
+    be read, lacks a column, has no rows, or has rows that make no sense or contradict another of
+    their path (named by line, in parquet by their number from 1).
+    """
+    name = os.fsdecode(path)
+    columns, records = read_records(name)
     for column in ("path", "label"):
         if column not in columns:
             has = ", ".join(map(repr, columns[:12]))
             cure = "add it; in csv to the first line, with commas between"
             raise _error(name, f"no column {column!r} among {has}: {cure}")
-    if twice := [column for column, n in Counter(columns).items() if n > 1]:
-        raise _error(name, f"column {twice[0]!r} is there twice: rename one")
-    if not records:
-        raise _error(name, "it has no rows: give recordings")
     rows: list[Row] = []
     bad: list[tuple[str, str]] = []
     seen: dict[str, tuple[str, Row]] = {}
@@ -116,9 +139,6 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Row]:
         more = f" ({len(bad) - 1} more rows are bad, the next is {bad[1][0]})" if bad[1:] else ""
         raise _error(name, f"{bad[0][0]}: {bad[0][1]}{more}")
     return rows
-
-
-Records = list[tuple[str, list[str]]]  # name of the row for people, cells
 
 
 def read_manifests(paths: Sequence[str]) -> list[Row]:
@@ -197,10 +217,7 @@ def _row(cells: dict[str, str], folder: str) -> Row:
     if not path.strip() or "\0" in path + residual:
         raise ValueError("its path is empty or not one: give the file")
     known = {column: text.strip() for column, text in known.items()}
-    label = _LABEL_OF.get(known["label"].lower())
-    if label is None:
-        text = printable(repr(known["label"]))
-        raise ValueError(f"label {text} is neither 1 (ai, fake) nor 0 (real): correct it")
+    label = label_of(known["label"])
     try:
         weight = float(known["weight"] or 1)
     except ValueError:
