@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader, Segments, check_plan
-from artifactnet_jax.backends import cpu_count, load_backend
+from artifactnet_jax.backends import cpu_count, engine, load_backend
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
 from artifactnet_jax.weights import Weights, load_weights
 
@@ -59,6 +59,16 @@ def open_weights(path: str | os.PathLike[str] | None) -> Weights:
 
         return load_onnx(path)
     return load_weights(path)
+
+
+def _open(path: str | os.PathLike[str] | None, backend: str) -> Weights:
+    """`open_weights`, or what TensorRT reads instead: an engine, an ONNX file that we exported."""
+    name = "" if path is None else os.fspath(path).lower()
+    if path is not None and name.endswith(engine.SUFFIX):
+        return engine.read_recipe(path)[1]
+    if path is not None and name.endswith(".onnx") and backend == "tensorrt":
+        return engine.exported(path) or open_weights(path)
+    return open_weights(path)
 
 
 def threshold_of(weights: Weights, threshold: float | str | None) -> float:
@@ -147,7 +157,7 @@ class Detector:
         batch_size: int | None = None,
         jobs: int | None = None,
     ):
-        self.weights = weights if isinstance(weights, Weights) else open_weights(weights)
+        self.weights = weights if isinstance(weights, Weights) else _open(weights, backend)
         config = self.weights.config
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = threshold_of(self.weights, threshold)
