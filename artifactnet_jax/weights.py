@@ -44,7 +44,7 @@ class Weights:
     licence: str
     provenance: Mapping[str, Any]
     graph: Mapping[str, Any] | None = None  # a foreign graph that is run as it is, node by node
-    # An exported ONNX file, or an engine, that holds them: TensorRT reads that, there are no tensors.
+    # An exported ONNX file or an engine, which TensorRT reads; then there are no tensors.
     file: str | None = None
 
     def summary(self) -> dict[str, str]:
