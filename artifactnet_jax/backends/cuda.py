@@ -75,11 +75,11 @@ class Cuda:
     Raises CudaError where there is no driver or no GPU, and from every call that fails.
     """
 
-    def __init__(self, library: str = LIBRARY):
+    def __init__(self) -> None:
         try:
-            self._driver = ctypes.CDLL(library)
+            self._driver = ctypes.CDLL(LIBRARY)
         except OSError:
-            raise CudaError(f"there is no NVIDIA driver ({library})") from None
+            raise CudaError(f"there is no NVIDIA driver ({LIBRARY})") from None
         for name, arguments in _SIGNATURES.items():
             getattr(self._driver, name).argtypes = arguments
         self._call("cuInit", 0)

@@ -66,8 +66,7 @@ class Recipe:
         marks = [self.source[:16], self.library, self.version, self.device, self.precision]
         marks += ["x".join(map(str, self.batches)), str(self.samples)]
         marks += ["compatible"] * self.compatible + ["refittable"] * self.refittable
-        marks.append(f"r{self.revision}{SUFFIX}")
-        return "-".join(re.sub(r"[^0-9A-Za-z.]+", "_", mark) for mark in marks)
+        return _file_name(*marks, f"r{self.revision}{SUFFIX}")
 
     def misfit(self, wanted: Recipe) -> str:
         """Why an engine of this recipe will not do for `wanted`; empty when it will.
@@ -89,6 +88,10 @@ class Recipe:
         if wanted.compatible and not self.compatible:
             return "it is not version-compatible"
         return "it is not refittable" if wanted.refittable and not self.refittable else ""
+
+
+def _file_name(*parts: str) -> str:
+    return "-".join(re.sub(r"[^0-9A-Za-z.]+", "_", part) for part in parts)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -318,12 +321,18 @@ def recipe_for(
 ) -> Recipe:
     """The engine of these weights for this library here.
 
-    Raises ValueError for weights that no engine can be made of, BackendError as `device_for`.
+    Raises ValueError for weights that no engine can be made of, and for what TensorRT for RTX does
+    not build (1.7 without a GPU); BackendError as `device_for`.
     """
     if weights.graph is not None or weights.config.front_end.joint.startswith("song"):
         what = "a foreign graph" if weights.graph is not None else "of a model that joins a song"
         raise ValueError(
             f"weights {weights.name!r} are {what}: TensorRT scores segments one by one"
+        )
+    if library == RTX and (compatible or refittable):
+        # The one needs a library that its package lacks, the other compiles on a GPU.
+        raise ValueError(
+            "TensorRT for RTX builds neither version-compatible nor refittable engines"
         )
     source = weights.sha256
     if weights.file is not None:
@@ -394,8 +403,7 @@ def build_plan(recipe: Recipe, model: bytes, *, workspace: int | None = None) ->
         for k, name in enumerate(RTX_CAPABILITIES):
             config.set_compute_capability(getattr(trt.ComputeCapability, name), k)
     else:
-        slug = re.sub(r"[^0-9A-Za-z.]+", "_", f"{recipe.version}-{recipe.device}")
-        timings = cache_folder() / f"timings-{slug}.bin"
+        timings = cache_folder() / _file_name("timings", recipe.version, f"{recipe.device}.bin")
         _use_timings(config, timings)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
