@@ -46,7 +46,7 @@ LAYERS = (
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py"}
+WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py", "median_pallas.py"}
 
 SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]
 FILES = sorted([*SCORING, *PACKAGE.glob("train/*.py")])

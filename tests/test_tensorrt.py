@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fake_nvidia
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fake_nvidia
 from artifactnet_jax import backends
 from artifactnet_jax.backends import BackendError, cuda, engine, load_backend, why_unavailable
 from artifactnet_jax.backends.cuda import Cuda, CudaError, find_device
