@@ -20,7 +20,7 @@ REFIT_KEEPS = ("precision", "target", "workspace", "batches", "version_compatibl
 def run(args: argparse.Namespace) -> int:
     """Build or refit an engine and print its path. CommandError: it cannot be had."""
     try:
-        weights = _weights(args.weights)
+        weights = open_weights(args.weights, "tensorrt")
         path = _refit(args, weights) if args.refit else _build(args, weights)
     except BackendError as error:
         raise CommandError(str(error), NO_BACKEND) from error
@@ -32,20 +32,15 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _weights(path: str | None) -> Weights:
-    """Weights of a file, or of an ONNX file; one that `export` wrote is left as it is."""
-    if path is not None and path.lower().endswith(".onnx") and os.path.isfile(path):
-        return engine.exported(path) or open_weights(path)
-    return open_weights(path)
-
-
 def _build(args: argparse.Namespace, weights: Weights) -> Path:
-    precision = args.precision or str(weights.provenance.get("precision", "fp32"))
+    if weights.file is not None and weights.file.endswith(engine.SUFFIX):
+        raise ValueError(f"{weights.file} is an engine already: name the weights, or the ONNX file")
+    own = "fp32" if weights.file is None else weights.provenance["precision"]
     recipe = engine.recipe_for(
         weights,
         engine.find_library(args.target),
         find_device(),
-        precision=precision,
+        precision=args.precision or own,
         batches=args.batches or [engine.BATCH],
         compatible=args.version_compatible,
         refittable=args.refittable,

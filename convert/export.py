@@ -113,6 +113,8 @@ def build_onnx(
             f"weights {weights.name!r} are a graph whose networks were not recognised: name its "
             "ONNX file as template"
         )
+    if weights.file is not None:
+        raise ValueError(f"{weights.file} has no tensors to export: name the weights file")
     if form not in ("segment", "song"):
         raise ValueError(f"unknown form {form!r}: use 'segment' or 'song'")
     if precision not in ("fp32", "fp16"):

@@ -23,6 +23,7 @@ from artifactnet_jax import backends
 from artifactnet_jax.backends import BackendError, cuda, engine, load_backend, why_unavailable
 from artifactnet_jax.backends.cuda import Cuda, CudaError, find_device
 from artifactnet_jax.config import Config, Texture, Verdict
+from artifactnet_jax.convert.cache import as_exported, metadata
 from artifactnet_jax.convert.export import build_onnx, export
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.weights import (
@@ -225,36 +226,31 @@ def test_metadata_are_those_that_onnx_reads(tmp_path, tiny):
     entry = model.metadata_props.add()
     entry.key, entry.value = "größe", "ein Wert\n" * 40
     expected = {prop.key: prop.value for prop in model.metadata_props}
-    assert engine.onnx_metadata(model.SerializeToString()) == expected
+    assert metadata(model.SerializeToString()) == expected
     assert json.loads(expected["artifactnet_jax.config"]) == json.loads(json.dumps(TINY.to_dict()))
     (tmp_path / "m.onnx").write_bytes(onnx.ModelProto().SerializeToString())
-    assert engine.exported(tmp_path / "m.onnx") is None
+    assert as_exported(tmp_path / "m.onnx") is None
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(data=st.binary(max_size=60), cut=st.integers(0, 10**6))
-def test_metadata_of_any_bytes(data, cut):
-    assert isinstance(engine.onnx_metadata(data), dict)
-    model = onnx.ModelProto()
-    onnx.helper.set_model_props(model, {"a": data.hex()})
-    whole = model.SerializeToString()
-    part = engine.onnx_metadata(whole[: cut % len(whole)])
-    assert part == {}
+@given(data=st.binary(max_size=60))
+def test_metadata_of_any_bytes(data):
+    assert isinstance(metadata(data), dict)
 
 
 def test_exports_that_are_of_no_use(tmp_path, tiny):
     export(load_weights(tiny), tmp_path / "song.onnx", form="song")
-    with pytest.raises(WeightsError, match=r"song\.onnx: scores songs: export it with --form"):
-        engine.exported(tmp_path / "song.onnx")
+    with pytest.raises(WeightsError, match=r"song\.onnx: a graph of whole songs: export .* --form"):
+        as_exported(tmp_path / "song.onnx")
     with pytest.raises(WeightsError, match="cannot be read: No such file"):
-        engine.exported(tmp_path / "none.onnx")
+        as_exported(tmp_path / "none.onnx")
     model = build_onnx(load_weights(tiny))
     for prop in model.metadata_props:
         if prop.key == "artifactnet_jax.config":
             prop.value = "{}"
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(WeightsError, match="damaged metadata"):
-        engine.exported(tmp_path / "m.onnx")
+    with pytest.raises(WeightsError, match="damaged notes"):
+        as_exported(tmp_path / "m.onnx")
 
 
 def test_names_tell_recipes_apart_and_suit_any_file_system():
@@ -488,6 +484,10 @@ def test_an_engine_is_weights(gpu, command, tiny, tmp_path, tracks, capsys):
     assert cause in done.err
     done = command("export", out, "-o", tmp_path / "x.onnx")
     assert done.code == 2
+    assert "own.engine has no tensors to export: name the weights file" in done.err
+    done = command("build", out)
+    assert done.code == 2
+    assert "own.engine is an engine already" in done.err
 
 
 def test_the_way_of_a_board(gpu, command, tiny, tmp_path, tracks, monkeypatch):

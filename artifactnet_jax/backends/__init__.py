@@ -83,7 +83,7 @@ def pick(weights: Weights) -> str:
     jax takes seconds to import and compile. That pays on a GPU and for heavy weights (v94 runs
     1.4 times as fast in xla on two cores); with light ones `numpy` has long finished by then.
     """
-    if weights.file is not None:
+    if weights.file is not None:  # an engine: graphs are named together with their backend
         return "tensorrt"
     if weights.graph is not None:
         return "xla"
