@@ -36,10 +36,11 @@ def _build(args: argparse.Namespace, weights: Weights) -> Path:
     if weights.file is not None and weights.file.endswith(engine.SUFFIX):
         raise ValueError(f"{weights.file} is an engine already: name the weights, or the ONNX file")
     own = "fp32" if weights.file is None else weights.provenance["precision"]
+    library = engine.find_library(args.target)
     recipe = engine.recipe_for(
         weights,
-        engine.find_library(args.target),
-        find_device(),
+        library,
+        find_device() if library != engine.RTX else "no matter which",
         precision=args.precision or own,
         batches=args.batches or [engine.BATCH],
         compatible=args.version_compatible,

@@ -154,6 +154,15 @@ def test_build_keeps_what_fits_and_says_why_it_builds_again(rtx, command, tiny, 
     assert engine.read_recipe(out)[0].batches == (3,)
 
 
+def test_an_engine_for_rtx_cards_is_built_on_any_machine(rtx, gpu, command, tiny, tmp_path):
+    gpu.name, gpu.capability = "NVIDIA H100", (9, 0)
+    out = tmp_path / "x.engine"
+    assert command("build", tiny, "-o", out, "--target", "rtx", "--batches", "1").code == 0
+    done = command("score", "--weights", out, tmp_path)
+    assert done.code == 3
+    assert "runs on sm80 sm86 sm89 sm120, not on NVIDIA H100 sm90" in done.err
+
+
 def test_an_exported_file_is_built_without_onnx(rtx, command, tiny, tmp_path, monkeypatch):
     export(load_weights(tiny), tmp_path / "half.onnx", precision="fp16")
     for package in ("onnx", "onnxruntime", "jax", "flax"):
