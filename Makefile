@@ -17,6 +17,7 @@ demo: install
 
 test: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train]' --group dev
+	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group trt
 	$(MAKE) lint
 	$(BIN)/python -m pytest
 

@@ -38,7 +38,7 @@ def _count(text: str, expected: str) -> int:
 
 
 def _batches(text: str) -> list[int]:
-    return [_positive(part) for part in text.split(",")]
+    return [_count(part, "whole numbers joined by commas, each") for part in text.split(",")]
 
 
 def _fraction(text: str) -> float:
@@ -95,19 +95,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     score.add_argument("-r", "--recursive", action="store_true", help="descend into subfolders")
     score.add_argument(
-        "--weights", metavar="W", help="weights file or ONNX model (default: embedded weights)"
+        "--weights",
+        metavar="W",
+        help="weights file, ONNX model or engine (default: embedded weights)",
     )
     score.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "xla", "numpy"),
-        help="auto takes xla where that is faster, else numpy",
+        choices=("auto", "xla", "numpy", "tensorrt"),
+        help="auto takes xla where that is faster, else numpy; tensorrt for an engine",
     )
     score.add_argument(
         "--dtype",
         default="float32",
-        choices=("float32", "bfloat16"),
-        help="of the convolutions; the front end is always float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the convolutions, bfloat16 on xla and float16 on tensorrt; the front end is "
+        "always float32",
     )
     score.add_argument(
         "--segments",
@@ -237,6 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="the report as one JSON object")
     verify.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
+    _build_verb(verbs)
     _training_verbs(verbs)
 
     bench = verbs.add_parser("bench", help="measure detectors: accuracy, throughput")
@@ -343,6 +347,60 @@ def _bench_accuracy(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
     accuracy.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     accuracy.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
     accuracy.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
+
+def _build_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    build = verbs.add_parser(
+        "build",
+        help="make a TensorRT engine",
+        description="Make a TensorRT engine of weights, or of an ONNX file that `export` wrote (no "
+        "onnx package is needed then). stdout has its path. In the cache it is what "
+        "`score --backend tensorrt` finds for the same weights.",
+        epilog="Exit codes: 0 built, or there already, 2 usage, 3 TensorRT, driver or GPU missing.",
+    )
+    build.add_argument(
+        "weights", nargs="?", metavar="W", help="weights file, or ONNX model (default: embedded)"
+    )
+    build.add_argument(
+        "-o",
+        "--output",
+        metavar="ENGINE|FOLDER",
+        help="FILE.engine for score --weights, or a folder (default: the cache)",
+    )
+    build.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        help="of the convolutions (default: the ONNX file's, else fp32); the front end is float32",
+    )
+    build.add_argument(
+        "--target",
+        choices=("local", "rtx"),
+        help="local: TensorRT, for this GPU; rtx: TensorRT for RTX, for GeForce RTX 30 to 50 and "
+        "the like, without any GPU here (default: what is installed, local first)",
+    )
+    build.add_argument(
+        "--workspace", type=_positive, metavar="MB", help="memory that kernels may be tried with"
+    )
+    build.add_argument(
+        "--batches",
+        type=_batches,
+        metavar="N,N,...",
+        help="segments per call, a profile for each (default: 8)",
+    )
+    build.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="runs in later versions of the same major one too, a little slower",
+    )
+    build.add_argument(
+        "--refittable", action="store_true", help="can take other weights later, see --refit"
+    )
+    build.add_argument(
+        "--refit",
+        metavar="ENGINE",
+        help="put the weights into this engine, built with --refittable, in seconds",
+    )
+    build.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 
 def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -614,6 +672,8 @@ def main(argv: list[str] | None = None) -> int:
             from artifactnet_jax.score import run
         elif args.verb == "bench":
             run = _benchmark(args.kind)  # type: ignore[assignment]
+        elif args.verb == "build":
+            from artifactnet_jax.build import run
         else:
             run = _training(args.verb)  # type: ignore[assignment]
         code = run(args)

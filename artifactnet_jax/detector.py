@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader, Segments, check_plan
-from artifactnet_jax.backends import cpu_count, load_backend
+from artifactnet_jax.backends import cpu_count, engine, load_backend
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
 from artifactnet_jax.weights import Weights, load_weights
 
@@ -49,15 +49,20 @@ class _Track:
         return self.end is not None and len(self.scores) == len(self.starts)
 
 
-def open_weights(path: str | os.PathLike[str] | None) -> Weights:
+def open_weights(path: str | os.PathLike[str] | None, backend: str = "auto") -> Weights:
     """Weights of a file, of an ONNX model (converted once, then cached), or the embedded ones.
 
-    Raises WeightsError.
+    A graph that `export` wrote is taken as it is for a backend that runs it, and an engine always:
+    then there are no tensors. Raises WeightsError.
     """
-    if path is not None and os.fspath(path).lower().endswith(".onnx"):
-        from artifactnet_jax.convert.cache import load_onnx
+    name = "" if path is None else os.fspath(path).lower()
+    if path is not None and name.endswith(engine.SUFFIX):
+        return engine.read_recipe(path)[1]
+    if path is not None and name.endswith(".onnx"):
+        from artifactnet_jax.convert.cache import as_exported, load_onnx
 
-        return load_onnx(path)
+        graph = as_exported(path) if backend == "tensorrt" else None
+        return load_onnx(path) if graph is None else graph
     return load_weights(path)
 
 
@@ -147,7 +152,7 @@ class Detector:
         batch_size: int | None = None,
         jobs: int | None = None,
     ):
-        self.weights = weights if isinstance(weights, Weights) else open_weights(weights)
+        self.weights = weights if isinstance(weights, Weights) else open_weights(weights, backend)
         config = self.weights.config
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = threshold_of(self.weights, threshold)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from typing import Any
@@ -16,8 +20,10 @@ from artifactnet_jax.results import NO_BACKEND, OK, brief
 
 PACKAGES = (
     *("numpy", "soundfile", "soxr", "safetensors", "threadpoolctl", "tqdm", "av", "jax"),
-    *("jaxlib", "flax", "optax", "onnx", "onnxruntime", "tensorrt"),
+    *("jaxlib", "flax", "optax", "onnx", "onnxruntime"),
 )
+
+BOARD = ("/proc/device-tree/model", "/etc/nv_tegra_release")  # of a Jetson
 
 
 def _version(package: str) -> str | None:
@@ -35,6 +41,45 @@ def _devices() -> list[str]:
         return [f"{d.platform}: {d.device_kind}" for d in jax.devices()]
     except Exception as error:  # a broken driver must not stop the report on it
         return [f"error: {brief(error)}"]
+
+
+def _nvidia() -> dict[str, Any]:
+    """What running an engine here depends on, and what a report of a board should say."""
+    from artifactnet_jax.backends import BackendError, engine
+    from artifactnet_jax.backends.cuda import find_device
+
+    found: dict[str, Any] = {"gpu": None, "capability": None, "memory": None, "cuda": None}
+    device = find_device()
+    if isinstance(device, str):
+        found["gpu"] = f"none: {device}"
+    else:
+        found |= {"gpu": device.name, "capability": ".".join(map(str, device.capability))}
+        found |= {"memory": device.memory, "cuda": device.driver}
+    for name in ("tensorrt", engine.RTX):
+        found[name] = None
+        if importlib.util.find_spec(name) is not None:
+            try:
+                found[name] = engine.load_library(name).__version__
+            except BackendError as error:
+                found[name] = f"error: {error}"
+    found["board"], found["l4t"] = map(_first_line, BOARD)
+    found["power_mode"] = None
+    if tool := shutil.which("nvpmodel"):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=10)
+            found["power_mode"] = next(iter(done.stdout.splitlines()), None)
+    folder = engine.cache_folder()
+    found["engine_cache"] = os.fspath(folder)
+    found["engines"] = sorted(path.name for path in folder.glob(f"*{engine.SUFFIX}"))
+    return found
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip("\n\0") or None
+    except OSError:
+        return None
 
 
 def examine() -> dict[str, Any]:
@@ -68,11 +113,27 @@ def examine() -> dict[str, Any]:
         "backends": {name: reason or "ok" for name, reason in backends.items()},
         "auto": auto,  # with the weights below
         "jax_devices": [] if backends["xla"] else _devices(),
+        "nvidia": _nvidia(),
         "audio_formats": formats,
         "pyav": "ok" if _version("av") else "AAC, M4A: pip install 'artifactnet-jax[av]'",
         "weights_file": os.fspath(default_path()),
         "weights": weights,
     }
+
+
+def _nvidia_lines(found: dict[str, Any]) -> list[str]:
+    gpu = found["gpu"]
+    if found["capability"] is not None:
+        gpu += f", compute capability {found['capability']}, {found['memory'] / 2**30:.1f} GiB, "
+        gpu += f"driver for CUDA {found['cuda']}"
+    rows = {"GPU": gpu, "TensorRT": found["tensorrt"] or "-"}
+    rows["TensorRT for RTX"] = found["tensorrt_rtx"] or "-"
+    board = [found[key] for key in ("board", "l4t", "power_mode") if found[key]]
+    if found["l4t"]:
+        rows["board"] = "; ".join(board)
+    rows["engines"] = f"{len(found['engines'])} in {found['engine_cache']}"
+    lines = [f"  {name:<17} {text}" for name, text in rows.items()]
+    return ["\nNVIDIA:", *lines, *(f"    {name}" for name in found["engines"])]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,6 +150,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {name:<8} {state}")
     for device in found["jax_devices"]:
         print(f"           jax device {device}")
+    for line in _nvidia_lines(found["nvidia"]):
+        print(line)
     print("\npackages:")
     for package, version in found["packages"].items():
         print(f"  {package:<13} {version or '-'}")

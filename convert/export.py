@@ -113,6 +113,8 @@ def build_onnx(
             f"weights {weights.name!r} are a graph whose networks were not recognised: name its "
             "ONNX file as template"
         )
+    if weights.file is not None:
+        raise ValueError(f"{weights.file} has no tensors to export: name the weights file")
     if form not in ("segment", "song"):
         raise ValueError(f"unknown form {form!r}: use 'segment' or 'song'")
     if precision not in ("fp32", "fp16"):
@@ -399,9 +401,11 @@ def _statistics(g: _Graph, magnitude: str, fe: cfg.FrontEnd, head: cfg.Texture) 
         place[a:b] = band
     to_bands = g.constant(matrix)
     by_band = g.op("Transpose", to_bands, perm=[1, 0])
-    mean = g.op("MatMul", by_band, over(weights, grain))
-    mean = g.op("Pad", mean, g.ints(0, 0, 0, 0, 0, 0, 1, 0))  # 0: of the bins outside every band
-    z = g.op("Sub", grain, g.op("Gather", mean, g.constant(place, np.int64), axis=2))
+    # Bins along the last axis: a product with one column is what TensorRT for RTX 1.7 fails on.
+    mean = g.op("MatMul", g.reshape(over(weights, grain), -1, 1, 1, bins), to_bands)
+    mean = g.op("Pad", mean, g.ints(0, 0, 0, 0, 0, 0, 0, 1))  # 0: of the bins outside every band
+    mean = g.op("Gather", mean, g.constant(place, np.int64), axis=3)
+    z = g.op("Sub", grain, g.reshape(mean, -1, 1, bins, 1))
     padded = pad(z, 8, 8, "constant")
     others = (part(padded, 8 - df, 8 - dt, (bins, frames)) for df, dt in head.lags)
     grains = over(weights, squared(z), *(g.op("Mul", z, other) for other in others))

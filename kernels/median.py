@@ -117,6 +117,7 @@ def _module(name: str) -> Callable[[], Callable[..., Any]]:
 IMPLEMENTATIONS: dict[str, Callable[[], Callable[..., Any]]] = {
     "numpy": _module(".median_numpy"),
     "xla": _module(".median_xla"),
+    "pallas": _module(".median_pallas"),
 }
 
 
@@ -133,10 +134,11 @@ def median_filter(x: Any, size: int, axis: int, *, implementation: str | None = 
             dtype (not bool, not complex).
         size: window, odd and positive; ArtifactNet's HPSS uses 31.
         axis: the filtered axis, negative counted from the end.
-        implementation: "numpy" or "xla"; by default the one of the type of `x`. "xla" works
-            under jit and vmap, and jax.grad routes each output's cotangent to the samples that
-            equal the median, in equal parts (a subgradient, finite at ties); forward mode and
-            second derivatives in `x` are not defined.
+        implementation: "numpy", "xla" or "pallas" (a GPU kernel, interpreted elsewhere); by
+            default "numpy" or "xla", by the type of `x`. Those of JAX work under jit and vmap, and
+            jax.grad routes each output's cotangent to the samples that equal the median, in equal
+            parts (a subgradient, finite at ties); forward mode and second derivatives in `x` are
+            not defined.
 
     Returns:
         An array of the shape and dtype of `x`, and of the implementation's array type.

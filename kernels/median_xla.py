@@ -15,20 +15,24 @@ from .median import median_program
 
 def median_filter(x: Any, size: int, axis: int) -> jax.Array:
     """Running median of odd `size` along `axis` >= 0; see `artifactnet_jax.kernels`."""
+    x = check(x, "XLA")
+    return x if size == 1 or x.size == 0 else _jitted(x, size, axis)
+
+
+def check(x: Any, name: str) -> jax.Array:
+    """`x` as a JAX array; TypeError where it cannot be that, or has no median."""
     dtype = x.dtype
     x = jnp.asarray(x)
     if x.dtype != dtype:
         raise TypeError(f"JAX would turn {dtype} into {x.dtype}: enable x64 or cast the array")
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-        raise TypeError(f"the XLA median takes floating and integer arrays, not {dtype}")
-    if size == 1 or x.size == 0:
-        return x
-    return _jitted(x, size, axis)
+        raise TypeError(f"the {name} median takes floating and integer arrays, not {dtype}")
+    return x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _median(x: jax.Array, size: int, axis: int) -> jax.Array:
-    shifted = _slices(_mirror(x, size, axis), 0, x.shape[axis], size, axis)
+    shifted = _slices(mirror(x, size, axis), 0, x.shape[axis], size, axis)
     program = median_program(size, 1)
 
     @functools.cache
@@ -56,11 +60,12 @@ def _forward(x: jax.Array, size: int, axis: int) -> tuple[jax.Array, tuple[jax.A
     return median, (x, median)
 
 
-def _backward(
+def backward(
     size: int, axis: int, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array]:
+    """Cotangent of `x` from `saved`, x and its median, and that of the median."""
     x, median = saved
-    mirrored, unmirror = jax.vjp(lambda x: _mirror(x, size, axis), x)
+    mirrored, unmirror = jax.vjp(lambda x: mirror(x, size, axis), x)
     windows = _slices(mirrored, 0, x.shape[axis], size, axis)
     one, zero = lax.full_like(median, 1), lax.full_like(median, 0)
     hits = (lax.select(lax.eq(part, median), one, zero) for part in windows)
@@ -85,12 +90,13 @@ def _backward(
     return unmirror(_stored(pieces, axis))
 
 
-_median.defvjp(_forward, _backward)
+_median.defvjp(_forward, backward)
 # Compiled also where the caller does not: one by one the steps would take a hundred times longer.
 _jitted = jax.jit(_median, static_argnums=(1, 2))
 
 
-def _mirror(x: jax.Array, size: int, axis: int) -> jax.Array:
+def mirror(x: jax.Array, size: int, axis: int) -> jax.Array:
+    """`x` with `size // 2` samples added at both ends of the axis, the edge not repeated."""
     half = size // 2
     pad = [(half, half) if k == axis else (0, 0) for k in range(x.ndim)]
     return jnp.pad(x, pad, mode="reflect")

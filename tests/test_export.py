@@ -288,6 +288,18 @@ def test_operators(case: tuple[Any, ...]) -> None:
         np.testing.assert_allclose(got, logits, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("case", OPERATORS, ids=lambda case: case[0])
+def test_tensorrt_reads_the_operators(case: tuple[Any, ...]) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs artifactnet-jax[rtx]")
+    weights, log = make(MAPS, SIGMOID, classifier(case)), trt.Logger(trt.Logger.ERROR)
+    for precision in PRECISIONS:
+        builder = trt.Builder(log)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, log)
+        read = parser.parse(build_onnx(weights, precision=precision).SerializeToString())
+        assert read, parser.get_error(0).desc()
+
+
 def test_networks_that_branch() -> None:
     """Skips joined by concat and add, a squeeze-excite gate, an output that is a map."""
     layers = (

@@ -18,7 +18,18 @@ PACKAGE = Path(artifactnet_jax.__file__).parent
 KERNELS = Path(kernels.__file__).parent
 CONVERT = Path(convert.__file__).parent
 HEAVY = {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "av", "soundfile", "soxr"}
-HEAVY |= {"scipy", "safetensors", "tqdm", "numpy", "optax", "orbax", "grain", "sklearn", "pyarrow"}
+HEAVY |= {
+    "tensorrt_rtx",
+    "scipy",
+    "safetensors",
+    "tqdm",
+    "numpy",
+    "optax",
+    "orbax",
+    "grain",
+    "sklearn",
+    "pyarrow",
+}
 
 # A module may import modules of lower layers, and those of its own folder in `kernels`.
 LAYERS = (
@@ -30,13 +41,13 @@ LAYERS = (
     ("backends",),
     ("convert",),
     ("detector",),
-    ("score", "doctor"),
+    ("score", "doctor", "build"),
     ("train",),
     ("bench",),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py"}
+WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py", "median_pallas.py"}
 
 SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]
 FILES = sorted([*SCORING, *PACKAGE.glob("train/*.py")])
@@ -53,7 +64,7 @@ def modules_after(code: str, cwd: Path) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-VERBS = ("score", "convert", "export", "verify", "doctor")
+VERBS = ("score", "convert", "export", "verify", "build", "doctor")
 VERBS += ("bench", "split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
@@ -180,6 +191,16 @@ def test_convert_stands_below_the_detector(path):
 def test_reading_an_onnx_file_needs_no_jax(tmp_path):
     code = "import artifactnet_jax.convert.graph, artifactnet_jax.convert.cache"
     assert not modules_after(code, tmp_path) & {"jax", "flax", "onnx", "onnxruntime"}
+
+
+def test_making_the_graph_of_an_engine_needs_no_jax(tmp_path):
+    """A board without jax builds engines of weights files, with the onnx package alone."""
+    code = """
+from artifactnet_jax.convert.export import build_onnx
+from artifactnet_jax.weights import load_weights
+build_onnx(load_weights())
+"""
+    assert not modules_after(code, tmp_path) & {"jax", "flax", "onnxruntime"}
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)

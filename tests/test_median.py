@@ -221,7 +221,7 @@ def test_errors(name):
 
 
 def test_implementations():
-    assert list(IMPLEMENTATIONS) == NAMES
+    assert list(IMPLEMENTATIONS) == [*NAMES, "pallas"]
     x = sample((6, 20))
     for name in NAMES:
         named = median_filter(x, 5, 1, implementation=name)
@@ -242,3 +242,51 @@ def test_numpy_path_leaves_jax_alone():
         "assert 'jax' not in sys.modules and 'scipy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- the Pallas kernel ---------------------------------------------------------------------------
+
+
+def pallas(x, size, axis):
+    return median_filter(x, size, axis, implementation="pallas")
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "axis"),
+    [((2, 33, 5), 9, 1), ((2, 5, 33), 7, 2), ((40,), 5, 0), ((3, 4), 5, 1), ((4, 300), 3, 0)],
+)
+def test_the_kernel_interpreted_equals_scipy(shape, size, axis):
+    x = sample(shape)
+    x.flat[1] = x.flat[2]
+    np.testing.assert_array_equal(pallas(jnp.asarray(x), size, axis), reference(x, size, axis))
+
+
+def test_the_kernel_with_nans_vmap_and_gradients():
+    x = sample((2, 20))
+    batched = jax.vmap(lambda row: pallas(row, 5, 0))(jnp.asarray(x))
+    np.testing.assert_array_equal(batched, reference(x, 5, 1))
+
+    def weighted(filtered):
+        return lambda v: jnp.sum(filtered(v, 5, 1) * jnp.asarray(sample((2, 20), seed=1)))
+
+    gradients = (jax.grad(weighted(each))(jnp.asarray(x)) for each in (pallas, median_filter))
+    np.testing.assert_array_equal(*gradients)
+    x[1, 10] = np.nan
+    held = np.zeros_like(x, bool)
+    held[1, 8:13] = True
+    np.testing.assert_array_equal(np.isnan(pallas(jnp.asarray(x), 5, 1)), held)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_kernel_is_lowered_for_cuda_without_a_gpu(axis, dtype):
+    x = jax.ShapeDtypeStruct((2, 1025, 345), jnp.dtype(dtype))
+    traced = jax.jit(lambda v: pallas(v, 31, axis)).trace(x)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 1
+    assert "stablehlo.while" not in text  # that would be the interpreter
+
+
+def test_the_kernel_names_itself_in_errors():
+    with pytest.raises(TypeError, match="the Pallas median takes floating and integer arrays"):
+        pallas(jnp.zeros((3, 4), bool), 3, 0)

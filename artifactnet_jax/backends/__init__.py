@@ -45,6 +45,7 @@ class BackendError(Exception):
 BACKENDS = {
     "xla": ("artifactnet_jax.backends.xla:XlaBackend", ("jax", "flax"), "cpu", (3, 11)),
     "numpy": ("artifactnet_jax.backends.numpy:NumpyBackend", (), "", (3, 10)),
+    "tensorrt": ("artifactnet_jax.backends.tensorrt:TensorRTBackend", (), "trt", (3, 10)),
 }
 
 GRAPH_BACKEND = "artifactnet_jax.convert.runtime:GraphBackend"  # xla's, for Weights.graph
@@ -65,6 +66,8 @@ def why_unavailable(name: str) -> str:
     if sys.version_info < python:
         version = ".".join(map(str, python))
         return f"backend {name!r} needs Python {version} or newer; use --backend numpy"
+    if name == "tensorrt":  # from the system or from PyPI, under either name; and a GPU
+        return importlib.import_module("artifactnet_jax.backends.engine").why_unavailable()
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
     if missing:
         return (
@@ -80,6 +83,8 @@ def pick(weights: Weights) -> str:
     jax takes seconds to import and compile. That pays on a GPU and for heavy weights (v94 runs
     1.4 times as fast in xla on two cores); with light ones `numpy` has long finished by then.
     """
+    if weights.file is not None:  # an engine: graphs are named together with their backend
+        return "tensorrt"
     if weights.graph is not None:
         return "xla"
     if why_unavailable("xla"):
@@ -96,9 +101,11 @@ def load_backend(
     Raises ValueError for an unknown name or dtype, BackendError when it cannot run here.
     """
     if name == "auto":
-        name = pick(weights) if dtype == "float32" else "xla"
+        name = pick(weights) if dtype == "float32" or weights.file is not None else "xla"
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: use auto, {', '.join(BACKENDS)}")
+    if weights.file is not None and name != "tensorrt":
+        raise ValueError(f"{weights.file} is for backend 'tensorrt' only: name the weights file")
     if reason := why_unavailable(name):
         raise BackendError(reason)
     module, factory = BACKENDS[name][0].split(":")
