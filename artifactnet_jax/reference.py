@@ -20,6 +20,8 @@ from artifactnet_jax import texture
 from artifactnet_jax.filterbank import analysis_window, mel_filterbank
 from artifactnet_jax.kernels import median_filter
 
+FFT_SAMPLES = 2**16  # at a time: they and their spectra fit the L2 cache, at twice the speed
+
 
 def stft_magnitude(
     audio: np.ndarray, front_end: cfg.FrontEnd, window: np.ndarray | None = None
@@ -29,14 +31,19 @@ def stft_magnitude(
     window = analysis_window(front_end) if window is None else window
     padded = np.pad(audio, front_end.stft_pad, mode=front_end.stft_edge)
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
-    spectrum = np.fft.rfft(frames * window.astype(audio.dtype))
-    power = spectrum.real**2 + spectrum.imag**2
+    window = window.astype(audio.dtype)
+    power = np.empty((front_end.n_bins, len(frames)), audio.dtype)
+    step = max(1, FFT_SAMPLES // n_fft)
+    for k in range(0, len(frames), step):
+        parts = np.fft.rfft(frames[k : k + step] * window).view(audio.dtype)
+        parts *= parts
+        np.add(parts[:, ::2].T, parts[:, 1::2].T, out=power[:, k : k + step])
     if front_end.spectrum_eps:
         power += audio.dtype.type(front_end.spectrum_eps)
-    magnitude = np.sqrt(power)
+    magnitude = np.sqrt(power, out=power)
     if front_end.spectrum_scale != 1:
         magnitude *= audio.dtype.type(front_end.spectrum_scale)
-    return np.ascontiguousarray(power_of(magnitude, front_end.spectrum_power).T)
+    return power_of(magnitude, front_end.spectrum_power)
 
 
 def power_of(x: np.ndarray, power: float) -> np.ndarray:
@@ -130,7 +137,10 @@ def seven_channels(
 
 def texture_statistics(audio: np.ndarray, magnitude: np.ndarray, config: cfg.Config) -> np.ndarray:
     """What the texture head reads [K]: audio [N], its magnitude [n_bins, n_frames]."""
-    return texture.of_segment(audio, magnitude, config, stft_magnitude)
+    head, rate = config.texture, config.front_end.sample_rate
+    assert head is not None
+    spectrograms = texture.spectrograms(audio, magnitude, config, stft_magnitude)
+    return np.concatenate([texture.statistics(m, n, head, rate) for n, m in spectrograms])
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

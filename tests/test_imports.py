@@ -25,7 +25,7 @@ LAYERS = (
     ("kernels", "layers", "results"),
     ("config",),
     ("filterbank", "files", "texture"),
-    ("decode", "weights", "dsp", "reference"),
+    ("decode", "weights", "dsp", "reference", "texture_xla"),
     ("audio", "model"),
     ("backends",),
     ("convert",),
@@ -35,7 +35,7 @@ LAYERS = (
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py"}
+WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py", "texture_xla.py"}
 
 SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]
 FILES = sorted([*SCORING, *PACKAGE.glob("train/*.py")])
