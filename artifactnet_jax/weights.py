@@ -44,6 +44,8 @@ class Weights:
     licence: str
     provenance: Mapping[str, Any]
     graph: Mapping[str, Any] | None = None  # a foreign graph that is run as it is, node by node
+    # An exported ONNX file that stands for the tensors, of which there are none then.
+    file: str | None = None
 
     def summary(self) -> dict[str, str]:
         """The three fields that identify weights in a result row."""

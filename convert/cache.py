@@ -1,21 +1,35 @@
-"""ONNX models as weights: converted once, then taken from a cache by the digest of the file."""
+"""ONNX models as weights, and weights as ONNX models: made once, then taken from a cache.
+
+The cache goes by digests: of the file that was converted, of the weights that were exported.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from artifactnet_jax.weights import Weights, WeightsError, load_weights, write_weights
+from artifactnet_jax.config import Config
+from artifactnet_jax.files import replace_file
+from artifactnet_jax.weights import (
+    Weights,
+    WeightsError,
+    load_weights,
+    weights_digest,
+    write_weights,
+)
 
 REVISION = 1  # of the converter: raise it whenever the same file converts to something else
+EXPORT_REVISION = 1  # of `export`, likewise
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/artifactnet-jax, by default in ~/.cache."""
+def cache_folder(part: str = "converted") -> Path:
+    """Where models are kept: $XDG_CACHE_HOME/artifactnet-jax, by default in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "artifactnet-jax" / "converted"
+    return Path(base) / "artifactnet-jax" / part
 
 
 def load_onnx(path: str | os.PathLike[str]) -> Weights:
@@ -46,3 +60,91 @@ def load_onnx(path: str | os.PathLike[str]) -> Weights:
     except OSError as error:
         print(f"artifactnet-jax: not cached: {cached}: {error.strerror}", file=sys.stderr)
     return weights
+
+
+def exported(weights: Weights, anew: bool = False) -> str | bytes:
+    """The lean graph of weights: a file in the cache, or its bytes where there is no cache.
+
+    Needs `onnx` only where the file is not there yet, or is to be made anew. Raises ImportError,
+    ValueError (see `export.build_onnx`).
+    """
+    digest = weights_digest(weights.config, weights.tensors)
+    path = cache_folder("exported") / f"{digest[:40]}-{EXPORT_REVISION}.onnx"
+    if path.is_file() and not anew:
+        return os.fspath(path)
+    from artifactnet_jax.convert.export import build_onnx
+
+    model = build_onnx(weights).SerializeToString()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, model)
+    except OSError as error:
+        print(f"artifactnet-jax: not cached: {path}: {error.strerror}", file=sys.stderr)
+        return model
+    return os.fspath(path)
+
+
+def as_exported(path: str | os.PathLike[str]) -> Weights | None:
+    """Weights that stand for a graph that `export` wrote, without tensors; None for other files.
+
+    Only the graph's own notes are read, with neither `onnx` nor onnxruntime. Raises WeightsError
+    for a graph of that kind that cannot be scored with.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise WeightsError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
+    notes = metadata(data)
+    if "artifactnet_jax.config" not in notes:
+        return None
+    if notes.get("form") != "segment":
+        cure = "export the weights with --form segment"
+        raise WeightsError(f"{os.fspath(path)}: a graph of whole songs: {cure}")
+    try:
+        config = Config.from_dict(json.loads(notes["artifactnet_jax.config"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise WeightsError(f"{os.fspath(path)}: damaged notes ({error!r})") from error
+    name, licence, precision = (notes.get(k, "") for k in ("weights", "licence", "precision"))
+    sha256, known = notes.get("weights_sha256", ""), {"precision": precision}
+    return Weights(name, config, {}, sha256, licence, known, file=os.fspath(path))
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    """`metadata_props` of an ONNX file; nothing of what is not one, or is cut off."""
+    notes = {}
+    for number, value in _fields(data):
+        if number == 14 and isinstance(value, bytes):  # ModelProto.metadata_props
+            pair = {n: v.decode(errors="replace") for n, v in _fields(value) if v is not None}
+            notes[pair.get(1, "")] = pair.get(2, "")
+    return notes
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes | None]]:
+    """Fields of a protobuf message: number, and the bytes of those that have a length."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    with contextlib.suppress(IndexError):
+        while at < len(data):
+            key = varint()
+            if key & 7 == 2:
+                size = varint()
+                yield key >> 3, data[at : at + size]
+                at += size
+            elif key & 7 == 0:
+                varint()
+                yield key >> 3, None
+            elif key & 7 in (1, 5):
+                at += 8 if key & 7 == 1 else 4
+                yield key >> 3, None
+            else:
+                return

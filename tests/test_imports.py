@@ -92,6 +92,20 @@ def test_scoring_with_numpy_never_loads_jax(tmp_path, tracks, weights_path):
     assert not loaded & {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "scipy", "av"}
 
 
+def test_scoring_with_an_exported_graph_needs_onnxruntime_alone(tmp_path, tracks, weights_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from artifactnet_jax.convert.export import export
+    from artifactnet_jax.weights import load_weights
+
+    export(load_weights(weights_path), tmp_path / "lean.onnx")
+    arguments = ["score", "--backend", "onnxruntime", "--weights", "lean.onnx", str(tracks)]
+    code = f"from artifactnet_jax.cli import main; assert main({arguments!r}) == 0"
+    loaded = modules_after(code, tmp_path)
+    assert onnxruntime.__name__ in loaded
+    assert not loaded & {"jax", "jaxlib", "flax", "onnx", "tensorrt", "scipy", "av"}
+
+
 def test_names_of_the_package():
     for name in artifactnet_jax.__all__:
         assert getattr(artifactnet_jax, name).__name__ == name

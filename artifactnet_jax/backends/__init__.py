@@ -45,6 +45,18 @@ class BackendError(Exception):
 BACKENDS = {
     "xla": ("artifactnet_jax.backends.xla:XlaBackend", ("jax", "flax"), "cpu", (3, 11)),
     "numpy": ("artifactnet_jax.backends.numpy:NumpyBackend", (), "", (3, 10)),
+    "onnxruntime": (
+        "artifactnet_jax.backends.onnxruntime:OnnxruntimeBackend",
+        ("onnxruntime",),
+        "ort",
+        (3, 10),
+    ),
+    "onnxruntime-cuda": (
+        "artifactnet_jax.backends.onnxruntime:OnnxruntimeCudaBackend",
+        ("onnxruntime",),
+        "ort",
+        (3, 10),
+    ),
 }
 
 GRAPH_BACKEND = "artifactnet_jax.convert.runtime:GraphBackend"  # xla's, for Weights.graph
@@ -71,21 +83,32 @@ def why_unavailable(name: str) -> str:
             f"backend {name!r} needs {' and '.join(missing)}: "
             f"pip install 'artifactnet-jax[{extra}]'"
         )
+    if name == "onnxruntime-cuda":
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            cure = "pip install onnxruntime-gpu in place of onnxruntime"
+            return f"backend {name!r} needs onnxruntime's CUDA provider: {cure}"
     return ""
 
 
 def pick(weights: Weights) -> str:
-    """What "auto" means here: `xla` where it pays for its start, else `numpy`.
+    """What "auto" means here: the fastest of what is installed, as measured in docs/speed.md.
 
-    jax takes seconds to import and compile. That pays on a GPU and for heavy weights (v94 runs
-    1.4 times as fast in xla on two cores); with light ones `numpy` has long finished by then.
+    That is `xla` on a GPU. On a CPU it is `numpy` for light weights, which have finished before
+    others have started, and `onnxruntime` for heavy ones, then `numpy`.
     """
+    if weights.file is not None:
+        return "onnxruntime"
     if weights.graph is not None:
         return "xla"
-    if why_unavailable("xla"):
-        return "numpy"
     gpu = any(importlib.util.find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13"))
-    return "xla" if gpu or flops(weights.config)["total"] > HEAVY_FLOPS else "numpy"
+    if gpu and not why_unavailable("xla"):
+        return "xla"
+    by_segment = not weights.config.front_end.joint.startswith("song")
+    ready = not why_unavailable("onnxruntime") and importlib.util.find_spec("onnx") is not None
+    heavy = flops(weights.config)["total"] > HEAVY_FLOPS
+    return "onnxruntime" if heavy and by_segment and ready else "numpy"
 
 
 def load_backend(
@@ -102,6 +125,8 @@ def load_backend(
     if reason := why_unavailable(name):
         raise BackendError(reason)
     module, factory = BACKENDS[name][0].split(":")
+    if weights.file is not None and not name.startswith("onnxruntime"):
+        raise ValueError(f"{weights.file} is an exported graph, which {name} cannot run")
     if weights.graph is not None:
         if name != "xla":
             raise ValueError(f"these weights are a foreign graph, which {name} cannot run: use xla")
