@@ -162,7 +162,8 @@ class SegmentReader:
         rate, size = self._fe.sample_rate, self._fe.segment_samples
         with open_audio(self._source) as decoded:
             known = decoded.frames if decoded.exact else None
-            n = 0 if known is None else -(-known * rate // decoded.rate) + 1  # a resampler rounds
+            n = -(-(known or 0) * rate // decoded.rate)
+            n += decoded.rate != rate  # a resampler rounds
         if known is None:
             n = sum(map(len, self._decode(Meter(), None)))
         n = n if limit is None else min(n, limit)

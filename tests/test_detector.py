@@ -512,7 +512,6 @@ def test_half_of_a_clear_track_is_left_out(make):
     built = make(backend, until_decided=True)
     result = built.score(*scripted(*[0.9] * 21))
     assert (result.verdict, result.score) == ("ai", pytest.approx(0.9))
-    # A header tells an array's length; the bound allows for a padded tail.
     assert (len(result.segments), result.skipped) == (11, 10)
     assert result.to_dict()["skipped"] == 10
     assert "skipped" not in make().score(*scripted(0.5)).to_dict()
