@@ -185,12 +185,14 @@ def test_auto_takes_what_was_measured_as_fastest(monkeypatch):
     assert backends.pick(WEIGHTS) == "numpy"
     assert backends.pick(heavy) == "onnxruntime"
     song = dataclasses.replace(heavy, config=dataclasses.replace(heavy.config, front_end=joint))
-    assert backends.pick(song) == "numpy"
+    assert backends.pick(song) == "xla"
     assert backends.pick(dataclasses.replace(heavy, tensors={}, graph={})) == "xla"
     assert backends.pick(dataclasses.replace(WEIGHTS, file="x.onnx")) == "onnxruntime"
     here.add("jax_cuda12_plugin")
     assert backends.pick(WEIGHTS) == backends.pick(heavy) == "xla"
     here -= {"onnx", "jax_cuda12_plugin"}
+    assert backends.pick(heavy) == "xla"
+    here -= {"jax", "flax"}
     assert backends.pick(heavy) == "numpy"
     monkeypatch.undo()
     assert load_backend("auto", WEIGHTS, dtype="bfloat16").name == "xla"

@@ -96,19 +96,23 @@ def pick(weights: Weights) -> str:
     """What "auto" means here: the fastest of what is installed, as measured in docs/speed.md.
 
     That is `xla` on a GPU. On a CPU it is `numpy` for light weights, which have finished before
-    others have started, and `onnxruntime` for heavy ones, then `numpy`.
+    others have started, and for heavy ones `onnxruntime`, then `xla`.
     """
     if weights.file is not None:
         return "onnxruntime"
     if weights.graph is not None:
         return "xla"
     gpu = any(importlib.util.find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13"))
-    if gpu and not why_unavailable("xla"):
+    compiles = not why_unavailable("xla")
+    if gpu and compiles:
         return "xla"
     by_segment = not weights.config.front_end.joint.startswith("song")
     ready = not why_unavailable("onnxruntime") and importlib.util.find_spec("onnx") is not None
-    heavy = flops(weights.config)["total"] > HEAVY_FLOPS
-    return "onnxruntime" if heavy and by_segment and ready else "numpy"
+    if flops(weights.config)["total"] <= HEAVY_FLOPS:
+        return "numpy"
+    if by_segment and ready:
+        return "onnxruntime"
+    return "xla" if compiles else "numpy"
 
 
 def load_backend(
