@@ -82,6 +82,9 @@ class SegmentReader:
 
     Iterating raises AudioError, possibly after some segments: discard those then. Each iteration
     reads the source anew. ValueError or TypeError: the arguments are not as described.
+
+    With `counted` `most` is from the first segment on how many there will be at most. Where no
+    header can be relied upon for that, the source is decoded once more, to count.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class SegmentReader:
         verdict: Verdict,
         segments: Segments = "all",
         name: str | None = None,
+        counted: bool = False,
     ):
         check_plan(segments)
         if isinstance(source, tuple):
@@ -102,6 +106,8 @@ class SegmentReader:
             name = getattr(source, "name", None)
         self._name = printable(name) if isinstance(name, str) else "<audio>"
         self._report: AudioReport | None = None
+        self._counted = counted
+        self.most: int | None = None
 
     @property
     def report(self) -> AudioReport:
@@ -125,6 +131,8 @@ class SegmentReader:
             n = sum(map(len, self._decode(Meter(), None)))
             evenly = np.linspace(0, n - size, self._plan).astype(np.int64)  # the runner's rule
             starts = iter(evenly.tolist() if n > size else [0])
+        if self._counted:
+            self.most = self._plan if isinstance(self._plan, int) else self._at_most(limit)
         meter = Meter()
         min_tail = round(self._verdict.min_tail_s * rate)
         blocks = self._decode(meter, limit)
@@ -148,6 +156,19 @@ class SegmentReader:
             rms = float(np.sqrt(np.mean(np.square(samples))))
             yield Segment(start / rate, samples, peak, rms)
         self._report = meter.report(rate, size)
+
+    def _at_most(self, limit: int | None) -> int:
+        """A bound on the number of consecutive segments, the padded tail included."""
+        rate, size = self._fe.sample_rate, self._fe.segment_samples
+        with open_audio(self._source) as decoded:
+            known = decoded.frames if decoded.exact else None
+            n = -(-(known or 0) * rate // decoded.rate)
+            n += decoded.rate != rate  # a resampler rounds
+        if known is None:
+            n = sum(map(len, self._decode(Meter(), None)))
+        n = n if limit is None else min(n, limit)
+        least = self._verdict.least_segments if self._plan == "all" else 1
+        return max(-(-n // size), least if n < least * size else 1)
 
     def _decode(self, meter: Meter, limit: int | None) -> Iterator[np.ndarray]:
         """Mono float32 blocks at the detector's rate, `limit` samples at most; fills `meter`."""

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from artifactnet_jax import __version__
 from artifactnet_jax.results import NO_BACKEND, SOME_FAILED, CommandError, brief, printable
 
+BACKENDS = ("auto", "xla", "numpy", "onnxruntime", "onnxruntime-cuda", "tensorrt")
+
 
 def _segments(text: str) -> int | str:
     return text if text in ("all", "first60") else _count(text, "'all', 'first60' or a count")
@@ -102,8 +104,9 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "xla", "numpy", "tensorrt"),
-        help="auto takes xla where that is faster, else numpy; tensorrt for an engine",
+        choices=BACKENDS,
+        help="auto takes the fastest of those installed for these weights, tensorrt for an engine; "
+        "onnxruntime and tensorrt also score with a graph that export wrote, as it is",
     )
     score.add_argument(
         "--dtype",
@@ -137,6 +140,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="M",
         help="call tracks undecided whose score is within M of the threshold, in log-odds; 1.1 is "
         "a factor of three in the odds (default: the weights', else 0)",
+    )
+    score.add_argument(
+        "--until-decided",
+        action="store_true",
+        help="leave out the segments that cannot change a track's verdict any more, at most half "
+        "of them; its score is then the median of the others",
     )
     score.add_argument("--batch-size", type=_positive, metavar="B", help="segments per call")
     score.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
@@ -227,8 +236,8 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--backends",
         metavar="LIST",
-        help="of numpy,xla,xla-bfloat16,onnx,onnx-fp16 (default: all that run here; onnx is the "
-        "exported graph; half precision is reported beside)",
+        help="of numpy,xla,xla-bfloat16,onnxruntime,onnx,onnx-fp16 (default: all that run here; "
+        "onnx is the exported graph stage by stage; half precision is reported beside)",
     )
     verify.add_argument(
         "--tolerance",
@@ -512,7 +521,7 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     for verb in (mine, finetune):
         verb.add_argument("--weights", metavar="W", help="default: the embedded weights")
-        verb.add_argument("--backend", default="auto", choices=("auto", "xla", "numpy"))
+        verb.add_argument("--backend", default="auto", choices=BACKENDS)
         verb.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
 
     residuals = verbs.add_parser(

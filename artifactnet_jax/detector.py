@@ -43,10 +43,13 @@ class _Track:
     compute_s: float = 0.0
     song: float | None = None  # what a whole-song graph says
     end: AudioReport | Failure | None = None  # set once the last segment has been read
+    most: int = 0  # segments that it has at most, if the rest of them may be left out
+    decided: bool = False  # whatever they say
+    skipped: int = 0
 
     @property
     def done(self) -> bool:
-        return self.end is not None and len(self.scores) == len(self.starts)
+        return self.end is not None and len(self.scores) + self.skipped == len(self.starts)
 
 
 def open_weights(path: str | os.PathLike[str] | None, backend: str = "auto") -> Weights:
@@ -61,7 +64,7 @@ def open_weights(path: str | os.PathLike[str] | None, backend: str = "auto") -> 
     if path is not None and name.endswith(".onnx"):
         from artifactnet_jax.convert.cache import as_exported, load_onnx
 
-        graph = as_exported(path) if backend == "tensorrt" else None
+        graph = as_exported(path) if backend.startswith(("onnxruntime", "tensorrt")) else None
         return load_onnx(path) if graph is None else graph
     return load_weights(path)
 
@@ -101,6 +104,16 @@ def decide(score: float, threshold: float, margin: float) -> str:
     return "ai" if score >= threshold else "real"
 
 
+def decided(scores: list[float], rest: int, threshold: float, margin: float) -> bool:
+    """Whether `rest` further scores (or fewer) can no longer change what `decide` says of a median.
+
+    Scores of 0 lower the median as far as it goes, and scores of 1 raise it; `decide` is monotone.
+    """
+    ends = (float(np.median([*scores, *[end] * rest])) for end in (0.0, 1.0))
+    low, high = (decide(end, threshold, margin) for end in ends)
+    return low == high
+
+
 def log_odds(p: Any) -> Any:
     """log(p / (1 - p)), finite for all of [0, 1]: float32 scores come no closer to 0 and 1."""
     p = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
@@ -125,14 +138,16 @@ class Detector:
     """Scores tracks with one set of weights on one backend.
 
     weights: path of a weights file or of an ONNX model (converted, and kept in a cache), `Weights`,
-    or None for those that come with the package. backend: "auto", "xla" or "numpy". segments: "all"
-    consecutive 4 s segments, "first60" those of the first minute (raw-song graph), or N evenly
-    spaced ones (the public runner takes 7). aggregate_rule: "median", "rms" or "mean"; threshold:
-    AI when score >= threshold, a number in [0, 1] or the name of one of the weights' operating
-    points ("fpr1"); margin: tracks closer than that to the threshold, in log-odds, are "undecided"
-    (0: none); all default to what the weights say. Weights of a whole-song model see the
-    segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
+    or None for those that come with the package. backend: "auto" or a name of `backends.BACKENDS`.
+    segments: "all" consecutive 4 s segments, "first60" those of the first minute (raw-song graph),
+    or N evenly spaced ones (the public runner takes 7). aggregate_rule: "median", "rms" or "mean";
+    threshold: AI when score >= threshold, a number in [0, 1] or the name of one of the weights'
+    operating points ("fpr1"); margin: tracks closer than that to the threshold, in log-odds, are
+    "undecided" (0: none); all default to what the weights say. Weights of a whole-song model see
+    the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
     convolutions on backend "xla". batch_size: segments per backend call. jobs: decoding threads.
+    until_decided: leave out the rest of a track's segments once they cannot change its verdict;
+    for the median only.
 
     `threshold` is the number in any case, `operating_point` the name, or None where none was given.
 
@@ -151,6 +166,7 @@ class Detector:
         dtype: str = "float32",
         batch_size: int | None = None,
         jobs: int | None = None,
+        until_decided: bool = False,
     ):
         self.weights = weights if isinstance(weights, Weights) else open_weights(weights, backend)
         config = self.weights.config
@@ -175,6 +191,10 @@ class Detector:
         if self._song and self.segments == "all":
             cure = "use --segments first60 or a count"
             raise ValueError(f"these weights score the segments of a song together: {cure}")
+        self.until_decided = until_decided
+        if until_decided and (self.rule != "median" or self._song):
+            cure = "use --aggregate median" if not self._song else "leave --until-decided out"
+            raise ValueError(f"only a median of segments is decided early: {cure}")
         check_plan(self.segments)
         if self.jobs < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("jobs and batch size must be at least 1")
@@ -256,6 +276,8 @@ class Detector:
                     running = max(running - 1, 0)
                 elif isinstance(item[1], np.ndarray) and self._song:
                     self._compute_song(*item)
+                elif isinstance(item[1], np.ndarray) and item[0].decided:
+                    item[0].skipped += 1
                 elif isinstance(item[1], np.ndarray):
                     batch.append(item)
                 else:
@@ -285,7 +307,12 @@ class Detector:
         audible = False
         # ValueError or TypeError here is the caller's mistake: raised, not a row.
         reader = SegmentReader(
-            source, config.front_end, config.verdict, self.segments, name=track.path
+            source,
+            config.front_end,
+            config.verdict,
+            self.segments,
+            name=track.path,
+            counted=self.until_decided,
         )
         try:
             for segment in reader:
@@ -294,6 +321,10 @@ class Detector:
                 audible |= segment.peak > config.verdict.silence_peak
                 if segment.peak <= config.verdict.silence_peak and not self._song:
                     continue  # nothing to judge; the report says so
+                if self.until_decided:
+                    track.most = reader.most or 0
+                    if len(track.starts) == track.most:
+                        raise RuntimeError(f"it has more than {track.most} segments")
                 track.starts.append(segment.start_s)
                 track.rms.append(segment.rms)
                 if self._song:
@@ -331,6 +362,9 @@ class Detector:
         for (track, _), score in zip(batch, scores, strict=True):
             track.scores.append(float(score))
             track.compute_s += share
+            if self.until_decided and not track.decided:
+                rest = track.most - len(track.scores)
+                track.decided = decided(track.scores, rest, self.threshold, self.margin)
             if track.done:
                 yield track.index, self._finish(track)
 
@@ -359,7 +393,8 @@ class Detector:
             one = track.song
             score = one if one is not None else aggregate(scores, track.rms, self.rule, rms_eps)
             verdict = decide(score, self.threshold, self.margin)
-        segments = zip(track.starts, track.scores, strict=True)
+        # Those that were left out are the last ones.
+        segments = zip(track.starts[: len(track.scores)], track.scores, strict=True)
         return Verdict(
             path=track.path,
             verdict=verdict,
@@ -377,5 +412,6 @@ class Detector:
             aggregate=self.rule,
             plan=self.segments,
             warnings=tuple(track.end.warnings),
+            skipped=track.skipped if self.until_decided else None,
             timings={"decode_s": round(track.decode_s, 4), "compute_s": round(track.compute_s, 4)},
         )

@@ -147,9 +147,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"{found['platform']}, {found['cores']} cores\n")
     print(f"backends (auto takes {found['auto'] or 'none'}):")
     for name, state in found["backends"].items():
-        print(f"  {name:<8} {state}")
+        print(f"  {name:<17} {state}")
     for device in found["jax_devices"]:
-        print(f"           jax device {device}")
+        print(f"  {'':<17} jax device {device}")
     for line in _nvidia_lines(found["nvidia"]):
         print(line)
     print("\npackages:")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from artifactnet_jax import config as cfg
-from artifactnet_jax import dsp, texture
+from artifactnet_jax import dsp, texture, texture_xla
 from artifactnet_jax import layers as nets
 
 
@@ -382,7 +382,11 @@ class TextureHead(nnx.Module):
 
     def statistics(self, audio: jax.Array, magnitude: jax.Array) -> jax.Array:
         """What the head reads: audio [B, N], its magnitude [B, n_bins, n_frames] -> [B, K]."""
-        return texture.of_segment(audio, magnitude, self.config, dsp.stft_magnitude, jnp)
+        head, rate = self.config.texture, self.config.front_end.sample_rate
+        assert head is not None
+        spectrograms = texture.spectrograms(audio, magnitude, self.config, dsp.stft_magnitude)
+        parts = [texture_xla.statistics(m, n, head, rate) for n, m in spectrograms]
+        return jnp.concatenate(parts, axis=-1)
 
 
 class FrontEndTensors(nnx.Module):

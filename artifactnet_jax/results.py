@@ -59,10 +59,15 @@ class Verdict:
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds
     operating_point: str | None = None  # what the threshold was called, where a name was given
     margin: float = 0.0  # log-odds
+    # Audible segments that were not scored because they could not change the verdict any more
+    # (`score` is the median of the others); None where all are scored in any case.
+    skipped: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row as written to JSON."""
         row = dataclasses.asdict(self)
+        if self.skipped is None:
+            del row["skipped"]
         head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
         head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
         head |= {key: row.pop(key) for key in ("operating_point", "margin")}

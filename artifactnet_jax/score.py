@@ -78,6 +78,7 @@ def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]
         dtype=args.dtype,
         batch_size=args.batch_size,
         jobs=args.jobs,
+        until_decided=args.until_decided,
     )
     return paths, output, detector
 
@@ -181,6 +182,7 @@ def rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[s
         "aggregate": detector.rule,
         "plan": detector.segments,
         "dtype": detector.backend.dtype,
+        "until_decided": detector.until_decided,
     }
     retried = set(paths)
     rows: dict[str, dict[str, Any]] = {}
@@ -194,6 +196,7 @@ def rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[s
                     foreign |= not _ROW_START.startswith(line[: len(_ROW_START)])
                     continue
                 known = {"margin": 0.0} | (row or {})  # rows are older than the key
+                known["until_decided"] = "skipped" in known
                 what = ", ".join(k for k, v in expected.items() if known.get(k) != v)
                 if what and row is not None and "error" not in row:
                     cure = "give the same options, or another -o FILE"

@@ -8,16 +8,14 @@ level, equaliser and bandwidth enter as little as they can. Taken at several win
 separate generators that were left out of the training better than the seven channels do: see
 MODEL_CARD.md for the figures.
 
-One source for NumPy and JAX: `xp` is `numpy` or `jax.numpy`. Arrays keep their dtype, float32 or
-float64; any leading axes.
+Here in NumPy, of one segment, in float32 or float64 as the input; `texture_xla` is the same in JAX.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -86,71 +84,73 @@ def band_rows(texture: Texture, n_fft: int, sample_rate: int) -> np.ndarray:
     return np.maximum(rows, np.arange(len(rows)) + 1)
 
 
-def statistics(magnitude: Any, n_fft: int, texture: Texture, sample_rate: int, xp: Any = np) -> Any:
-    """Magnitudes [..., F, T] of one resolution -> its statistics [..., K], the dtype kept.
-
-    Frames that are 60 dB below the loudest one's power count for nothing; of silence every
-    statistic is finite.
-    """
-    rows = band_rows(texture, n_fft, sample_rate)
-    top = min(int(rows[-1]) + MARGIN, magnitude.shape[-2])
-    p = magnitude[..., :top, :]
-    real = p.dtype.type if xp is np else (lambda value: xp.asarray(value, p.dtype))
-    power = xp.sum(p * p, axis=-2)
-    most = xp.max(power, axis=-1, keepdims=True)
-    weight = (power > texture.frame_floor * most).astype(p.dtype)  # [..., T]
-    weight = weight / xp.maximum(xp.sum(weight, axis=-1, keepdims=True), 1)
-    peak = xp.max(p, axis=(-2, -1), keepdims=True)
-    floor = texture.floor * peak + real(1e-12)
-    level = real(20 / np.log(10)) * xp.log(p + floor)
-    smooth = _local_mean(_local_mean(level, -1, BOX, xp), -2, BOX, xp)
-    grain = level - smooth
-    if xp is not np:  # what fifty sums read is computed once
-        import jax
-
-        level, grain = jax.lax.optimization_barrier((level, grain))
-
-    matrix = np.zeros((len(rows) - 1, top))
+def band_matrix(rows: np.ndarray, bins: int) -> np.ndarray:
+    """Means over bands as a product: float64 [bands, bins]."""
+    matrix = np.zeros((len(rows) - 1, bins))
     for k, (a, b) in enumerate(itertools.pairwise(rows)):
         matrix[k, a:b] = 1 / (b - a)
-    matrix = xp.asarray(matrix.astype(p.dtype))
-    column = weight[..., None]
+    return matrix
 
-    def band(values: Any) -> Any:  # [..., F, T] -> [..., bands]
-        if xp is np:
-            by_row = values @ column
-        else:
-            by_row = xp.sum(values * weight[..., None, :], axis=-1, keepdims=True)
-        return _product(matrix, by_row, xp)[..., 0]
 
+def statistics(magnitude: np.ndarray, n_fft: int, texture: Texture, sample_rate: int) -> np.ndarray:
+    """Magnitude [F, T] of one resolution -> its statistics [K], the dtype kept.
+
+    Frames that are 60 dB below the loudest one's power count for nothing; of silence every
+    statistic is finite. `texture_xla.statistics` is the same in JAX.
+    """
+    rows = band_rows(texture, n_fft, sample_rate)
+    top = min(int(rows[-1]) + MARGIN, len(magnitude))
+    p = magnitude[:top]
+    frames, real = p.shape[1], p.dtype.type
+    square = p * p
+    power = square.sum(axis=0)
+    weight = (power > texture.frame_floor * power.max()).astype(p.dtype)
+    weight /= max(weight.sum(), 1)
+    peak = p.max()
+
+    # In dB, and with the reflected margins that the local mean reads.
+    half = BOX // 2
+    padded = np.empty((top + 2 * half, frames + 2 * half), p.dtype)
+    level = padded[half:-half, half:-half]
+    np.add(p, texture.floor * peak + real(1e-12), out=level)
+    np.log(level, out=level)
+    level *= real(20 / np.log(10))
+    padded[:half, half:-half] = level[half:0:-1]
+    padded[-half:, half:-half] = level[-2 : -2 - half : -1]
+    padded[:, :half] = padded[:, 2 * half : half : -1]
+    padded[:, -half:] = padded[:, -2 - half : -2 - 2 * half : -1]
+    z = _box_sum(_box_sum(padded, BOX, 1), BOX, 0)
+    z *= real(-1 / BOX**2)
+    z += level
+
+    matrix = band_matrix(rows, top).astype(p.dtype)
     # Without the mean of its band; the bins outside every band keep theirs.
-    mean = _product(xp.swapaxes(xp.asarray(matrix > 0, p.dtype), 0, 1), band(grain)[..., None], xp)
-    z = grain - mean
-    variance = band(z * z) + real(0.05)
-    out = [xp.log(variance)]
-    padded = xp.pad(z, [(0, 0)] * (z.ndim - 2) + [(8, 8), (8, 8)])
-    for df, dt in texture.lags:
-        other = padded[..., 8 - df : 8 - df + top, 8 - dt : 8 - dt + z.shape[-1]]
-        out.append(band(z * other) / variance)
-    out += _peaks(level, band, rows, real, xp)
-    return xp.concatenate([*out, *_envelopes(p, matrix, weight, peak, real, xp)], axis=-1)
+    z[rows[0] : rows[-1]] -= np.repeat(matrix @ (z @ weight), np.diff(rows))[:, None]
+    weighted = z * weight
+    variance = matrix @ np.vecdot(weighted, z) + real(0.05)
+    together = np.zeros((len(texture.lags), top), p.dtype)
+    for row, (df, dt) in zip(together, texture.lags, strict=True):
+        here = slice(max(dt, 0), max(frames + min(dt, 0), 0))
+        there = slice(max(-dt, 0), max(frames - max(dt, 0), 0))
+        np.vecdot(weighted[df:, here], z[: top - df, there], out=row[df:])
+    out = [np.log(variance), (together @ matrix.T / variance).ravel()]
+    out += _peaks(level, weight, rows)
+    return np.concatenate([*out, *_envelopes(matrix @ square, weight, peak)])
 
 
-def of_segment(
-    audio: Any, magnitude: Any, config: Config, stft_magnitude: Callable[..., Any], xp: Any = np
-) -> Any:
-    """What the head reads [..., K]: audio [..., N], its magnitude [..., n_bins, n_frames].
+def spectrograms(
+    audio: Any, magnitude: Any, config: Config, stft_magnitude: Callable[..., Any]
+) -> Iterator[tuple[int, Any]]:
+    """Window length and magnitude [..., F, T] of every resolution, in their order.
 
-    `stft_magnitude` is that of `reference` or `dsp`.
+    audio [..., N]; its magnitude [..., n_bins, n_frames] is taken where a resolution is the front
+    end's own. `stft_magnitude` is that of `reference` or `dsp`.
     """
     own, head = config.front_end, config.texture
     assert head is not None
-    parts = []
     for n_fft, hop in head.resolutions:
-        plain_stft = front_end(own, n_fft, hop)
-        plain = magnitude if plain_stft == own else stft_magnitude(audio, plain_stft)
-        parts.append(statistics(plain, n_fft, head, own.sample_rate, xp))
-    return xp.concatenate(parts, axis=-1)
+        plain = front_end(own, n_fft, hop)
+        yield n_fft, magnitude if plain == own else stft_magnitude(audio, plain)
 
 
 def logit(statistics: np.ndarray, texture: Texture, tensors: Mapping[str, np.ndarray]) -> Any:
@@ -168,69 +168,84 @@ def normalised(statistics: Any, mean: Any, spread: Any, texture: Texture, xp: An
     return xp.clip((statistics - mean) / spread, -texture.limit, texture.limit)
 
 
-def _product(matrix: Any, x: Any, xp: Any) -> Any:
-    """matrix @ x, in float32 on hardware that would take less."""
-    if xp is np:
-        return matrix @ x
-    import jax
+def _box_sum(x: np.ndarray, width: int, axis: int) -> np.ndarray:
+    """Sums of `width` consecutive samples of an axis, which gets width - 1 shorter.
 
-    return xp.matmul(matrix, x, precision=jax.lax.Precision.HIGHEST)
+    By doubling: sums of 1, 2, 4 ... samples, of which those in the binary form of the width add up.
+    """
+
+    def part(values: np.ndarray, start: int, count: int) -> np.ndarray:
+        span = slice(start, start + count)
+        return values[span] if axis == 0 else values[:, span]
+
+    count = x.shape[axis] - width + 1
+    total, done, span = None, 0, 1
+    while True:
+        if width & span:
+            piece = part(x, done, count)
+            total = piece if total is None else total + piece
+            done += span
+        if 2 * span > width:
+            assert total is not None
+            return total
+        more = x.shape[axis] - span
+        x, span = part(x, 0, more) + part(x, span, more), 2 * span
 
 
-def _local_mean(x: Any, axis: int, width: int, xp: Any) -> Any:
-    """Mean of `width` samples along an axis that is reflected without repetition."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (width // 2, width // 2)
-    padded = xp.pad(x, widths, mode="reflect")
-    n = x.shape[axis]
+def _peaks(level: np.ndarray, weight: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """Share of bins that are a partial's peak; the shape of its flanks, and how it wavers.
 
-    def part(k: int) -> Any:
-        index = [slice(None)] * x.ndim
-        index[axis] = slice(k, k + n)
-        return padded[tuple(index)]
+    Peaks are few: what follows the search for them is of their neighbourhoods alone.
+    """
+    (f, t), real = level.shape, level.dtype.type
+    first, last = max(8, rows[0]), max(8, rows[0], min(f - 8, rows[-1]))
 
-    return functools.reduce(lambda total, k: total + part(k), range(1, width), part(0)) / width
+    def at(bins: int) -> np.ndarray:
+        return level[first + bins : last + bins, 1:-1]
 
+    side = np.maximum(at(-PEAK_SIDE), at(PEAK_SIDE))
+    side += real(PEAK_DB)
+    found = at(0) > side
+    found &= at(0) >= np.maximum(at(-1), at(1))
+    row, frame = np.divmod(np.flatnonzero(found), t - 2)
+    row, frame = row + first, frame + 1
 
-def _peaks(level: Any, band: Callable[[Any], Any], rows: Any, real: Any, xp: Any) -> list[Any]:
-    """Share of bins that are a partial's peak; the shape of its flanks, and how it wavers."""
-    f, t = level.shape[-2:]
-    inner = np.zeros((1,) * (level.ndim - 2) + (f, t), bool)
-    inner[..., 8 : f - 8, 1 : t - 1] = True
-    wide = xp.pad(level, [(0, 0)] * (level.ndim - 2) + [(8, 8), (1, 1)], mode="edge")
+    height = level[row, frame]
+    values = [np.ones_like(height)]
+    for q in SHAPE:
+        flanks = (level[row - q, frame] + level[row + q, frame]) * real(0.5)
+        fall = np.clip(height - flanks, real(0), real(SHAPE_DB))
+        values += [fall, fall * fall]
+    before, after = level[row, frame - 1], level[row, frame + 1]
+    for change in (np.abs(before - 2 * height + after), np.abs(before - after)):
+        values += [change, np.minimum(change, real(WAVER_DB))]
+    table, heard = np.stack(values), weight[frame]
+    sizes = np.diff(rows)
+    sums = np.empty((len(values), len(sizes)), level.dtype)
+    for band, (a, b) in enumerate(itertools.pairwise(np.searchsorted(row, rows))):
+        sums[:, band] = table[:, a:b] @ heard[a:b] / real(sizes[band])
 
-    def at(bins: int, frames: int = 0) -> Any:
-        return wide[..., 8 + bins : 8 + bins + f, 1 + frames : 1 + frames + t]
-
-    peak = (level >= xp.maximum(at(-1), at(1))) & xp.asarray(inner)
-    peak &= level > xp.maximum(at(-PEAK_SIDE), at(PEAK_SIDE)) + real(PEAK_DB)
-    peak = peak.astype(level.dtype)
-    least = (3 / (np.diff(rows) * t)).astype(level.dtype)  # as if there were three peaks more
-    share = band(peak) + xp.asarray(least.reshape((1,) * (level.ndim - 2) + (-1,)))
-    out = [xp.log(share)]
-    for bins in SHAPE:
-        flanks = (at(-bins) + at(bins)) * real(0.5)
-        fall = xp.clip(level - flanks, real(0), real(SHAPE_DB)) * peak
-        mean = band(fall) / share
-        out += [mean / 5, xp.sqrt(xp.maximum(band(fall * fall) / share - mean * mean, 0)) / 5]
-    before, after = at(0, -1), at(0, 1)
-    for change in (xp.abs(before - 2 * level + after), xp.abs(before - after)):
-        change = change * peak
-        bounded = xp.minimum(change, real(WAVER_DB))
-        out += [xp.log(band(change) / share + real(0.1)), band(bounded) / share]
+    share = sums[0] + (3 / (sizes * t)).astype(level.dtype)  # as if there were three peaks more
+    out, sums = [np.log(share)], sums[1:] / share
+    flanks, changes = sums[: 2 * len(SHAPE)], sums[2 * len(SHAPE) :]
+    for mean, square in zip(flanks[::2], flanks[1::2], strict=True):
+        out += [mean / 5, np.sqrt(np.maximum(square - mean * mean, 0)) / 5]
+    for mean, bounded in zip(changes[::2], changes[1::2], strict=True):
+        out += [np.log(mean + real(0.1)), bounded]
     return out
 
 
-def _envelopes(p: Any, matrix: Any, weight: Any, peak: Any, real: Any, xp: Any) -> list[Any]:
+def _envelopes(power: np.ndarray, weight: np.ndarray, peak: Any) -> list[np.ndarray]:
     """How the levels of neighbouring bands go together from frame to frame, and their spread."""
-    power = _product(matrix, p * p, xp) + real(1e-10) * peak * peak + real(1e-20)
-    level = real(10 / np.log(10)) * xp.log(power)
-    level = level - _local_mean(level, -1, ENVELOPE, xp)
-    weight = weight[..., None, :]
-    level = level - xp.sum(level * weight, axis=-1, keepdims=True)
-    variance = xp.sum(level * level * weight, axis=-1) + real(1e-6)
+    real, half = power.dtype.type, ENVELOPE // 2
+    level = real(10 / np.log(10)) * np.log(power + (real(1e-10) * peak * peak + real(1e-20)))
+    smooth = _box_sum(np.pad(level, ((0, 0), (half, half)), mode="reflect"), ENVELOPE, 1)
+    level -= smooth / real(ENVELOPE)
+    level -= (level @ weight)[:, None]
+    weighted = level * weight
+    variance = np.vecdot(weighted, level) + real(1e-6)
     out = []
     for step in (1, 2):
-        together = xp.sum(level[..., :-step, :] * level[..., step:, :] * weight, axis=-1)
-        out.append(together / xp.sqrt(variance[..., :-step] * variance[..., step:]))
-    return [*out, xp.log(xp.sqrt(variance) + real(0.1))]
+        together = np.vecdot(weighted[:-step], level[step:])
+        out.append(together / np.sqrt(variance[:-step] * variance[step:]))
+    return [*out, np.log(np.sqrt(variance) + real(0.1))]

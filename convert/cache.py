@@ -1,4 +1,7 @@
-"""ONNX models as weights: converted once, then taken from a cache by the digest of the file."""
+"""ONNX models as weights, and weights as ONNX models: made once, then taken from a cache.
+
+The cache goes by digests: of the file that was converted, of the weights that were exported.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifactnet_jax.config import Config
-from artifactnet_jax.weights import Weights, WeightsError, load_weights, write_weights
+from artifactnet_jax.files import replace_file
+from artifactnet_jax.weights import (
+    Weights,
+    WeightsError,
+    load_weights,
+    weights_digest,
+    write_weights,
+)
 
 REVISION = 1  # of the converter: raise it whenever the same file converts to something else
+EXPORT_REVISION = 1  # of `export`, likewise
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/artifactnet-jax, by default in ~/.cache."""
+def cache_folder(part: str = "converted") -> Path:
+    """Where models are kept: $XDG_CACHE_HOME/artifactnet-jax, by default in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "artifactnet-jax" / "converted"
+    return Path(base) / "artifactnet-jax" / part
 
 
 def load_onnx(path: str | os.PathLike[str]) -> Weights:
@@ -49,6 +60,28 @@ def load_onnx(path: str | os.PathLike[str]) -> Weights:
     except OSError as error:
         print(f"artifactnet-jax: not cached: {cached}: {error.strerror}", file=sys.stderr)
     return weights
+
+
+def exported(weights: Weights, anew: bool = False) -> str | bytes:
+    """The lean graph of weights: a file in the cache, or its bytes where there is no cache.
+
+    Needs `onnx` only where the file is not there yet, or is to be made anew. Raises ImportError,
+    ValueError (see `export.build_onnx`).
+    """
+    digest = weights_digest(weights.config, weights.tensors)
+    path = cache_folder("exported") / f"{digest[:40]}-{EXPORT_REVISION}.onnx"
+    if path.is_file() and not anew:
+        return os.fspath(path)
+    from artifactnet_jax.convert.export import build_onnx
+
+    model = build_onnx(weights).SerializeToString()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, model)
+    except OSError as error:
+        print(f"artifactnet-jax: not cached: {path}: {error.strerror}", file=sys.stderr)
+        return model
+    return os.fspath(path)
 
 
 def as_exported(path: str | os.PathLike[str]) -> Weights | None:

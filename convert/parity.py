@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 STAGES = ("magnitude", "mask", "residual", "H", "P", "views", "channels", "logit", "score")
 # Whether a backend decides; what computes in half precision is reported beside.
-BACKENDS = {"numpy": True, "xla": True, "xla-bfloat16": False, "onnx": True, "onnx-fp16": False}
+BACKENDS = {
+    **{"numpy": True, "xla": True, "xla-bfloat16": False},
+    **{"onnxruntime": True, "onnx": True, "onnx-fp16": False},
+}
 DEPARTS = 3e-3  # of a stage's largest value: a 99.9 % error above it is no rounding
 
 # Stages [k, ...] of k segments, their scores [k], and the score of the song: what there is of them.
@@ -180,12 +183,11 @@ def candidates(
         reason = "" if kind == "onnx" else why_unavailable(kind)
         if weights.graph is not None and name != "xla":
             reason = "a graph whose networks were not recognised runs as it is, in xla alone"
-        if not reason and kind != "onnx":
-            found.append(Candidate(name, _backend(weights, contract, kind, precision or "float32")))
-        elif not reason:
+        if not reason:
+            make = _lean if kind == "onnx" else _backend
             try:
-                found.append(Candidate(name, _lean(weights, contract, precision or "fp32")))
-            except ValueError as error:  # weights that float16 cannot hold
+                found.append(Candidate(name, make(weights, contract, kind, precision)))
+            except ValueError as error:  # weights that float16 or this backend cannot hold
                 reason = str(error)
         if reason:
             left_out[name] = reason
@@ -195,7 +197,7 @@ def candidates(
 def _backend(
     weights: Weights, contract: Contract, kind: str, dtype: str
 ) -> Callable[[np.ndarray], Outcome]:
-    backend: Any = load_backend(kind, weights, dtype=dtype)
+    backend: Any = load_backend(kind, weights, dtype=dtype or "float32")
     whole = together(weights, contract)
     joint = weights.config.front_end.joint.startswith("song")
 
@@ -203,6 +205,8 @@ def _backend(
         scores = backend.song(audio) if whole else backend(audio)
         if weights.graph is not None:
             return ({}, None, float(scores[0])) if contract.song else ({}, scores, None)
+        if not hasattr(backend, "stages"):  # onnxruntime: "onnx" shows those of its graph
+            return {}, scores, None
         parts = [backend.stages(segment) for segment in audio]
         stages = {stage: np.stack([part[stage] for part in parts]) for stage in STAGES[:-1]}
         if joint and len(audio) > 1:  # these two are of each segment by itself
@@ -212,14 +216,16 @@ def _backend(
     return run
 
 
-def _lean(weights: Weights, contract: Contract, precision: str) -> Callable[[np.ndarray], Outcome]:
+def _lean(
+    weights: Weights, contract: Contract, kind: str, precision: str
+) -> Callable[[np.ndarray], Outcome]:
     """The graph that `export` writes, in onnxruntime."""
     from artifactnet_jax.convert.export import build_onnx
     from artifactnet_jax.convert.original import session
 
     whole = together(weights, contract)
     form: Any = "song" if whole else "segment"
-    of: Any = precision
+    of: Any = precision or "fp32"
     model = build_onnx(weights, form=form, precision=of, stages=True)
     lean = session(model.SerializeToString())
     given, names = lean.get_inputs()[0].name, [value.name for value in lean.get_outputs()]

@@ -536,3 +536,23 @@ def test_import_is_light() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert run.stdout == b"set()\n"
+
+
+@pytest.mark.parametrize("plan", ["all", "first60", 7])
+@pytest.mark.parametrize("least", [1, 5])
+@pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0, 17.9, 21.0])
+def test_the_number_of_segments_is_bounded_beforehand(tmp_path, seconds, least, plan):
+    verdict = Verdict(least_segments=least)
+    for name, rate in (("a.wav", 44_100), ("a.flac", 48_000), ("a.mp3", 44_100), ("a.ogg", 32_000)):
+        path = write(tmp_path, name, noise(seconds, rate, 1), rate)
+        reader = SegmentReader(path, FrontEnd(), verdict, plan, counted=True)
+        bounds, count = set(), 0
+        for _ in reader:
+            bounds.add(reader.most)
+            count += 1
+        (most,) = bounds
+        assert count <= most
+        if isinstance(plan, int):
+            assert most == plan
+        else:
+            assert most <= max(count + 1, least)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +17,18 @@ WEIGHTS = Weights("random", Config.edge(), random_tensors(Config.edge()), "", ""
 needs_jax = pytest.mark.skipif(
     importlib.util.find_spec("flax") is None, reason="needs artifactnet-jax[cpu]"
 )
+needs_ort = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")),
+    reason="needs artifactnet-jax[ort] and onnx",
+)
 NAMES = ["numpy", pytest.param("xla", marks=needs_jax)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def segments(n: int) -> np.ndarray:
@@ -25,7 +37,7 @@ def segments(n: int) -> np.ndarray:
     return np.clip(noise, -1, 1).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[*NAMES, pytest.param("onnxruntime", marks=needs_ort)])
 def backend(request):
     return load_backend(request.param, WEIGHTS)
 
@@ -162,18 +174,26 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch):
 
 
 @needs_jax
-def test_auto_takes_xla_where_it_pays_for_its_start(monkeypatch):
+def test_auto_takes_what_was_measured_as_fastest(monkeypatch):
     heavy = Weights("random", Config.v94(), {}, "", "", {})
-    find, gpu = importlib.util.find_spec, set()
-
-    def find_spec(name):
-        return find("json" if name in gpu else "absent" if name.endswith("_plugin") else name)
-
-    monkeypatch.setattr(backends.importlib.util, "find_spec", find_spec)
+    joint = dataclasses.replace(FrontEnd(), joint="song")
+    here = {"jax", "flax", "onnx", "onnxruntime"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        backends.importlib.util, "find_spec", lambda name: find("json") if name in here else None
+    )
     assert backends.pick(WEIGHTS) == "numpy"
+    assert backends.pick(heavy) == "onnxruntime"
+    song = dataclasses.replace(heavy, config=dataclasses.replace(heavy.config, front_end=joint))
+    assert backends.pick(song) == "xla"
+    assert backends.pick(dataclasses.replace(heavy, tensors={}, graph={})) == "xla"
+    assert backends.pick(dataclasses.replace(WEIGHTS, file="x.onnx")) == "onnxruntime"
+    here.add("jax_cuda12_plugin")
+    assert backends.pick(WEIGHTS) == backends.pick(heavy) == "xla"
+    here -= {"onnx", "jax_cuda12_plugin"}
     assert backends.pick(heavy) == "xla"
-    gpu.add("jax_cuda12_plugin")
-    assert backends.pick(WEIGHTS) == "xla"
+    here -= {"jax", "flax"}
+    assert backends.pick(heavy) == "numpy"
     monkeypatch.undo()
     assert load_backend("auto", WEIGHTS, dtype="bfloat16").name == "xla"
 
@@ -187,3 +207,103 @@ def test_an_old_python_is_said_so(monkeypatch):
 def test_every_entry_of_the_table_can_be_found():
     for module, *_ in BACKENDS.values():
         assert importlib.util.find_spec(module.split(":")[0]) is not None
+
+
+# --- onnxruntime ----------------------------------------------------------------------------------
+
+
+@needs_ort
+def test_onnxruntime_and_numpy_agree():
+    audio = segments(3)
+    np.testing.assert_allclose(
+        load_backend("onnxruntime", WEIGHTS)(audio),
+        load_backend("numpy", WEIGHTS)(audio),
+        atol=1e-5,
+    )
+
+
+@needs_ort
+def test_a_graph_is_exported_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights, audio = song("segment")
+    scores = load_backend("onnxruntime", weights)(audio)
+    (path,) = tmp_path.glob("artifactnet-jax/exported/*.onnx")
+    written = path.stat().st_mtime_ns
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnx", None)
+        np.testing.assert_array_equal(load_backend("onnxruntime", weights)(audio), scores)
+        assert path.stat().st_mtime_ns == written
+        other = dataclasses.replace(weights, tensors=random_tensors(weights.config, 1))
+        with pytest.raises(BackendError, match="needs onnx once: pip install onnx, or export"):
+            load_backend("onnxruntime", other)
+    path.write_bytes(b"damaged")
+    np.testing.assert_array_equal(load_backend("onnxruntime", weights)(audio), scores)
+    assert path.read_bytes() != b"damaged"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    np.testing.assert_array_equal(load_backend("onnxruntime", weights)(audio), scores)
+    assert "not cached" in capsys.readouterr().err
+
+
+@needs_ort
+def test_an_exported_graph_stands_for_its_weights(tmp_path):
+    from artifactnet_jax.convert.cache import as_exported
+    from artifactnet_jax.convert.export import export
+    from artifactnet_jax.weights import WeightsError
+
+    weights, audio = song("segment")
+    weights = dataclasses.replace(weights, licence="CC0", sha256="1" * 64)
+    export(weights, tmp_path / "lean.onnx")
+    taken = as_exported(tmp_path / "lean.onnx")
+    assert (taken.name, taken.licence, taken.config) == ("segment", "CC0", weights.config)
+    assert (taken.sha256, taken.provenance) == (weights.sha256, {"precision": "fp32"})
+    np.testing.assert_array_equal(
+        load_backend("auto", taken)(audio), load_backend("onnxruntime", weights)(audio)
+    )
+    with pytest.raises(
+        ValueError, match=r"lean\.onnx is an exported graph, which numpy cannot run"
+    ):
+        load_backend("numpy", taken)
+
+    export(weights, tmp_path / "song.onnx", form="song")
+    with pytest.raises(WeightsError, match="whole songs: export the weights with --form segment"):
+        as_exported(tmp_path / "song.onnx")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        as_exported(tmp_path / "none.onnx")
+    for foreign in (b"", b"\x08", b"\x72\xff", b"RIFF" * 9):
+        (tmp_path / "foreign.onnx").write_bytes(foreign)
+        assert as_exported(tmp_path / "foreign.onnx") is None
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "lean.onnx").read_bytes()[:-40])
+    torn = dataclasses.replace(taken, file=str(tmp_path / "cut.onnx"))
+    with pytest.raises(BackendError, match=r"cut\.onnx: .*: export it again"):
+        load_backend("onnxruntime", torn)
+
+
+@needs_ort
+def test_what_onnxruntime_does_not_do(monkeypatch):
+    with pytest.raises(ValueError, match="computes in float32, not bfloat16"):
+        load_backend("onnxruntime", WEIGHTS, dtype="bfloat16")
+    with pytest.raises(ValueError, match="one by one: use --backend numpy or xla"):
+        load_backend("onnxruntime", song("song")[0])
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match="CUDA provider: pip install onnxruntime-gpu"):
+        load_backend("onnxruntime-cuda", WEIGHTS)
+
+
+@needs_ort
+def test_batches_of_one_shape_are_filled_up(monkeypatch):
+    """As on a GPU, which takes several segments at a time."""
+    from artifactnet_jax.backends import onnxruntime as module
+
+    weights, audio = song("segment", 5)
+    one_by_one = load_backend("onnxruntime", weights)(audio)
+
+    class Several(module.OnnxruntimeBackend):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self._segments = 3
+
+    scores = Several(weights)(audio)
+    np.testing.assert_allclose(scores, one_by_one, atol=1e-6)
+    np.testing.assert_array_equal(Several(weights)(audio[3:4]), scores[3:4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import queue
 import threading
 import time
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from artifactnet_jax import detector as module
 from artifactnet_jax.audio import AudioError, SegmentReader
-from artifactnet_jax.detector import Detector
-from artifactnet_jax.results import Failure, SegmentScore, Verdict
+from artifactnet_jax.detector import Detector, decide, decided
+from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
 from artifactnet_jax.weights import load_weights
 from audio_files import encode, noise, write
 
@@ -444,3 +447,96 @@ def test_batch_size_is_the_backends(weights_path, tracks, detector):
     built = Detector(weights_path, "numpy", batch_size=5)
     assert built.backend.batch_size == 5
     assert bits(built.score(tracks / "b.wav")) == bits(detector.score(tracks / "b.wav"))
+
+
+# --- Until decided --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.8])
+def test_decided_is_when_no_further_scores_change_the_verdict(margin):
+    """Every completion with values on both sides of every border, and at the ends, by force."""
+    grid = (0.0, 0.3, 0.4999, 0.5, 0.6, 1.0)
+    early = 0
+    for count in range(5):
+        for scores in itertools.combinations_with_replacement(grid, count):
+            for rest in range(1, 4):
+                rests = itertools.chain.from_iterable(
+                    itertools.combinations_with_replacement(grid, n) for n in range(rest + 1)
+                )
+                said = {
+                    decide(aggregate([*scores, *more], [], "median", 0.0), 0.5, margin)
+                    for more in rests
+                    if (*scores, *more)
+                }
+                assert decided(list(scores), rest, 0.5, margin) == (len(said) == 1)
+                early += len(said) == 1
+    assert early > 20
+
+
+unit = st.floats(0, 1, width=32)
+
+
+@given(
+    st.lists(
+        st.lists(st.one_of(unit, st.sampled_from([0.0, 0.25, 0.5, 1.0])), max_size=9), max_size=3
+    ),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.sampled_from([0.0, 1.1]),
+    st.integers(1, 4),
+)
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_until_decided_says_what_all_segments_say(make, scores, threshold, margin, batch_size):
+    options = {"threshold": threshold, "margin": margin, "jobs": 2}
+    sources = [scripted(*row) for row in scores if row]
+    everything = dict(make(First(batch_size), **options).score_many(sources))
+    backend = First(batch_size)
+    found = dict(make(backend, until_decided=True, **options).score_many(sources))
+    for index, whole in everything.items():
+        part = found[index]
+        assert part.verdict == whole.verdict
+        n = len(part.segments)
+        assert part.segments == whole.segments[:n]
+        assert part.skipped == len(whole.segments) - n
+        # A median is not known from fewer; at threshold 0 everything is AI.
+        assert n >= (len(whole.segments) + 1) // 2 or threshold == 0
+        assert part.score == aggregate([s.score for s in part.segments], [], "median", 0.0)
+        assert decide(part.score, threshold, margin) == part.verdict
+        assert (part.duration_s, part.warnings) == (whole.duration_s, whole.warnings)
+    assert sum(backend.batches) == sum(len(part.segments) for part in found.values())
+
+
+def test_half_of_a_clear_track_is_left_out(make):
+    backend = First(1)
+    built = make(backend, until_decided=True)
+    result = built.score(*scripted(*[0.9] * 21))
+    assert (result.verdict, result.score) == ("ai", pytest.approx(0.9))
+    assert (len(result.segments), result.skipped) == (11, 10)
+    assert result.to_dict()["skipped"] == 10
+    assert "skipped" not in make().score(*scripted(0.5)).to_dict()
+
+
+def test_silence_and_errors_after_the_decision_are_still_seen(make):
+    backend = First(1)
+    loud = scripted(*[0.9] * 6)[0]
+    quiet = np.concatenate([loud, np.zeros(SIZE, np.float32)])
+    result = make(backend, until_decided=True, jobs=1).score(quiet, RATE)
+    assert "silent-segments" in result.warnings
+    assert len(result.segments) + result.skipped == 6
+    broken = quiet.copy()
+    broken[-1] = np.nan
+    with pytest.raises(AudioError, match="NaN or infinite"):
+        make(backend, until_decided=True).score(broken, RATE)
+
+
+def test_a_header_that_declares_too_little_is_no_verdict(make, monkeypatch):
+    monkeypatch.setattr(SegmentReader, "_at_most", lambda self, limit: 2)
+    found = dict(make(until_decided=True).score_many([scripted(0.9, 0.9, 0.1)]))
+    assert found[0].kind == "internal"
+    assert "more than 2 segments" in found[0].message
+
+
+def test_only_a_median_of_segments_is_decided_early(weights_path):
+    with pytest.raises(ValueError, match="decided early: use --aggregate median"):
+        Detector(weights_path, "numpy", until_decided=True, aggregate_rule="mean")

@@ -36,7 +36,7 @@ LAYERS = (
     ("kernels", "layers", "results"),
     ("config",),
     ("filterbank", "files", "texture"),
-    ("decode", "weights", "dsp", "reference"),
+    ("decode", "weights", "dsp", "reference", "texture_xla"),
     ("audio", "model"),
     ("backends",),
     ("convert",),
@@ -47,7 +47,8 @@ LAYERS = (
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITH_JAX = {"dsp.py", "model.py", "xla.py", "median_xla.py", "median_pallas.py"}
+WITH_JAX = {"dsp.py", "model.py", "xla.py"}
+WITH_JAX |= {"median_xla.py", "median_pallas.py", "texture_xla.py"}
 
 SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]
 FILES = sorted([*SCORING, *PACKAGE.glob("train/*.py")])
@@ -111,6 +112,20 @@ def test_scoring_with_numpy_never_loads_jax(tmp_path, tracks, weights_path):
 def test_measuring_numpy_needs_no_jax(tmp_path):
     loaded = modules_after("import artifactnet_jax.bench.throughput", tmp_path)
     assert not loaded & {"jax", "flax", "onnx", "onnxruntime", "torch", "matplotlib", "scipy"}
+
+
+def test_scoring_with_an_exported_graph_needs_onnxruntime_alone(tmp_path, tracks, weights_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from artifactnet_jax.convert.export import export
+    from artifactnet_jax.weights import load_weights
+
+    export(load_weights(weights_path), tmp_path / "lean.onnx")
+    arguments = ["score", "--backend", "onnxruntime", "--weights", "lean.onnx", str(tracks)]
+    code = f"from artifactnet_jax.cli import main; assert main({arguments!r}) == 0"
+    loaded = modules_after(code, tmp_path)
+    assert onnxruntime.__name__ in loaded
+    assert not loaded & {"jax", "jaxlib", "flax", "onnx", "tensorrt", "scipy", "av"}
 
 
 def test_names_of_the_package():

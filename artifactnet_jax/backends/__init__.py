@@ -46,6 +46,18 @@ BACKENDS = {
     "xla": ("artifactnet_jax.backends.xla:XlaBackend", ("jax", "flax"), "cpu", (3, 11)),
     "numpy": ("artifactnet_jax.backends.numpy:NumpyBackend", (), "", (3, 10)),
     "tensorrt": ("artifactnet_jax.backends.tensorrt:TensorRTBackend", (), "trt", (3, 10)),
+    "onnxruntime": (
+        "artifactnet_jax.backends.onnxruntime:OnnxruntimeBackend",
+        ("onnxruntime",),
+        "ort",
+        (3, 10),
+    ),
+    "onnxruntime-cuda": (
+        "artifactnet_jax.backends.onnxruntime:OnnxruntimeCudaBackend",
+        ("onnxruntime",),
+        "ort",
+        (3, 10),
+    ),
 }
 
 GRAPH_BACKEND = "artifactnet_jax.convert.runtime:GraphBackend"  # xla's, for Weights.graph
@@ -74,23 +86,36 @@ def why_unavailable(name: str) -> str:
             f"backend {name!r} needs {' and '.join(missing)}: "
             f"pip install 'artifactnet-jax[{extra}]'"
         )
+    if name == "onnxruntime-cuda":
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            cure = "pip install onnxruntime-gpu in place of onnxruntime"
+            return f"backend {name!r} needs onnxruntime's CUDA provider: {cure}"
     return ""
 
 
 def pick(weights: Weights) -> str:
-    """What "auto" means here: `xla` where it pays for its start, else `numpy`.
+    """What "auto" means here: the fastest of what is installed, as measured in docs/speed.md.
 
-    jax takes seconds to import and compile. That pays on a GPU and for heavy weights (v94 runs
-    1.4 times as fast in xla on two cores); with light ones `numpy` has long finished by then.
+    That is `xla` on a GPU. On a CPU it is `numpy` for light weights, which have finished before
+    others have started, and for heavy ones `onnxruntime`, then `xla`.
     """
-    if weights.file is not None:  # an engine: graphs are named together with their backend
-        return "tensorrt"
+    if weights.file is not None:
+        return "tensorrt" if weights.file.endswith(".engine") else "onnxruntime"
     if weights.graph is not None:
         return "xla"
-    if why_unavailable("xla"):
-        return "numpy"
     gpu = any(importlib.util.find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13"))
-    return "xla" if gpu or flops(weights.config)["total"] > HEAVY_FLOPS else "numpy"
+    compiles = not why_unavailable("xla")
+    if gpu and compiles:
+        return "xla"
+    by_segment = not weights.config.front_end.joint.startswith("song")
+    ready = not why_unavailable("onnxruntime") and importlib.util.find_spec("onnx") is not None
+    if flops(weights.config)["total"] <= HEAVY_FLOPS:
+        return "numpy"
+    if by_segment and ready:
+        return "onnxruntime"
+    return "xla" if compiles else "numpy"
 
 
 def load_backend(
@@ -104,11 +129,15 @@ def load_backend(
         name = pick(weights) if dtype == "float32" or weights.file is not None else "xla"
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: use auto, {', '.join(BACKENDS)}")
-    if weights.file is not None and name != "tensorrt":
-        raise ValueError(f"{weights.file} is for backend 'tensorrt' only: name the weights file")
     if reason := why_unavailable(name):
         raise BackendError(reason)
     module, factory = BACKENDS[name][0].split(":")
+    if weights.file is not None:
+        is_engine = weights.file.endswith(".engine")
+        if name != "tensorrt" and (is_engine or not name.startswith("onnxruntime")):
+            what = "an engine" if is_engine else "an exported graph"
+            cure = "use --backend tensorrt, or name the weights file"
+            raise ValueError(f"{weights.file} is {what}, which {name} cannot run: {cure}")
     if weights.graph is not None:
         if name != "xla":
             raise ValueError(f"these weights are a foreign graph, which {name} cannot run: use xla")

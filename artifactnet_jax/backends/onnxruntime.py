@@ -1,0 +1,103 @@
+"""The `onnxruntime` backends: the lean graph that `export` writes, on the CPU or on CUDA.
+
+No jax, and `onnx` only to write the graph the first time; it is then kept in the user's cache.
+Every run has the same shape, so a score does not depend on the batch that its segment came in, bit
+for bit. On the CPU that is one segment on one thread, as many at once as there are processors:
+measured against one segment over two threads that wins (docs/speed.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from artifactnet_jax.backends import BackendError, cpu_count
+from artifactnet_jax.results import brief
+from artifactnet_jax.weights import Weights
+
+GPU_SEGMENTS = 16
+
+
+class OnnxruntimeBackend:
+    """onnxruntime on the CPU; float32 only.
+
+    Weights are exported, or are an exported graph already (`Weights.file`). BackendError where the
+    graph cannot be written or loaded, ValueError for weights of a joint rule of a song.
+    """
+
+    name = "onnxruntime"
+    provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
+
+    def __init__(self, weights: Weights, dtype: str = "float32", batch_size: int | None = None):
+        if dtype != "float32":
+            raise ValueError(f"backend {self.name!r} computes in float32, not {dtype}")
+        if weights.config.front_end.joint.startswith("song"):
+            cure = "use --backend numpy or xla"
+            raise ValueError(f"backend {self.name!r} scores segments one by one: {cure}")
+        self.dtype = dtype
+        on_cpu = self.provider[0] == "CPUExecutionProvider"
+        self._segments = 1 if on_cpu else GPU_SEGMENTS
+        self.batch_size = batch_size or (cpu_count() if on_cpu else GPU_SEGMENTS)
+        self._pool = ThreadPoolExecutor(cpu_count() if on_cpu else 1)
+        self._session = self._open(weights)
+        self._input = self._session.get_inputs()[0].name
+
+    def _open(self, weights: Weights) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        options.log_severity_level = 4  # what it has to say comes as an exception too
+
+        def load(model: str | bytes) -> Any:
+            return ort.InferenceSession(model, options, providers=[self.provider])
+
+        if weights.file is not None:
+            try:
+                return load(weights.file)
+            except Exception as error:  # onnxruntime's own exception classes are not public
+                cure = "export it again, with this version of artifactnet-jax"
+                raise BackendError(f"{weights.file}: {brief(error)}: {cure}") from error
+        # By name, because `convert` stands above the backends.
+        exported = importlib.import_module("artifactnet_jax.convert.cache").exported
+        try:
+            return load(exported(weights))
+        except ImportError as error:
+            cure = "pip install onnx, or export elsewhere and give that file to --weights"
+            raise BackendError(f"backend {self.name!r} needs {error.name} once: {cure}") from error
+        except Exception:  # the file in the cache was damaged
+            return load(exported(weights, anew=True))
+
+    def _chunk(self, audio: np.ndarray) -> np.ndarray:
+        """Scores of at most `_segments` segments, which zeros fill up to that number."""
+        padded = audio
+        if len(audio) < self._segments:
+            padded = np.zeros((self._segments, audio.shape[1]), np.float32)
+            padded[: len(audio)] = audio
+        return self._session.run(["p_ai"], {self._input: padded})[0][: len(audio)]
+
+    def __call__(self, audio: np.ndarray) -> np.ndarray:
+        n = self._segments
+        chunks = [audio[k : k + n] for k in range(0, len(audio), n)]
+        return np.concatenate(list(self._pool.map(self._chunk, chunks)))
+
+    def song(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [n] of the segments [n, N] of one song, each by itself."""
+        return self(audio)
+
+
+class OnnxruntimeCudaBackend(OnnxruntimeBackend):
+    """onnxruntime on an NVIDIA GPU.
+
+    No exhaustive search for convolutions, which picks others from run to run and moves scores; no
+    TF32.
+    """
+
+    name = "onnxruntime-cuda"
+    provider = (
+        "CUDAExecutionProvider",
+        {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"},
+    )
