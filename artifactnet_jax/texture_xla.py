@@ -41,7 +41,7 @@ def statistics(magnitude: jax.Array, n_fft: int, texture: Texture, sample_rate: 
     def real(value: Any) -> jax.Array:
         return jnp.asarray(value, dtype)
 
-    def shifted(x: jax.Array, row: Any, column: int, size: tuple[int, int]) -> jax.Array:
+    def shifted(x: jax.Array, row: Any, column: Any, size: tuple[int, int]) -> jax.Array:
         starts = (*[0] * lead, row, column)
         return lax.dynamic_slice(x, starts, (*x.shape[:-2], *size))
 

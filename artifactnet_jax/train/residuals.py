@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
                 else:
                     done[k] = result
                     _append(file, result)
-                tell(result)  # type: ignore[arg-type]
+                tell(result)
     except BaseException:
         with contextlib.suppress(ManifestError):  # of a full disk, perhaps: what ends this counts
             _write(manifest, rows, done, folder)

@@ -471,7 +471,7 @@ def run(args: argparse.Namespace) -> int:
             cache,
             max_bad=MAX_BAD,
             jobs=cpu_count(),
-            tell=tell,  # type: ignore[arg-type]
+            tell=tell,
         )
     if args.quiet:
         for failure in failures:
@@ -647,7 +647,7 @@ def _positives(
                 if not os.path.exists(path):
                     write_positive(models[name], track, path)
                 rows.append(_positive_row(track.row, name, path))
-            tell(track.row)  # type: ignore[arg-type]
+            tell(track.row)
     return rows
 
 
