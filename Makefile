@@ -29,8 +29,11 @@ train-default: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[train]'
 	$(BIN)/python scripts/default_data.py fetch $(RAW)
 	$(BIN)/python scripts/default_data.py manifest $(RAW) --clips $(CLIPS) -o $(RAW)/data.csv
-	$(BIN)/artifactnet-jax texture --data $(RAW)/data.csv -o $(RAW)/edge.safetensors \
-		--name edge-texture --half > $(RAW)/edge-report.json
+	$(BIN)/python scripts/default_data.py excerpts $(RAW)/data.csv $(RAW)/excerpts
+	$(BIN)/artifactnet-jax rvq --data $(RAW)/excerpts/manifest.csv --out $(RAW)/rvq \
+		--models 1 --steps 900
+	$(BIN)/artifactnet-jax texture --data $(RAW)/data.csv --also $(RAW)/rvq/manifest.csv \
+		-o $(RAW)/edge.safetensors --name edge-texture --half > $(RAW)/edge-report.json
 
 # The type checker reads the package as it is installed, so that it follows the folder mapping.
 lint:

@@ -566,6 +566,12 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=codes,
     )
     texture.add_argument("--data", required=True, nargs="+", metavar="MANIFEST", help=manifest)
+    texture.add_argument(
+        "--also",
+        nargs="+",
+        metavar="MANIFEST",
+        help="more tracks to fit to, such as those of rvq; neither judged nor calibrated with",
+    )
     texture.add_argument("--init", metavar="W", help="weights with the network (default: ours)")
     texture.add_argument("-o", "--output", required=True, metavar="FILE")
     texture.add_argument("--name", help="of the weights (default: the file's)")

@@ -2,6 +2,7 @@
 
     python scripts/default_data.py fetch RAW
     python scripts/default_data.py manifest RAW --clips CLIPS/manifest.csv -o data.csv
+    python scripts/default_data.py excerpts data.csv EXCERPTS
 
 `fetch` brings what anyone can install, without installing it: Debian packages by `apt-get download`
 and `dpkg-deb -x` (about 3.4 GB), npm packages by `npm pack` (0.2 GB). What is there is left alone.
@@ -11,6 +12,8 @@ and `dpkg-deb -x` (about 3.4 GB), npm packages by `npm pack` (0.2 GB). What is t
 | DEBIAN: music of games | real | free, each its own: usr/share/doc/NAME/copyright in it |
 | npm weshop-music-package-NAME 0.1.0: 166 tracks by Suno v5 | AI | CC0 1.0 |
 | clips of demo pages (`--clips`), about 5 s each | both | of their authors; not distributed here |
+
+`excerpts` writes 10 s of five recordings of every real source, for `artifactnet-jax rvq`.
 
 `--clips` is a CSV with path (relative to it), label (1 AI or re-synthesised by a neural codec, 0
 real), kind, source and model; such clips are cut from the demo pages of papers on generators and
@@ -67,6 +70,7 @@ SUNO = (
     *("late-night", "seasonal-weather", "soul-rnb"),
 )
 MUSIC = {".ogg", ".oga", ".opus", ".mp3", ".flac"}
+EXCERPTS, EXCERPT_S = 5, 10  # of a source; seconds
 MIN_S = 20.0  # s; shorter files in a game are effects
 PAGES = ("codicodec", "flowdec", "bigvgan", "mucodec", "snac", "vbrrvq", "mrcqt")
 FAMILIES = {
@@ -181,8 +185,42 @@ def manifest(raw: Path, clips: Path | None, output: Path) -> None:
     print(f"{output}: {len(rows)} tracks, {len({row[5] for row in rows})} groups", file=sys.stderr)
 
 
+def excerpts(data: Path, folder: Path, cache: str | None) -> None:
+    """Write mono FLAC excerpts of real recordings, each in the group of its original."""
+    import numpy as np
+
+    from artifactnet_jax.train.data import AudioCache, prepare
+    from artifactnet_jax.train.manifest import read_manifest
+
+    store, rng = AudioCache(cache), np.random.default_rng(7)
+    rows, _ = prepare(read_manifest(data), store, max_bad=0.05, jobs=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    real: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        if row.kind == "real":
+            real.setdefault(row.source, []).append(number)
+    written = []
+    for source in sorted(real):
+        rng.shuffle(real[source])
+        for number in real[source][:EXCERPTS]:
+            audio = store.get(rows[number].path)
+            length = min(len(audio), EXCERPT_S * 44_100)
+            start = int(rng.integers(0, len(audio) - length + 1))
+            mono = audio[start : start + length].astype(np.float32).mean(axis=1) / 32768
+            if np.sqrt(np.mean(mono**2)) < 1e-3:
+                continue
+            path = folder / f"{number}.flac"
+            soundfile.write(path, mono, 44_100)
+            written.append((path.name, "real", source, rows[number].group))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label", "source", "group"))
+        table.writerows(written)
+    print(f"{folder}: {len(written)} excerpts", file=sys.stderr)
+
+
 def main() -> None:
-    """Run one of the two steps."""
+    """Run one of the steps."""
     parser = argparse.ArgumentParser(description="data of the default weights; see the docstring")
     steps = parser.add_subparsers(dest="step", required=True)
     first = steps.add_parser("fetch")
@@ -191,9 +229,15 @@ def main() -> None:
     second.add_argument("raw", type=Path)
     second.add_argument("--clips", type=Path)
     second.add_argument("-o", "--output", type=Path, required=True)
+    third = steps.add_parser("excerpts")
+    third.add_argument("data", type=Path)
+    third.add_argument("folder", type=Path)
+    third.add_argument("--cache")
     args = parser.parse_args()
     if args.step == "fetch":
         fetch(args.raw)
+    elif args.step == "excerpts":
+        excerpts(args.data, args.folder, args.cache)
     else:
         manifest(args.raw, args.clips, args.output)
 

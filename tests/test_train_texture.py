@@ -168,6 +168,39 @@ def test_a_narrow_version_has_a_narrow_band(music):
         assert band < 0.03
 
 
+def test_further_tracks_are_fitted_to_but_not_judged(fit, music, tmp_path):
+    alone, one = fit("one.safetensors")
+    lines = (music / "music.csv").read_text().splitlines()
+    made = [f"{music}/{line}" for line in lines[1:9:2]]  # four real ones of other groups, as if AI
+    also = tmp_path / "also.csv"
+    also.write_text("\n".join([lines[0], *made]).replace(".wav,0,", ".wav,1,") + "\n")
+    done, two = fit("two.safetensors", "--also", also)
+    before, after = json.loads(alone.out), json.loads(done.out)
+    assert (before["also"], after["also"]) == (0, 4)
+    assert after["rows"] == before["rows"] == N
+    assert after["left_out"]["sources"].keys() == before["left_out"]["sources"].keys()
+    assert load_weights(two).sha256 != load_weights(one).sha256
+
+
+def test_what_shares_a_group_with_the_judged_part_stays_out_of_its_fit(monkeypatch):
+    rows = [row(k % 2, f"s{k}", f"g{k}") for k in range(6)]
+    helpers = [row(1, "rvq", f"g{k}") for k in range(6)]
+    seen = []
+
+    def head(texture, rows, statistics, fit):
+        seen.append(rows)
+        raise StopIteration
+
+    monkeypatch.setattr(texture, "head", head)
+    taken = [texture.Taken(np.zeros((1, 1)), np.zeros((1, 1)))] * 6
+    with pytest.raises(StopIteration):
+        texture.left_out(rows, taken, HEAD, texture.Fit(), 3, helpers, taken)
+    [fitted] = seen
+    own = {r.group for r in fitted if r.source != "rvq"}
+    assert own == {r.group for r in fitted if r.source == "rvq"}
+    assert 0 < len(own) < 6
+
+
 def test_an_operating_point_that_no_threshold_reaches_is_an_error():
     points = texture.operating_points(np.array([0, 0, 1]), np.array([1.0, 1.0, 0.5]), np.ones(3))
     assert list(points) == ["balanced"]

@@ -276,12 +276,20 @@ def row_weights(rows: Sequence[Row], source_power: float) -> np.ndarray:
 
 
 def left_out(
-    rows: Sequence[Row], statistics: Sequence[Taken], texture: Texture, fit: Fit, folds: int
+    rows: Sequence[Row],
+    statistics: Sequence[Taken],
+    texture: Texture,
+    fit: Fit,
+    folds: int,
+    helpers: Sequence[Row] = (),
+    theirs: Sequence[Taken] = (),
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Logits of every row's unchanged segments by a head that knew nothing of the row's group.
 
     The groups are divided into `folds` parts; the rows of each are judged by a head that was fitted
-    to the others. Returns the logits [segments] of each row, and its fold [rows].
+    to the others, and to those of `helpers` that are of no group of the part. Helpers are not
+    judged; `theirs` are their statistics. Returns the logits [segments] of each row, and its fold
+    [rows].
     """
     parts = {str(k): 1 / folds for k in range(folds)}
     placed = assign_splits(rows, "group", parts, seed=fit.seed)
@@ -289,7 +297,14 @@ def left_out(
     out: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for k in range(folds):
         known = np.flatnonzero(fold != k).tolist()
-        tensors = head(texture, [rows[i] for i in known], [statistics[i] for i in known], fit)
+        hidden = {rows[i].group for i in np.flatnonzero(fold == k)}
+        also = [i for i, row in enumerate(helpers) if row.group not in hidden]
+        tensors = head(
+            texture,
+            [*(rows[i] for i in known), *(helpers[i] for i in also)],
+            [*(statistics[i] for i in known), *(theirs[i] for i in also)],
+            fit,
+        )
         for i in np.flatnonzero(fold == k).tolist():
             out[i] = logit(statistics[i].plain, texture, tensors).astype(np.float64)
     return out, fold
@@ -390,6 +405,7 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         rows = read_manifests(args.data)
+        helpers = read_manifests(args.also) if args.also else []
         weights = open_weights(args.init)
         check_native(weights)
         check_rows(rows, by="group")
@@ -408,11 +424,17 @@ def run(args: argparse.Namespace) -> int:
     cache = AudioCache(args.cache)
     say = Teller(args.quiet)
     rows, failures = prepare_shown(rows, cache, max_bad=0.05, jobs=cpu_count(), tell=say)
+    if helpers:
+        helpers, more = prepare_shown(helpers, cache, max_bad=0.05, jobs=cpu_count(), tell=say)
+        failures = [*failures, *more]
+        # What one codec made is one source, however many the originals are of.
+        helpers = [dataclasses.replace(row, source=row.model or row.source) for row in helpers]
     counted = itertools.count(1)
-    with progress(say, 0, len(rows), "track") as move:
+    with progress(say, 0, len(rows) + len(helpers), "track") as move:
         statistics = collect(rows, cache, config, fit, lambda: move(next(counted)))
+        theirs = collect(helpers, cache, config, fit, lambda: move(next(counted)))
     try:
-        own, fold = left_out(rows, statistics, texture, fit, args.folds)
+        own, fold = left_out(rows, statistics, texture, fit, args.folds, helpers, theirs)
     except ManifestError as error:
         raise CommandError(str(error), USAGE) from error
     unseen = [i for i, row in enumerate(rows) if row.split != "train"]
@@ -429,7 +451,8 @@ def run(args: argparse.Namespace) -> int:
     label = np.array([row.label for row in judged])
     weight = row_weights(judged, fit.source_power)
     points = operating_points(label, score_of, weight)
-    tensors = combined(weights.tensors, head(texture, rows, statistics, fit), calibration)
+    everything = head(texture, [*rows, *helpers], [*statistics, *theirs], fit)
+    tensors = combined(weights.tensors, everything, calibration)
     verdict = dataclasses.replace(
         config.verdict,
         threshold=reached(points, args.point),
@@ -439,6 +462,7 @@ def run(args: argparse.Namespace) -> int:
     alone = np.array([sigmoid(part.mean()) for part in own])
     report = {
         "rows": len(rows),
+        "also": len(helpers),
         "groups": len({row.group for row in rows}),
         "skipped": [failure.message for failure in failures],
         "fit": dataclasses.asdict(fit),
@@ -447,7 +471,7 @@ def run(args: argparse.Namespace) -> int:
         "left_out": judgement(rows, alone, fold, args.point, fit.source_power),
         "unseen": judgement(judged, score_of, fold[unseen], args.point, fit.source_power),
     }
-    kept = {key: report[key] for key in ("rows", "fit", "calibration", "operating_points")}
+    kept = {key: report[key] for key in ("rows", "also", "fit", "calibration", "operating_points")}
     try:
         save_weights(
             args.output,
