@@ -1,6 +1,7 @@
 """What codecs, bandwidth, level and other changes do to scores of recordings that were left out.
 
-    python scripts/default_robustness.py --data RAW/data.csv --weights edge.safetensors > table.json
+    python scripts/default_robustness.py --data RAW/data.csv --also RAW/rvq/manifest.csv \
+        --weights edge.safetensors > table.json
 
 A texture head is fitted to three quarters of the groups (every fourth by name is left out), as
 `artifactnet-jax texture` does it (its statistics are shared through the cache), with the
@@ -12,6 +13,7 @@ whose share is small, is left out.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,7 @@ from artifactnet_jax.reference import stft_magnitude, texture_statistics
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train.augment import Chain
 from artifactnet_jax.train.data import AudioCache, Crops, prepare
-from artifactnet_jax.train.manifest import read_manifest
+from artifactnet_jax.train.manifest import read_manifest, read_manifests
 from artifactnet_jax.train.texture import Calibration, Fit, collect, head
 
 VERSIONS = {"as it is": Chain()}
@@ -38,6 +40,7 @@ def main() -> None:
     """Fit, change, score, and print the table as JSON."""
     parser = argparse.ArgumentParser(description="see the docstring")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--also", nargs="+", default=[], help="as of texture")
     parser.add_argument("--weights", help="with a calibrated texture head (default: ours)")
     parser.add_argument("--cache")
     parser.add_argument("--each", type=int, default=4)
@@ -49,8 +52,10 @@ def main() -> None:
     calibration, fit = Calibration(**last["calibration"]), Fit(**last["fit"])
     cache = AudioCache(args.cache)
     rows, _ = prepare(rows, cache, max_bad=0.05, jobs=cpu_count())
+    helpers = [dataclasses.replace(row, source=row.model) for row in read_manifests(args.also)]
+    helpers, _ = prepare(helpers, cache, max_bad=0.05, jobs=cpu_count()) if helpers else ([], [])
     out = set(sorted({row.group for row in rows})[::4])
-    known = [row for row in rows if row.group not in out]
+    known = [row for row in [*rows, *helpers] if row.group not in out]
     tensors = head(config.texture, known, collect(known, cache, config, fit), fit)
     judged, taken = [], dict.fromkeys((row.source for row in rows), 0)
     for row in rows:
