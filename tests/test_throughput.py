@@ -560,7 +560,7 @@ def test_a_candidate_that_fails_on_a_track(quick, command, tiny, clips, monkeypa
         (["--onnx", "nothing.onnx"], 2, "nothing.onnx: no such file"),
         (["--from", "nothing.json"], 2, "nothing.json: No such file"),
         (["--out", "nowhere/r.json"], 2, "its folder does not exist"),
-        (["--batch", "0"], 2, "not a whole number above 0"),
+        (["--batch", "0"], 2, "not whole numbers joined by commas, each above 0"),
         (["--rounds", "0"], 2, "not a whole number above 0"),
         (["--scenario", "scaling", "."], 2, "leave PATH and peers out"),
         (["--weights", "w", "--preset", "edge"], 2, "not allowed with"),
