@@ -297,7 +297,7 @@ def left_out(
     out: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for k in range(folds):
         known = np.flatnonzero(fold != k).tolist()
-        hidden = {rows[i].group for i in np.flatnonzero(fold == k)}
+        hidden = {rows[i].group for i in np.flatnonzero(fold == k).tolist()}
         also = [i for i, row in enumerate(helpers) if row.group not in hidden]
         tensors = head(
             texture,
