@@ -129,8 +129,7 @@ class SegmentReader:
         starts: Iterator[int] = itertools.count(0, size)
         if isinstance(self._plan, int):
             n = sum(map(len, self._decode(Meter(), None)))
-            evenly = np.linspace(0, n - size, self._plan).astype(np.int64)  # the runner's rule
-            starts = iter(evenly.tolist() if n > size else [0])
+            starts = _evenly(n - size, self._plan) if n > size else iter([0])
         if self._counted:
             self.most = self._plan if isinstance(self._plan, int) else self._at_most(limit)
         meter = Meter()
@@ -146,7 +145,7 @@ class SegmentReader:
                     break
             if size < n < least * size:
                 count = min(least, 1 + int((n - size) / (self._verdict.least_hop_s * rate)))
-                starts = iter(np.linspace(0, n - size, count).astype(np.int64).tolist())
+                starts = _evenly(n - size, count)
             blocks = itertools.chain(first, blocks)
         for start, piece in _cut(blocks, starts, size, min_tail):
             samples = np.zeros(size, np.float32)
@@ -186,6 +185,11 @@ class SegmentReader:
                         meter.frames += sum(map(len, decoded.blocks))
                     return
             meter.end(decoded)
+
+
+def _evenly(last: int, count: int) -> Iterator[int]:
+    """`count` starts from 0 to `last`, by the public runner's rule."""
+    return iter(np.linspace(0, last, count).astype(np.int64).tolist())
 
 
 def read_mono(source: Source, rate: int, name: str) -> np.ndarray:

@@ -8,9 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from artifactnet_jax.backends import BackendError, engine
+from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError, engine
 from artifactnet_jax.backends.cuda import find_device
 from artifactnet_jax.detector import open_weights
+from artifactnet_jax.files import cache_folder
 from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError
 from artifactnet_jax.weights import Weights, WeightsError
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace, weights: Weights) -> Path:
-    if weights.file is not None and weights.file.endswith(engine.SUFFIX):
+    if weights.file is not None and weights.file.endswith(ENGINE_SUFFIX):
         raise ValueError(f"{weights.file} is an engine already: name the weights, or the ONNX file")
     own = "fp32" if weights.file is None else weights.provenance["precision"]
     library = engine.find_library(args.target)
@@ -86,13 +87,13 @@ def _refit(args: argparse.Namespace, weights: Weights) -> Path:
 def _output(output: str | None, recipe: engine.Recipe) -> Path:
     """Where the engine goes: a file, or its own name in a folder, by default the cache."""
     if output is None:
-        folder = engine.cache_folder()
+        folder = cache_folder("engines")
         folder.mkdir(parents=True, exist_ok=True)
         return folder / recipe.name()
     if os.path.isdir(output):
         return Path(output) / recipe.name()
-    if not output.endswith(engine.SUFFIX):
-        raise ValueError(f"-o {output}: name a file that ends in {engine.SUFFIX}, or a folder")
+    if not output.endswith(ENGINE_SUFFIX):
+        raise ValueError(f"-o {output}: name a file that ends in {ENGINE_SUFFIX}, or a folder")
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise ValueError(f"-o {output}: its folder does not exist: create it first")
     return Path(output)

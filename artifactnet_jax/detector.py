@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader, Segments, check_plan
-from artifactnet_jax.backends import cpu_count, engine, load_backend
+from artifactnet_jax.backends import ENGINE_SUFFIX, cpu_count, load_backend
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
 from artifactnet_jax.weights import Weights, load_weights
 
@@ -59,8 +59,10 @@ def open_weights(path: str | os.PathLike[str] | None, backend: str = "auto") -> 
     then there are no tensors. Raises WeightsError.
     """
     name = "" if path is None else os.fspath(path).lower()
-    if path is not None and name.endswith(engine.SUFFIX):
-        return engine.read_recipe(path)[1]
+    if path is not None and name.endswith(ENGINE_SUFFIX):
+        from artifactnet_jax.backends.engine import read_recipe
+
+        return read_recipe(path)[1]
     if path is not None and name.endswith(".onnx"):
         from artifactnet_jax.convert.cache import as_exported, load_onnx
 

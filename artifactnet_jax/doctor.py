@@ -15,7 +15,8 @@ from importlib import metadata
 from typing import Any
 
 from artifactnet_jax import __version__
-from artifactnet_jax.backends import BACKENDS, cpu_count, pick, why_unavailable
+from artifactnet_jax.backends import BACKENDS, ENGINE_SUFFIX, cpu_count, pick, why_unavailable
+from artifactnet_jax.files import cache_folder
 from artifactnet_jax.results import NO_BACKEND, OK, brief
 
 PACKAGES = (
@@ -62,19 +63,20 @@ def _nvidia() -> dict[str, Any]:
                 found[name] = engine.load_library(name).__version__
             except BackendError as error:
                 found[name] = f"error: {error}"
-    found["board"], found["l4t"] = map(_first_line, BOARD)
+    found["board"], found["l4t"] = map(first_line, BOARD)
     found["power_mode"] = None
     if tool := shutil.which("nvpmodel"):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=10)
             found["power_mode"] = next(iter(done.stdout.splitlines()), None)
-    folder = engine.cache_folder()
+    folder = cache_folder("engines")
     found["engine_cache"] = os.fspath(folder)
-    found["engines"] = sorted(path.name for path in folder.glob(f"*{engine.SUFFIX}"))
+    found["engines"] = sorted(path.name for path in folder.glob(f"*{ENGINE_SUFFIX}"))
     return found
 
 
-def _first_line(path: str) -> str | None:
+def first_line(path: str) -> str | None:
+    """Of a small system file; None where there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().rstrip("\n\0") or None

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from artifactnet_jax.results import printable
@@ -16,6 +17,12 @@ _SUFFIXES = (
     ".m4b .mp4 .aac .ac3 .3gp .wma .ape .wv .tta .mka .webm"
 )
 SUFFIXES = frozenset(_SUFFIXES.split())  # what a folder is searched for; a named file may be any
+
+
+def cache_folder(part: str) -> Path:
+    """Where things of a kind are kept: in $XDG_CACHE_HOME/artifactnet-jax, by default ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "artifactnet-jax" / part
 
 
 def find_audio(paths: Iterable[str | bytes | os.PathLike[Any]], recursive: bool) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 
 import artifactnet_jax
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.doctor import PACKAGES
+from artifactnet_jax.doctor import PACKAGES, first_line
 
 MATRIX = 2048  # rows and columns of the product whose rate is the peak
 COPY_BYTES = 128 << 20  # of each thread's source: beyond any cache
@@ -30,15 +30,6 @@ DEVICE_COPY_BYTES = 1 << 30
 PEAK_ROUNDS = 5
 
 # --- What it is -----------------------------------------------------------------------------------
-
-
-def _text(path: str) -> str:
-    """First line of a small system file, empty where there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.readline().strip("\0\n ")
-    except OSError:
-        return ""
 
 
 def _said(*command: str) -> str:
@@ -81,8 +72,8 @@ def hardware() -> dict[str, Any]:
         "affinity": affinity,
         "memory_bytes": memory,
         "gpus": gpus,  # name, driver, memory
-        "board": _text("/proc/device-tree/model") or None,
-        "jetson_linux": _text("/etc/nv_tegra_release") or None,
+        "board": first_line("/proc/device-tree/model"),
+        "jetson_linux": first_line("/etc/nv_tegra_release"),
         "power_mode": " ".join(_said("nvpmodel", "-q").split()) or None,
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }

@@ -30,12 +30,13 @@ from typing import Any, BinaryIO
 
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import audio_in
-from artifactnet_jax.results import NO_BACKEND, CommandError, brief, printable
-from artifactnet_jax.train.manifest import LABELS, ManifestError, label_of, read_records
+from artifactnet_jax.results import brief, printable
+from artifactnet_jax.train.manifest import LABELS, ManifestError, label_of, pyarrow_or, read_records
 
 REAL = "real hardneg"  # endings of public real sources
 _COHORTS = {"sonics": "SONICS", "mom": "MoM", "aime": "AIME", "suno": "CDN", "udio": "CDN"}
 _SIZES = ("audio_bytes", "bytes")  # of the file, where the value is a number
+_CURE = 'pip install "artifactnet-jax[bench]"'
 _AUDIO = ("audio_bytes", "audio")  # columns of shards
 # What a track takes from a row, and the keys that have it: the first that is there and filled.
 _KEYS = {
@@ -217,7 +218,7 @@ def _text(value: Any) -> str:
 
 def _shard(path: str) -> list[_Row] | None:
     """The rows of a parquet file with audio in it; None where it has none."""
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow_or(_CURE)
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -244,16 +245,6 @@ def _shard(path: str) -> list[_Row] | None:
         )
         for number, row in enumerate(table.to_pylist())
     ]
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        cure = 'pip install "artifactnet-jax[bench]"'
-        raise CommandError(f"parquet needs pyarrow: {cure}", NO_BACKEND) from error
-    return pyarrow, pyarrow.parquet
 
 
 def _track(row: _Row, index: _Index) -> Track:
@@ -387,7 +378,7 @@ class AudioReader:
         if self._place != (shard.path, shard.column) or self._next > shard.row:
             self._place, self._next = (shard.path, shard.column), 0
             self._cells = _cells(shard)
-        arrow, _ = _pyarrow()
+        arrow, _ = pyarrow_or(_CURE)
         try:
             while self._next <= shard.row:
                 data = next(self._cells)
@@ -405,7 +396,7 @@ class AudioReader:
 
 def _cells(shard: Shard) -> Iterator[bytes | None]:
     """The audio of every row; a row group is not in memory as a whole."""
-    _, parquet = _pyarrow()
+    _, parquet = pyarrow_or(_CURE)
     with parquet.ParquetFile(shard.path, memory_map=True, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=1, columns=[shard.column]):
             for value in batch.column(0).to_pylist():

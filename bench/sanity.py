@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from artifactnet_jax.config import REGRESSION
 from artifactnet_jax.train.manifest import LABELS
 
 LEAST_TPR, MOST_FPR = 0.90, 0.05
@@ -116,12 +117,12 @@ def regressions(
 ) -> list[dict[str, Any]]:
     """Sources that got worse from one `per_source.json` to another (public runner's rule).
 
-    That is an FPR that rose by more than 0.03, or a TPR that fell by more than 0.05, beyond
-    rounding.
+    That is an FPR that rose, or a TPR that fell, by more than `config.REGRESSION` beyond rounding.
     """
     worse = []
+    rise, fall = REGRESSION
     for source in sorted(set(before) & set(after)):
-        for key, most, sign in (("fpr", 0.03, 1), ("tpr", 0.05, -1)):
+        for key, most, sign in (("fpr", rise, 1), ("tpr", fall, -1)):
             old, new = before[source].get(key), after[source].get(key)
             if old is not None and new is not None and sign * (new - old) > most + 1e-9:
                 worse.append({"source": source, "rate": key, "before": old, "after": new})

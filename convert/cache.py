@@ -9,11 +9,11 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from artifactnet_jax.config import Config
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import cache_folder, replace_file
 from artifactnet_jax.weights import (
     Weights,
     WeightsError,
@@ -24,12 +24,6 @@ from artifactnet_jax.weights import (
 
 REVISION = 1  # of the converter: raise it whenever the same file converts to something else
 EXPORT_REVISION = 1  # of `export`, likewise
-
-
-def cache_folder(part: str = "converted") -> Path:
-    """Where models are kept: $XDG_CACHE_HOME/artifactnet-jax, by default in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "artifactnet-jax" / part
 
 
 def load_onnx(path: str | os.PathLike[str]) -> Weights:
@@ -46,7 +40,7 @@ def load_onnx(path: str | os.PathLike[str]) -> Weights:
             f"{os.fspath(path)}: an ONNX model needs {error.name}: {cure}"
         ) from error
     graph = read_graph(path)
-    cached = cache_folder() / f"{graph.sha256[:40]}-{REVISION}.safetensors"
+    cached = cache_folder("converted") / f"{graph.sha256[:40]}-{REVISION}.safetensors"
     if cached.is_file():
         with contextlib.suppress(WeightsError):  # a damaged entry is made anew
             return load_weights(cached)
@@ -54,12 +48,19 @@ def load_onnx(path: str | os.PathLike[str]) -> Weights:
     weights = import_model(path)
     route = weights.provenance["route"]
     print(f"artifactnet-jax: route {route}; licence: {weights.licence}", file=sys.stderr)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_weights(weights, cached)
-    except OSError as error:
-        print(f"artifactnet-jax: not cached: {cached}: {error.strerror}", file=sys.stderr)
+    _kept(cached, lambda: write_weights(weights, cached))
     return weights
+
+
+def _kept(path: Path, write: Callable[[], None]) -> bool:
+    """Whether `write` could put its file into the cache; stderr says why not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write()
+    except OSError as error:
+        print(f"artifactnet-jax: not cached: {path}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 def exported(weights: Weights, anew: bool = False) -> str | bytes:
@@ -75,13 +76,7 @@ def exported(weights: Weights, anew: bool = False) -> str | bytes:
     from artifactnet_jax.convert.export import build_onnx
 
     model = build_onnx(weights).SerializeToString()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, model)
-    except OSError as error:
-        print(f"artifactnet-jax: not cached: {path}: {error.strerror}", file=sys.stderr)
-        return model
-    return os.fspath(path)
+    return os.fspath(path) if _kept(path, lambda: replace_file(path, model)) else model
 
 
 def as_exported(path: str | os.PathLike[str]) -> Weights | None:

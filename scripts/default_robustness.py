@@ -13,7 +13,6 @@ whose share is small, is left out.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.bench.sanity import CODEC_PAIR
+from artifactnet_jax.bench.sanity import codec_delta
 from artifactnet_jax.bench.stress import CHAINS
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.reference import stft_magnitude, texture_statistics
@@ -30,7 +29,7 @@ from artifactnet_jax.texture import logit
 from artifactnet_jax.train.augment import Chain
 from artifactnet_jax.train.data import AudioCache, Crops, prepare
 from artifactnet_jax.train.manifest import read_manifest, read_manifests
-from artifactnet_jax.train.texture import Calibration, Fit, collect, head
+from artifactnet_jax.train.texture import Calibration, Fit, by_model, collect, head
 
 VERSIONS = {"as it is": Chain()}
 VERSIONS |= {name: chain for suite in CHAINS.values() for name, chain in suite.items()}
@@ -52,7 +51,7 @@ def main() -> None:
     calibration, fit = Calibration(**last["calibration"]), Fit(**last["fit"])
     cache = AudioCache(args.cache)
     rows, _ = prepare(rows, cache, max_bad=0.05, jobs=cpu_count())
-    helpers = [dataclasses.replace(row, source=row.model) for row in read_manifests(args.also)]
+    helpers = by_model(read_manifests(args.also)) if args.also else []
     helpers, _ = prepare(helpers, cache, max_bad=0.05, jobs=cpu_count()) if helpers else ([], [])
     out = set(sorted({row.group for row in rows})[::4])
     known = [row for row in [*rows, *helpers] if row.group not in out]
@@ -79,14 +78,16 @@ def main() -> None:
     label = np.array([row.label for row in judged])
     table: dict[str, dict[str, object]] = {}
     names = list(VERSIONS)
-    four = score[:, [names.index(codec) for codec in CODEC_PAIR]]
+    tracks = [{"id": k, "label": int(value)} for k, value in enumerate(label)]
+    delta = codec_delta(tracks, {v: dict(enumerate(score[:, j])) for j, v in enumerate(names)})
+    assert delta is not None
     for k, name in enumerate(("real", "ai")):
         own = score[label == k]
         table[name] = {
             "recordings": len(own),
             "sources": sorted({row.source for row in judged if row.label == k}),
-            "cross_codec_delta": float(np.ptp(four[label == k], axis=1).mean()),
-            "cross_codec_delta_of_means": float(np.ptp(four[label == k].mean(axis=0))),
+            "cross_codec_delta": delta[name]["mean"],
+            "cross_codec_delta_of_means": delta[name]["of_means"],
             "versions": {
                 version: {
                     "mean": float(own[:, j].mean()),

@@ -21,12 +21,13 @@ from artifactnet_jax import Detector
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.backends import load_backend
 from artifactnet_jax.config import CNN, FrontEnd, Imported, UNet, Verdict
-from artifactnet_jax.convert.cache import cache_folder, load_onnx
+from artifactnet_jax.convert.cache import load_onnx
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import export
 from artifactnet_jax.convert.graph import ConvertError
 from artifactnet_jax.convert.importer import import_model
 from artifactnet_jax.convert.original import session
+from artifactnet_jax.files import cache_folder
 from artifactnet_jax.filterbank import mel_filterbank
 from artifactnet_jax.reference import Network
 from artifactnet_jax.weights import Weights, load_weights, random_tensors, write_weights
@@ -283,7 +284,7 @@ def test_the_tail_rule_of_the_song_graph(converted, audio):
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return cache_folder()
+    return cache_folder("converted")
 
 
 def test_score_takes_an_onnx_file(command, own_cache, audio, tmp_path):

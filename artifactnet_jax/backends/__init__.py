@@ -62,6 +62,8 @@ BACKENDS = {
 
 GRAPH_BACKEND = "artifactnet_jax.convert.runtime:GraphBackend"  # xla's, for Weights.graph
 
+ENGINE_SUFFIX = ".engine"  # of a file that holds a TensorRT engine
+
 HEAVY_FLOPS = 50e9  # per segment
 
 
@@ -102,7 +104,7 @@ def pick(weights: Weights) -> str:
     others have started, and for heavy ones `onnxruntime`, then `xla`.
     """
     if weights.file is not None:
-        return "tensorrt" if weights.file.endswith(".engine") else "onnxruntime"
+        return "tensorrt" if weights.file.endswith(ENGINE_SUFFIX) else "onnxruntime"
     if weights.graph is not None:
         return "xla"
     gpu = any(importlib.util.find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13"))
@@ -133,7 +135,7 @@ def load_backend(
         raise BackendError(reason)
     module, factory = BACKENDS[name][0].split(":")
     if weights.file is not None:
-        is_engine = weights.file.endswith(".engine")
+        is_engine = weights.file.endswith(ENGINE_SUFFIX)
         if name != "tensorrt" and (is_engine or not name.startswith("onnxruntime")):
             what = "an engine" if is_engine else "an exported graph"
             cure = "use --backend tensorrt, or name the weights file"

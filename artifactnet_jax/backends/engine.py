@@ -30,15 +30,14 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax import config as cfg
-from artifactnet_jax.backends import BackendError
+from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError
 from artifactnet_jax.backends.cuda import Device, find_device
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import cache_folder, replace_file
 from artifactnet_jax.results import brief
 from artifactnet_jax.weights import Weights, WeightsError
 
 FORMAT = "artifactnet-jax/engine/1"
 REVISION = 1  # of the graph and of how it is built: raise it when the same source builds otherwise
-SUFFIX = ".engine"
 BATCH = 8  # segments per call, unless told otherwise
 INPUT, OUTPUT = "audio", "p_ai"  # of the exported graph
 RTX, RTX_CAPABILITIES = "tensorrt_rtx", ("SM80", "SM86", "SM89", "SM120")
@@ -66,7 +65,7 @@ class Recipe:
         marks = [self.source[:16], self.library, self.version, self.device, self.precision]
         marks += ["x".join(map(str, self.batches)), str(self.samples)]
         marks += ["compatible"] * self.compatible + ["refittable"] * self.refittable
-        return _file_name(*marks, f"r{self.revision}{SUFFIX}")
+        return _file_name(*marks, f"r{self.revision}{ENGINE_SUFFIX}")
 
     def misfit(self, wanted: Recipe) -> str:
         """Why an engine of this recipe will not do for `wanted`; empty when it will.
@@ -96,12 +95,6 @@ def _file_name(*parts: str) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))
-
-
-def cache_folder() -> Path:
-    """Where engines are kept: $XDG_CACHE_HOME/artifactnet-jax/engines, by default in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "artifactnet-jax" / "engines"
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -333,7 +326,9 @@ def build_plan(recipe: Recipe, model: bytes, *, workspace: int | None = None) ->
         for k, name in enumerate(RTX_CAPABILITIES):
             config.set_compute_capability(getattr(trt.ComputeCapability, name), k)
     else:
-        timings = cache_folder() / _file_name("timings", recipe.version, f"{recipe.device}.bin")
+        timings = cache_folder("engines") / _file_name(
+            "timings", recipe.version, f"{recipe.device}.bin"
+        )
         _use_timings(config, timings)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -396,7 +391,7 @@ def cached_engine(wanted: Recipe, folder: Path) -> tuple[Path | None, str]:
             if not read_recipe(folder / wanted.name())[0].misfit(wanted):
                 return folder / wanted.name(), ""
     reason = ""
-    for path in sorted(folder.glob(f"{wanted.source[:16]}-*{SUFFIX}")):
+    for path in sorted(folder.glob(f"{wanted.source[:16]}-*{ENGINE_SUFFIX}")):
         with contextlib.suppress(WeightsError):
             reason = read_recipe(path)[0].misfit(wanted)
             if not reason:

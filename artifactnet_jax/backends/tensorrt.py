@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from artifactnet_jax.backends import BackendError
+from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError
 from artifactnet_jax.backends import engine as engines
 from artifactnet_jax.backends.cuda import Cuda, CudaError
+from artifactnet_jax.files import cache_folder
 from artifactnet_jax.weights import Weights
 
 PRECISIONS = {"float32": "fp32", "float16": "fp16"}
@@ -46,7 +47,7 @@ class TensorRTBackend:
     def _find(self, weights: Weights, precision: str, batch: int) -> Path:
         """The engine to run. One that is missing is built, and stderr says why."""
         device = self._cuda.device
-        if weights.file is not None and weights.file.endswith(engines.SUFFIX):
+        if weights.file is not None and weights.file.endswith(ENGINE_SUFFIX):
             recipe, _ = engines.read_recipe(weights.file)
             here = dataclasses.replace(
                 recipe,
@@ -62,9 +63,9 @@ class TensorRTBackend:
             precision = weights.provenance["precision"]
         library = engines.find_library()
         recipe = engines.recipe_for(weights, library, device, precision=precision, batches=[batch])
-        path, reason = engines.cached_engine(recipe, engines.cache_folder())
+        path, reason = engines.cached_engine(recipe, cache_folder("engines"))
         if path is None:
-            path = engines.cache_folder() / recipe.name()
+            path = cache_folder("engines") / recipe.name()
             engines.make_engine(weights, recipe, path, reason)
         return path
 

@@ -15,7 +15,6 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import grain
@@ -25,7 +24,7 @@ import soxr
 from artifactnet_jax.audio import Meter, to_mono
 from artifactnet_jax.config import Verdict
 from artifactnet_jax.decode import AudioError, Decoded, open_audio
-from artifactnet_jax.files import whole_file
+from artifactnet_jax.files import cache_folder, whole_file
 from artifactnet_jax.results import SOME_FAILED, USAGE, CommandError, Failure, printable
 from artifactnet_jax.train.augment import MARGIN, RATE, Augment, Chain, to_int16
 from artifactnet_jax.train.manifest import Row
@@ -49,8 +48,7 @@ class AudioCache:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
         if folder is None:
-            base = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
-            folder = os.path.join(base, "artifactnet-jax", "audio")
+            folder = cache_folder("audio")
         self.folder = os.path.abspath(folder)
         with _storing(self.folder):
             os.makedirs(self.folder, 0o700, exist_ok=True)

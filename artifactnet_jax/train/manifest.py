@@ -35,6 +35,7 @@ from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError, brief, printable
 
 SUFFIXES = (".csv", ".parquet")
+_CURE = 'pip install "artifactnet-jax[train]", or use csv'
 LABELS = ("real", "ai")  # by label
 _COLUMNS = ("path", "label", "kind", "source", "model", "group", "split", "residual", "weight")
 _SPELLINGS = (("0", "0.0", "real", "human"), ("1", "1.0", "ai", "fake", "generated", "synthetic"))
@@ -181,7 +182,7 @@ def _csv(name: str) -> tuple[list[str], Records]:
 
 
 def _parquet(name: str) -> tuple[list[str], Records]:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow_or(_CURE)
     try:
         with open(name, "rb") as file:  # else a folder would be read as a data set
             table = parquet.read_table(file)
@@ -193,12 +194,12 @@ def _parquet(name: str) -> tuple[list[str], Records]:
     return table.column_names, [(f"row {i}", list(c)) for i, c in enumerate(cells, 1)]
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def pyarrow_or(cure: str) -> tuple[Any, Any]:
+    """pyarrow and its parquet module; CommandError, with the cure, where they are missing."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        cure = 'pip install "artifactnet-jax[train]", or use csv'
         raise CommandError(f"parquet needs pyarrow: {cure}", NO_BACKEND) from error
     return pyarrow, pyarrow.parquet
 
@@ -273,7 +274,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     if not all(os.access(p, os.W_OK) for p in (folder, name) if os.path.exists(p)):
         raise _error(name, "no permission to write there: name another file")
     if name.lower().endswith(".parquet"):
-        _pyarrow()
+        pyarrow_or(_CURE)
 
 
 def write_manifest(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
@@ -327,7 +328,7 @@ def _to_csv(table: Mapping[str, Sequence[str]]) -> bytes:
 
 
 def _to_parquet(table: Mapping[str, Sequence[str]]) -> bytes:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow_or(_CURE)
     columns = {name: arrow.array(*_typed(values, arrow)) for name, values in table.items()}
     out = io.BytesIO()
     parquet.write_table(arrow.table(columns), out)

@@ -265,6 +265,11 @@ def _dropped(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
     return jnp.where(kept, x / (1 - share), 0.0)
 
 
+def by_model(helpers: Sequence[Row]) -> list[Row]:
+    """What one codec made is one source, however many the originals are of."""
+    return [dataclasses.replace(row, source=row.model or row.source) for row in helpers]
+
+
 def row_weights(rows: Sequence[Row], source_power: float) -> np.ndarray:
     """What a row counts: both labels alike, within one a source by its size to `source_power`."""
     count = Counter((row.label, row.source) for row in rows)
@@ -427,8 +432,7 @@ def run(args: argparse.Namespace) -> int:
     if helpers:
         helpers, more = prepare_shown(helpers, cache, max_bad=0.05, jobs=cpu_count(), tell=say)
         failures = [*failures, *more]
-        # What one codec made is one source, however many the originals are of.
-        helpers = [dataclasses.replace(row, source=row.model or row.source) for row in helpers]
+        helpers = by_model(helpers)
     counted = itertools.count(1)
     with progress(say, 0, len(rows) + len(helpers), "track") as move:
         statistics = collect(rows, cache, config, fit, lambda: move(next(counted)))
