@@ -145,6 +145,17 @@ def texture_statistics(audio: np.ndarray, magnitude: np.ndarray, config: cfg.Con
     return np.concatenate([texture.statistics(m, n, head, rate) for n, m in spectrograms])
 
 
+def texture_logit(
+    audio: np.ndarray,
+    magnitude: np.ndarray,
+    config: cfg.Config,
+    tensors: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """What the texture head adds to the CNN's logit: audio [N], its magnitude -> scalar array."""
+    assert config.texture is not None
+    return texture.logit(texture_statistics(audio, magnitude, config), config.texture, tensors)
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """Logistic function that never overflows; same shape and dtype."""
     e = np.exp(-np.abs(x))
@@ -411,10 +422,9 @@ class Network:
 
         0 where there is no such head.
         """
-        head = self.config.texture
-        if head is None:
+        if self.config.texture is None:
             return np.zeros((), audio.dtype)
-        return texture.logit(texture_statistics(audio, magnitude, self.config), head, self.tensors)
+        return texture_logit(audio, magnitude, self.config, self.tensors)
 
     def segment_views(self, audio: np.ndarray) -> np.ndarray:
         """Audio [N] -> `views` of its residual."""

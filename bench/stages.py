@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from artifactnet_jax.weights import Weights
 
 ROUNDS = 5  # of every stage
 GRAPH_STAGES = {  # scopes of the exported graph
-    **{"stft": "stft", "unet": "unet", "hpss": "hpss", "mel": "hpss", "texture": "texture"},
+    **{"stft": "stft", "unet": "unet", "hpss": "hpss", "mel": "hpss"},
     **{"channels": "cnn", "cnn": "cnn"},
 }
 
@@ -83,7 +84,8 @@ def numpy_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
 def xla_stages(weights: Weights, audio: np.ndarray, segments: int, dtype: str) -> dict[str, Any]:
     """Seconds per segment of the Flax model's stages, each compiled by itself.
 
-    In backend `xla` they are one program, which may fuse across their borders.
+    In backend `xla` they are one program, which may fuse across their borders; on a CPU a texture
+    head is NumPy's part there, on one thread here.
     """
     import jax
 
@@ -104,7 +106,10 @@ def xla_stages(weights: Weights, audio: np.ndarray, segments: int, dtype: str) -
     actions["unet"], mask = apart(model.mask, magnitude)
     actions["hpss"], views = apart(lambda mask, x: model.views(mask * x), mask, magnitude)
     if model.texture is not None:
-        actions["texture"], _ = apart(model.texture, batch, magnitude)
+        if jax.default_backend() == "cpu":
+            actions["texture"] = _host_head(weights, batch)
+        else:
+            actions["texture"], _ = apart(model.texture, batch, magnitude)
     actions["cnn"], _ = apart(lambda views: model.classify(views, dsp.loudest(views, fe)), views)
     return {
         "seconds": {name: taken / segments for name, taken in medians(actions, ROUNDS).items()},
@@ -112,11 +117,19 @@ def xla_stages(weights: Weights, audio: np.ndarray, segments: int, dtype: str) -
     }
 
 
+def _host_head(weights: Weights, audio: np.ndarray) -> Callable[[], Any]:
+    """The texture head as the CPU backends of other libraries have it, on one thread."""
+    from artifactnet_jax.backends.head import HostHead
+
+    head = HostHead(weights, ThreadPoolExecutor(1))
+    return lambda: head(audio)
+
+
 def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
     """Seconds of the stages of one segment [N] in the exported graph, from onnxruntime's profiler.
 
     One thread, as in the backend. The nodes are named by stage; what onnxruntime adds between them
-    is "other".
+    is "other". A texture head is NumPy's part.
     """
     import onnxruntime
 
@@ -127,7 +140,7 @@ def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = os.path.join(folder, "profile")
-        model = build_onnx(weights).SerializeToString()
+        model = build_onnx(weights, form="network").SerializeToString()
         session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         feed = {session.get_inputs()[0].name: audio[None].astype(np.float32)}
         for _ in range(ROUNDS + 1):
@@ -145,6 +158,9 @@ def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
             taken[stage] = taken.get(stage, 0.0) + event["dur"] / 1e6
         each.append(taken)
     seconds = {name: statistics.median(taken[name] for taken in each) for name in each[0]}
+    if weights.config.texture is not None:
+        actions = {"texture": _host_head(weights, audio[None].astype(np.float32))}
+        seconds |= medians(actions, ROUNDS)
     return {"seconds": seconds, "threads": 1}
 
 

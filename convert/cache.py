@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from artifactnet_jax.config import Config
 from artifactnet_jax.files import cache_folder, replace_file
@@ -63,19 +64,22 @@ def _kept(path: Path, write: Callable[[], None]) -> bool:
     return True
 
 
-def exported(weights: Weights, anew: bool = False) -> str | bytes:
+def exported(
+    weights: Weights, anew: bool = False, form: Literal["segment", "network"] = "segment"
+) -> str | bytes:
     """The lean graph of weights: a file in the cache, or its bytes where there is no cache.
 
     Needs `onnx` only where the file is not there yet, or is to be made anew. Raises ImportError,
     ValueError (see `export.build_onnx`).
     """
     digest = weights_digest(weights.config, weights.tensors)
-    path = cache_folder("exported") / f"{digest[:40]}-{EXPORT_REVISION}.onnx"
+    part = "" if form == "segment" else f"-{form}"
+    path = cache_folder("exported") / f"{digest[:40]}{part}-{EXPORT_REVISION}.onnx"
     if path.is_file() and not anew:
         return os.fspath(path)
     from artifactnet_jax.convert.export import build_onnx
 
-    model = build_onnx(weights).SerializeToString()
+    model = build_onnx(weights, form=form).SerializeToString()
     return os.fspath(path) if _kept(path, lambda: replace_file(path, model)) else model
 
 

@@ -50,7 +50,7 @@ from artifactnet_jax.weights import Weights
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Form = Literal["segment", "song"]
+Form = Literal["segment", "song", "network"]
 Precision = Literal["fp32", "fp16"]
 
 OPSET = 18
@@ -98,7 +98,8 @@ def build_onnx(
     "segment": `audio` float32 [batch, segment_samples] -> `p_ai` float32 [batch]. "song":
     `audio_chunks` float32 [chunks, segment_samples] of ONE song -> `p_ai` float64 [1], the
     aggregation of `config.verdict` taken in float64 (which TensorRT does not have), the top-dB
-    maximum over all chunks where `front_end.joint` says so.
+    maximum over all chunks where `front_end.joint` says so. "network": `audio` -> the CNN's `logit`
+    float32 [batch], a texture head left out, for a caller that computes it by other means.
 
     "fp16" computes the convolutions and linear layers in float16, with float16 weights, except
     those that read a network's own input, whose range float16 does not hold; front end, texture
@@ -115,8 +116,8 @@ def build_onnx(
         )
     if weights.file is not None:
         raise ValueError(f"{weights.file} has no tensors to export: name the weights file")
-    if form not in ("segment", "song"):
-        raise ValueError(f"unknown form {form!r}: use 'segment' or 'song'")
+    if form not in ("segment", "song", "network"):
+        raise ValueError(f"unknown form {form!r}: use 'segment', 'song' or 'network'")
     if precision not in ("fp32", "fp16"):
         raise ValueError(f"unknown precision {precision!r}: use 'fp32' or 'fp16'")
     import onnx
@@ -124,7 +125,7 @@ def build_onnx(
 
     config, tensors = weights.config, preset_tensors(weights.config, weights.tensors)
     fe = config.front_end
-    batch, source = ("batch", "audio") if form == "segment" else ("chunks", "audio_chunks")
+    batch, source = ("chunks", "audio_chunks") if form == "song" else ("batch", "audio")
     unet, cnn = preset_layers(config)
     plane, map_shape = (fe.n_bins, fe.n_frames), (len(fe.channels), fe.n_mels, fe.n_frames)
     half = precision == "fp16"
@@ -146,10 +147,13 @@ def build_onnx(
     with g.scope("cnn"):
         logit = _network(g, cnn, tensors, "cnn", channels, map_shape, half)
         logit = g.reshape(logit, -1)
-    if config.texture is not None:
+    if config.texture is not None and form != "network":
         with g.scope("texture"):
             logit = g.op("Add", logit, _texture(g, source, magnitude, config, tensors))
-    if form == "segment":
+    if form == "network":
+        g.op("Identity", logit, name="logit")
+        score = helper.make_tensor_value_info("logit", onnx.TensorProto.FLOAT, [batch])
+    elif form == "segment":
         g.op("Sigmoid", logit, name="p_ai")
         score = helper.make_tensor_value_info("p_ai", onnx.TensorProto.FLOAT, [batch])
     else:

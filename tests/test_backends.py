@@ -141,6 +141,27 @@ def test_stages_are_those_of_scoring(name, joint):
 
 
 @needs_jax
+def test_compiled_programs_are_kept_where_the_user_has_not_said(monkeypatch, tmp_path):
+    import jax
+
+    from artifactnet_jax.backends.xla import _keep_compiled
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for said, found in (("elsewhere", "elsewhere"), (None, f"{tmp_path}/artifactnet-jax/xla")):
+            jax.config.update("jax_compilation_cache_dir", said)
+            _keep_compiled()
+            assert jax.config.jax_compilation_cache_dir == found
+        monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+        jax.config.update("jax_compilation_cache_dir", None)
+        _keep_compiled()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+@needs_jax
 def test_xla_compiles_once_whatever_the_batch():
     import jax
 
@@ -182,8 +203,7 @@ def test_auto_takes_what_was_measured_as_fastest(monkeypatch):
     monkeypatch.setattr(
         backends.importlib.util, "find_spec", lambda name: find("json") if name in here else None
     )
-    assert backends.pick(WEIGHTS) == "numpy"
-    assert backends.pick(heavy) == "onnxruntime"
+    assert backends.pick(WEIGHTS) == backends.pick(heavy) == "onnxruntime"
     song = dataclasses.replace(heavy, config=dataclasses.replace(heavy.config, front_end=joint))
     assert backends.pick(song) == "xla"
     assert backends.pick(dataclasses.replace(heavy, tensors={}, graph={})) == "xla"
@@ -192,6 +212,7 @@ def test_auto_takes_what_was_measured_as_fastest(monkeypatch):
     assert backends.pick(WEIGHTS) == backends.pick(heavy) == "xla"
     here -= {"onnx", "jax_cuda12_plugin"}
     assert backends.pick(heavy) == "xla"
+    assert backends.pick(WEIGHTS) == "numpy"
     here -= {"jax", "flax"}
     assert backends.pick(heavy) == "numpy"
     monkeypatch.undo()

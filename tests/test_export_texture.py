@@ -202,3 +202,16 @@ def test_the_table_counts_the_head() -> None:
     tensors = {**weights.tensors, "front_end.mel": np.zeros((32, 1025), np.float32)}
     table = dict(describe(dataclasses.replace(weights, provenance=found, tensors=tensors)))
     assert table["texture head"] == f"{parameter_counts(weights.config)['texture']:,} parameters"
+
+
+def test_the_form_without_the_head_gives_the_logit_of_the_network():
+    weights, audio = make(), music()[:2]
+    session = onnxruntime.InferenceSession(build_onnx(weights, form="network").SerializeToString())
+    assert [value.name for value in session.get_outputs()] == ["logit"]
+    exact = reference.Network(weights.config, weights.tensors, np.float64)
+    expected = []
+    for row in audio.astype(np.float64):
+        views = exact.segment_views(row)
+        expected.append(exact.classify(views, reference.loudest(views, weights.config.front_end)))
+    (found,) = session.run(None, {"audio": audio})
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -100,8 +100,8 @@ def why_unavailable(name: str) -> str:
 def pick(weights: Weights) -> str:
     """What "auto" means here: the fastest of what is installed, as measured in docs/speed.md.
 
-    That is `xla` on a GPU. On a CPU it is `numpy` for light weights, which have finished before
-    others have started, and for heavy ones `onnxruntime`, then `xla`.
+    That is `xla` on a GPU. On a CPU it is `onnxruntime`; without it `numpy` for light weights, which
+    has finished before `xla` has started, and `xla` for heavy ones.
     """
     if weights.file is not None:
         return "tensorrt" if weights.file.endswith(ENGINE_SUFFIX) else "onnxruntime"
@@ -113,11 +113,10 @@ def pick(weights: Weights) -> str:
         return "xla"
     by_segment = not weights.config.front_end.joint.startswith("song")
     ready = not why_unavailable("onnxruntime") and importlib.util.find_spec("onnx") is not None
-    if flops(weights.config)["total"] <= HEAVY_FLOPS:
-        return "numpy"
     if by_segment and ready:
         return "onnxruntime"
-    return "xla" if compiles else "numpy"
+    heavy = flops(weights.config)["total"] > HEAVY_FLOPS
+    return "xla" if compiles and heavy else "numpy"
 
 
 def load_backend(

@@ -3,7 +3,8 @@
 No jax, and `onnx` only to write the graph the first time; it is then kept in the user's cache.
 Every run has the same shape, so a score does not depend on the batch that its segment came in, bit
 for bit. On the CPU that is one segment on one thread, as many at once as there are processors:
-measured against one segment over two threads that wins (docs/speed.md).
+measured against one segment over two threads that wins (docs/speed.md). There a texture head is
+NumPy's part, unless the graph is a file that holds it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 import onnxruntime as ort
 
 from artifactnet_jax.backends import BackendError, cpu_count
+from artifactnet_jax.backends.head import HostHead
+from artifactnet_jax.reference import sigmoid
 from artifactnet_jax.results import brief
 from artifactnet_jax.weights import Weights
 
@@ -43,6 +46,8 @@ class OnnxruntimeBackend:
         self._segments = 1 if on_cpu else GPU_SEGMENTS
         self.batch_size = batch_size or (cpu_count() if on_cpu else GPU_SEGMENTS)
         self._pool = ThreadPoolExecutor(cpu_count() if on_cpu else 1)
+        apart = on_cpu and weights.config.texture is not None and weights.file is None
+        self._head = HostHead(weights, self._pool) if apart else None
         self._session = self._open(weights)
         self._input = self._session.get_inputs()[0].name
 
@@ -63,26 +68,31 @@ class OnnxruntimeBackend:
                 raise BackendError(f"{weights.file}: {brief(error)}: {cure}") from error
         # By name, because `convert` stands above the backends.
         exported = importlib.import_module("artifactnet_jax.convert.cache").exported
+        form = "segment" if self._head is None else "network"
         try:
-            return load(exported(weights))
+            return load(exported(weights, form=form))
         except ImportError as error:
             cure = "pip install onnx, or export elsewhere and give that file to --weights"
             raise BackendError(f"backend {self.name!r} needs {error.name} once: {cure}") from error
         except Exception:  # the file in the cache was damaged
-            return load(exported(weights, anew=True))
+            return load(exported(weights, anew=True, form=form))
 
     def _chunk(self, audio: np.ndarray) -> np.ndarray:
-        """Scores of at most `_segments` segments, which zeros fill up to that number."""
+        """What the graph gives for at most `_segments` segments, filled up with zeros to so many."""
         padded = audio
         if len(audio) < self._segments:
             padded = np.zeros((self._segments, audio.shape[1]), np.float32)
             padded[: len(audio)] = audio
-        return self._session.run(["p_ai"], {self._input: padded})[0][: len(audio)]
+        return self._session.run(None, {self._input: padded})[0][: len(audio)]
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         n = self._segments
         chunks = [audio[k : k + n] for k in range(0, len(audio), n)]
-        return np.concatenate(list(self._pool.map(self._chunk, chunks)))
+        out = self._pool.map(self._chunk, chunks)  # submitted now, read below
+        if self._head is None:
+            return np.concatenate(list(out))
+        added = self._head(audio)
+        return sigmoid(np.concatenate(list(out)) + added)
 
     def song(self, audio: np.ndarray) -> np.ndarray:
         """P(AI) float32 [n] of the segments [n, N] of one song, each by itself."""

@@ -5,14 +5,18 @@ recompiles whatever the length or number of files, and a segment's score cannot 
 it came in, bit for bit. (Buckets of several sizes compile to different programs, whose sums differ
 in the last bits.) On CPU one segment fills the machine, so the executable takes one and a batch is
 a loop; on a GPU it takes `GPU_SEGMENTS`. Where the maximum of the top-dB clamp is that of a whole
-song there are two such executables: one up to the views whose maxima are taken, one from there.
+song there are two such executables: one up to the views whose maxima are taken, one from there. On
+CPU a texture head is NumPy's part (`head`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 # A detector must leave room for the other users of the device; only effective before jax starts.
@@ -24,7 +28,11 @@ import numpy as np
 from flax import nnx
 
 from artifactnet_jax import dsp
+from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.backends.head import HostHead
+from artifactnet_jax.files import cache_folder
 from artifactnet_jax.model import ArtifactNet
+from artifactnet_jax.reference import sigmoid
 from artifactnet_jax.weights import Weights
 
 CPU_SEGMENTS = 1
@@ -36,13 +44,26 @@ def build_model(weights: Weights, dtype: str = "float32") -> ArtifactNet:
     model = nnx.eval_shape(
         lambda: ArtifactNet(weights.config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
     )
-    filled = [
-        (path, leaf.replace(jnp.asarray(weights.tensors[".".join(map(str, path))])))
-        for path, leaf in nnx.to_flat_state(nnx.state(model))
-    ]
+    leaves = list(nnx.to_flat_state(nnx.state(model)))
+    # All at once: an array each would compile a program for each of their shapes.
+    arrays = jax.device_put([weights.tensors[".".join(map(str, path))] for path, _ in leaves])
+    filled = [(path, leaf.replace(a)) for (path, leaf), a in zip(leaves, arrays, strict=True)]
     nnx.update(model, nnx.from_flat_state(filled))
     model.eval()
     return model
+
+
+def _keep_compiled() -> None:
+    """Keep compiled programs on disk for the next start, unless the user has said where or not to.
+
+    jax's own cache, which goes by program, compiler, flags and processor.
+    """
+    unset = jax.config.jax_compilation_cache_dir is None
+    if unset and jax.config.jax_enable_compilation_cache:
+        folder = cache_folder("xla")
+        with contextlib.suppress(OSError):  # no home: compiled anew each time, as it was
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
 
 
 class XlaBackend:
@@ -54,11 +75,17 @@ class XlaBackend:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"backend 'xla' computes in float32 or bfloat16, not {dtype}")
         self.dtype = dtype
+        _keep_compiled()
         self.device = jax.devices()[0]
         self._segments = CPU_SEGMENTS if self.device.platform == "cpu" else GPU_SEGMENTS
         self.batch_size = batch_size or self._segments
         self._stages: Callable[..., Any] | None = None
         self._front_end = weights.config.front_end
+        self._head: HostHead | None = None
+        if self.device.platform == "cpu" and weights.config.texture is not None:
+            self._head = HostHead(weights, ThreadPoolExecutor(cpu_count()))
+            network = dataclasses.replace(weights.config, texture=None)
+            weights = dataclasses.replace(weights, config=network)
         self._graph, self._state = nnx.split(build_model(weights, dtype))
         n, fe = self._segments, self._front_end
         audio = (n, fe.segment_samples)
@@ -68,7 +95,7 @@ class XlaBackend:
             self._views = self._compile(_views, audio)
             self._classify = self._compile(_classify, views, (n, 3))
         else:
-            self._run = self._compile(lambda model, audio: model(audio), audio)
+            self._run = self._compile(ArtifactNet.logit if self._head else ArtifactNet.__call__, audio)
 
     def _compile(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
         """`function` of the model and float32 arrays of these shapes, ahead of time."""
@@ -94,7 +121,9 @@ class XlaBackend:
             out = [self._classify(*part) for part in parts]
         else:
             out = [self._run(chunk) for chunk in self._chunks(audio)]
-        return np.concatenate([np.asarray(p) for p in out])[: len(audio)]
+        added = self._head and self._head(audio)  # while XLA is at work
+        values = np.concatenate([np.asarray(p) for p in out])[: len(audio)]
+        return values if added is None else sigmoid(values + added)
 
     def song(self, audio: np.ndarray) -> np.ndarray:
         """P(AI) float32 [n] of the segments [n, N] of one song, under the config's joint rule."""
@@ -115,8 +144,12 @@ class XlaBackend:
         """
         if self._stages is None:
             self._stages = self._compile(_stages, (1, len(audio)))
-        values = self._stages(np.asarray(audio, np.float32)[None])
-        return {name: np.asarray(value)[0] for name, value in values.items()}
+        batch = np.asarray(audio, np.float32)[None]
+        values = {name: np.asarray(value) for name, value in self._stages(batch).items()}
+        if self._head is not None:
+            values["logit"] = values["logit"] + self._head(batch)
+            values["score"] = sigmoid(values["logit"])
+        return {name: value[0] for name, value in values.items()}
 
 
 def _views(model: ArtifactNet, audio: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,34 @@
+"""The texture head in NumPy, beside a network that another library runs on the CPU.
+
+Measured (docs/speed.md): onnxruntime takes more than twice NumPy's time for the head, and XLA five
+sixths of its compile time. On a GPU the head stays in the program.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from artifactnet_jax.reference import stft_magnitude, texture_logit
+from artifactnet_jax.weights import Weights
+
+
+class HostHead:
+    """What the head of some weights adds, a segment per thread of `pool` and one for BLAS each."""
+
+    def __init__(self, weights: Weights, pool: ThreadPoolExecutor):
+        self._config, self._pool = weights.config, pool
+        own = {k: v for k, v in weights.tensors.items() if k.startswith("texture.")}
+        self._tensors = {name: np.asarray(value, np.float32) for name, value in own.items()}
+        self._libraries = ThreadpoolController()  # looks for BLAS once, not at every batch
+
+    def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """Audio float32 [B, N] -> what is added to the CNN's logits, float32 [B]."""
+        with self._libraries.limit(limits=1, user_api="blas"):
+            return np.array(list(self._pool.map(self._one, audio)), np.float32)
+
+    def _one(self, audio: np.ndarray) -> np.ndarray:
+        magnitude = stft_magnitude(audio, self._config.front_end)
+        return texture_logit(audio, magnitude, self._config, self._tensors)
