@@ -19,7 +19,7 @@ test: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train]' --group dev
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group trt
 	$(MAKE) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The default weights again: downloads 3.6 GB, then about 40 minutes on two cores. CLIPS is the manifest of
 # short clips of generators and codecs, which are not ours to pass on: see scripts/default_data.py.
