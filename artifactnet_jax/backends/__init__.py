@@ -100,8 +100,8 @@ def why_unavailable(name: str) -> str:
 def pick(weights: Weights) -> str:
     """What "auto" means here: the fastest of what is installed, as measured in docs/speed.md.
 
-    That is `xla` on a GPU. On a CPU it is `onnxruntime`; without it `numpy` for light weights, which
-    has finished before `xla` has started, and `xla` for heavy ones.
+    That is `xla` on a GPU. On a CPU it is `onnxruntime`; without it, `numpy` for light weights,
+    which has scored a track before `xla` has started, and `xla` for heavy ones.
     """
     if weights.file is not None:
         return "tensorrt" if weights.file.endswith(ENGINE_SUFFIX) else "onnxruntime"

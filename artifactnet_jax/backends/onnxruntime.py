@@ -78,7 +78,7 @@ class OnnxruntimeBackend:
             return load(exported(weights, anew=True, form=form))
 
     def _chunk(self, audio: np.ndarray) -> np.ndarray:
-        """What the graph gives for at most `_segments` segments, filled up with zeros to so many."""
+        """What the graph gives for at most `_segments` segments, filled up with zeros."""
         padded = audio
         if len(audio) < self._segments:
             padded = np.zeros((self._segments, audio.shape[1]), np.float32)

@@ -95,7 +95,8 @@ class XlaBackend:
             self._views = self._compile(_views, audio)
             self._classify = self._compile(_classify, views, (n, 3))
         else:
-            self._run = self._compile(ArtifactNet.logit if self._head else ArtifactNet.__call__, audio)
+            model = ArtifactNet.logit if self._head else ArtifactNet.__call__
+            self._run = self._compile(model, audio)
 
     def _compile(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
         """`function` of the model and float32 arrays of these shapes, ahead of time."""
