@@ -778,6 +778,8 @@ def _service(verb: str) -> Callable[[argparse.Namespace], int]:
     """The function behind `serve` or `token`; CommandError without its packages."""
     try:
         module = importlib.import_module("artifactnet_jax.serve.command")
+        for name in ("artifactnet_jax.serve.app", "uvicorn") if verb == "serve" else ():
+            importlib.import_module(name)
     except ModuleNotFoundError as error:
         cause = f"{verb} needs a package that is missing ({error.name})"
         raise CommandError(f'{cause}: pip install "artifactnet-jax[serve]"', NO_BACKEND) from error

@@ -136,7 +136,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
     always = (401, 403, 429, 503)
     found = {n: {"model": Problem, "description": texts[n]} for n in (*always, *statuses)}
-    return dict(sorted(found.items()))  # type: ignore[arg-type]
+    return dict(sorted(found.items()))
 
 
 def _service(request: Request) -> Service:
@@ -363,7 +363,7 @@ def get_results(
     if form == "xlsx":
         return Response(_xlsx(rows()), headers=headers, media_type=_MEDIA[form])
     if form == "jsonl":
-        lines = (row + "\n" for row in rows())
+        lines: Iterator[str] = (row + "\n" for row in rows())
     else:
         lines = itertools.chain(
             [results.to_csv(None)], (results.to_csv(json.loads(row)) for row in rows())

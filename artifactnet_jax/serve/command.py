@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError, brief
-from artifactnet_jax.serve.store import Store
+from artifactnet_jax.serve.store import Store, new_id
 
 DATABASE = "ARTIFACTNET_DATABASE"  # in the environment: a password is not in the command line then
 DRAIN_S = 10  # what a stop waits for answers under way
@@ -60,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
     database = _database(args, root)
     settings = Settings(root, database, args.quota_gb * 2**30, limits, decode, detector)
     with held, _open_store(database) as store:
+        if not store.belongs_to(_place(root)):
+            text = "the database belongs to another --root: name that, or another database"
+            raise CommandError(text, USAGE)
         if not local and not store.has_tokens():
             text = f"{args.host} can be reached from other machines: make a token first"
             raise CommandError(f"{text} (artifactnet-jax token create)", USAGE)
@@ -133,6 +137,7 @@ def _when(key: str, value: Any) -> Any:
 
 def _root(args: argparse.Namespace) -> Path:
     """The folder for everything that is kept, made if it is missing, readable by nobody else."""
+    os.umask(0o077)
     root = Path(args.root).absolute()
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -142,6 +147,14 @@ def _root(args: argparse.Namespace) -> Path:
     if not os.access(root, os.W_OK):
         raise CommandError(f"--root {root}: no permission to write there", USAGE)
     return root
+
+
+def _place(root: Path) -> str:
+    """What a root is called in its database, wherever it is moved to."""
+    path = root / "id"
+    if not path.exists():
+        replace_file(path, new_id().encode())
+    return path.read_text()
 
 
 def _database(args: argparse.Namespace, root: Path) -> str:

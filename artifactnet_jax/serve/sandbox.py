@@ -112,7 +112,12 @@ class Sandboxed:
         Only waiting counts: a process whose audio is not taken yet is not slow.
         """
         late = threading.Event()
-        watch = threading.Timer(waits[0], lambda: (late.set(), process.kill()))  # ends the pipe
+
+        def end() -> None:  # the pipe's too
+            late.set()
+            process.kill()
+
+        watch = threading.Timer(waits[0], end)
         watch.daemon = True
         began = time.monotonic()
         watch.start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -80,6 +81,7 @@ _keys = sa.Table(
     sa.Column("reply", sa.Text, nullable=False),
     sa.Column("created", sa.Float(53), nullable=False),
 )
+_places = sa.Table("places", _metadata, sa.Column("id", sa.String(32), primary_key=True))
 
 
 class StateError(Exception):
@@ -149,6 +151,14 @@ class Store:
         """Close every connection."""
         self._engine.dispose()
 
+    def belongs_to(self, place: str) -> bool:
+        """Whether the files of this database lie at `place`; the first place that asks has them."""
+        with self._engine.begin() as db:
+            ids = db.execute(sa.select(_places.c.id)).scalars().all()
+            if not ids:
+                db.execute(_places.insert().values(id=place))
+        return not ids or place in ids
+
     # Tokens
 
     def add_token(self, name: str, days: float | None) -> str:
@@ -186,10 +196,9 @@ class Store:
             return None
         with self._reading.connect() as db:
             row = db.execute(sa.select(_tokens).where(_tokens.c.id == token_id)).first()
-        valid = row is not None and row.revoked is None
-        valid = valid and (row.expires is None or time.time() < row.expires)
-        same = hmac.compare_digest(row.hash if row else "", _hash(secret))
-        return token_id if valid and same else None
+        if row is None or row.revoked is not None or (row.expires or math.inf) <= time.time():
+            return None
+        return token_id if hmac.compare_digest(row.hash, _hash(secret)) else None
 
     # Batches
 
