@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError, brief
+from artifactnet_jax.serve.limits import DecodeLimits, Limits
 from artifactnet_jax.serve.store import Store, new_id
 
 DATABASE = "ARTIFACTNET_DATABASE"  # in the environment: a password is not in the command line then
@@ -31,8 +32,7 @@ CONNECTIONS = 500
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code. CommandError: it cannot start."""
-    from artifactnet_jax.serve.sandbox import DecodeLimits
-    from artifactnet_jax.serve.service import Limits, Settings
+    from artifactnet_jax.serve.service import Settings
     from artifactnet_jax.serve.uploads import lock
 
     root = _root(args)
@@ -192,6 +192,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(socket.SOMAXCONN)
         return listener
     except (OSError, OverflowError) as error:
         text = getattr(error, "strerror", None) or str(error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -25,24 +24,19 @@ import numpy as np
 
 from artifactnet_jax.decode import AudioError, Blocks, Decoded, open_audio
 from artifactnet_jax.results import printable
+from artifactnet_jax.serve.limits import DecodeLimits
 
 MESSAGE_BYTES = 2**20  # of audio in a message, at most
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeLimits:
-    """What decoding one file may take."""
-
-    wall_s: float = 60.0  # seconds that the reader waits for the process, in all
-    memory_mb: int = 1024  # address space beyond what the interpreter has (Linux)
-    audio_s: float = 7200.0  # length of a recording
 
 
 def context() -> Any:
     """What starts processes: forks of one that has loaded the decoders and nothing else."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["soundfile", "soxr", "av", __name__])  # those that are installed
+    first = forks.Process(target=int)  # loading takes a while, which is no file's fault
+    first.start()
+    first.join()
     return forks
 
 

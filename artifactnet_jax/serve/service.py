@@ -17,26 +17,13 @@ from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 
 from artifactnet_jax.results import SOME_FAILED, CommandError, brief, printable
-from artifactnet_jax.serve.sandbox import DecodeLimits
+from artifactnet_jax.serve.limits import DecodeLimits, Limits
 from artifactnet_jax.serve.store import Store
 from artifactnet_jax.serve.uploads import Disk
 
 GRACE_S = 20.0  # what a stop waits for the files at hand
 TIDY_S = 60.0  # between removals of what has expired
 BACKOFF_S = 30.0  # most between two starts of a worker that keeps dying
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What clients may ask for."""
-
-    file_bytes: int = 200 * 2**20
-    files: int = 10_000  # in a batch
-    waiting: int = 100_000  # files in the queue
-    requests: int = 1200  # per minute, of one token or address
-    retention_s: float = 7 * 86_400.0  # of results, and of batches that were never committed
-    stall_s: float = 30.0  # without a byte of an upload
-    answer_s: float = 300.0  # what /v1/score waits for its result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
-    from artifactnet_jax.serve.sandbox import DecodeLimits
+    from artifactnet_jax.serve.limits import DecodeLimits
     from artifactnet_jax.serve.store import Store, Waiting
 
 POLL_S = 1.0  # between looks at the queue when nobody says that there is something new
@@ -43,7 +43,7 @@ def main() -> None:
 
     from artifactnet_jax.results import CommandError
     from artifactnet_jax.score import open_detector
-    from artifactnet_jax.serve.sandbox import DecodeLimits
+    from artifactnet_jax.serve.limits import DecodeLimits
     from artifactnet_jax.serve.store import Store
     from artifactnet_jax.serve.uploads import lock
 
@@ -55,9 +55,10 @@ def main() -> None:
         except CommandError as error:
             tell(error=str(error), code=error.code)
             return
+        store, limits = Store(settings["database"]), DecodeLimits(**settings["decode"])
+        worker = Worker(detector, store, root / "files", limits, tell)
         tell(ready=describe(detector))
-        store = Store(settings["database"])
-        Worker(detector, store, root / "files", DecodeLimits(**settings["decode"]), tell).run()
+        worker.run()
 
 
 def describe(detector: Detector) -> dict[str, Any]:
