@@ -238,7 +238,7 @@ def test_a_request_under_its_key_counts_once(server):
     assert server.status(batch)["files"] == 2
     assert len(os.listdir(server.root / "files")) == 2  # the copies are gone
     other = server.upload(batch, {"c.wav": clip(3)}, **{"idempotency-key": key})
-    assert (other.status_code, other.json()["error"]["kind"]) == (422, "key-reused")
+    assert (other.status_code, other.json()["error"]["kind"]) == (409, "key-reused")
     created = [
         server.client.post("/v1/batch/create", headers={"idempotency-key": "same"}).json()["id"]
         for _ in range(2)
@@ -525,3 +525,35 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
             assert "Traceback" not in server.log
     finally:
         subprocess.run(["umount", "-l", str(root)], check=True)
+
+
+SCHEMATHESIS = """
+[[operations]]
+include-path = "/v1/score"
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", 422]
+[[operations]]
+include-path = "/v1/batch/{batch}/files"
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", 404, 409, 413]
+"""
+
+
+def test_answers_are_as_documented(server, tmp_path):
+    """Schemathesis on every operation, good requests and bad; bytes that are no audio are 422."""
+    pytest.importorskip("schemathesis")
+    (tmp_path / "schemathesis.toml").write_text(SCHEMATHESIS)
+    program = Path(sys.executable).parent / "schemathesis"
+    options = ("--max-examples", "2", "--seed", "1", "--phases", "coverage,fuzzing")
+    options += ("--request-timeout", "5", "--no-shrink", "--no-color", "--workers", "2")
+    header = f"Authorization: {server.client.headers['authorization']}"
+    done = subprocess.run(
+        [program, "run", f"{server.url}/openapi.json", "-H", header, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-9000:] + done.stderr[-1000:]
+    assert "Tested: 11" in done.stdout
+    assert "Traceback" not in server.log
