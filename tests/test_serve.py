@@ -529,6 +529,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 
 SCHEMATHESIS = """
 [[operations]]
+include-path = "/v1/batch/{batch}/events"
+request-timeout = 1.0
+[[operations]]
 include-path = "/v1/score"
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", 422]
