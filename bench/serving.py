@@ -45,17 +45,15 @@ class Served:
     def start(self) -> None:
         limits = ("--rate", "1000000000", "--root", self.root, "--port", str(self.port))
         command = [sys.executable, "-m", "artifactnet_jax.cli", "serve", *limits]
-        self.process = subprocess.Popen(
-            [*command, "--backend", self.backend], stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if "serving on" in line:
-                self.port = int(line.strip().rsplit(":", 1)[1])
-                break
-        else:
-            raise RuntimeError("the server does not start: run artifactnet-jax serve to see why")
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        log, said = Path(f"{self.root}.log"), ""
+        with open(log, "wb") as file:
+            self.process = subprocess.Popen([*command, "--backend", self.backend], stderr=file)
+        while "serving on" not in said or not said.endswith("\n"):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server does not start: {said}")
+            time.sleep(PAUSE_S)
+            said = log.read_text()
+        self.port = int(said.splitlines()[-1].rsplit(":", 1)[1])
 
     def kill_worker(self) -> None:
         for tasks in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
@@ -68,7 +66,7 @@ class Served:
 
 
 class Client:
-    """One uploader with its connection."""
+    """One uploader with its connection, to be closed."""
 
     def __init__(self, served: Served):
         self._served = served
@@ -92,17 +90,24 @@ class Client:
                 if reply.status != 503:
                     raise RuntimeError(f"{method} {path}: {reply.status} {data!r}")
             except (OSError, http.client.HTTPException):
-                if self._connection is not None:
-                    self._connection.close()
-                self._connection = None
+                self.close()
             self.sent_again += 1
             time.sleep(PAUSE_S)
         raise RuntimeError(f"{method} {path}: no answer")
 
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
 
 def upload(served: Served, clips: Sequence[bytes], count: int) -> dict[str, Any]:
     """One uploader's part: a batch of `count` clips; what became of it."""
-    client = Client(served)
+    with contextlib.closing(Client(served)) as client:
+        return _upload(client, clips, count)
+
+
+def _upload(client: Client, clips: Sequence[bytes], count: int) -> dict[str, Any]:
     created = client.send("POST", "/v1/batch/create", idempotency_key=uuid.uuid4().hex)
     url = f"/v1/batch/{json.loads(created)['id']}"
     took = []
