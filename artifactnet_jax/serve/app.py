@@ -651,7 +651,7 @@ def _on_http_error(request: Request, error: Any) -> Response:
             for route in router.routes
             if isinstance(route, APIRoute) and route.matches(request.scope)[0] != Match.NONE
         ]
-        headers["allow"] = ", ".join(sorted({m for route in matching for m in route.methods}))
+        headers["allow"] = ", ".join(sorted({m for route in matching for m in route.methods or ()}))
     return _problem(error.status_code, kind, str(error.detail), headers)
 
 
@@ -690,7 +690,7 @@ class Gate:
         try:
             await self._app(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("route"), "path_format", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
             labels = self._service.metrics.requests.labels(method, route, str(status))
             labels.observe(time.perf_counter() - began)
