@@ -425,7 +425,7 @@ def test_without_tokens_only_this_machines_own_requests(tmp_path, command):
         assert (
             command("token", "create", "--root", tmp_path / "root").code == 0
         )  # from now on everybody needs one
-        assert create() in (401, 429)
+        assert create() in (401, 429)  # from now on everybody needs one
 
 
 def test_exactly_once_whatever_is_killed(tmp_path, database, command):
