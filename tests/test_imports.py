@@ -29,6 +29,8 @@ HEAVY |= {
     "grain",
     "sklearn",
     "pyarrow",
+    "fastapi",
+    "sqlalchemy",
 }
 
 # A module may import modules of lower layers, and those of its own folder in `kernels`.
@@ -42,7 +44,7 @@ LAYERS = (
     ("convert",),
     ("detector",),
     ("score", "doctor", "build"),
-    ("train",),
+    ("train", "serve"),
     ("bench",),
     ("cli",),
 )
@@ -51,7 +53,7 @@ WITH_JAX = {"dsp.py", "model.py", "xla.py"}
 WITH_JAX |= {"median_xla.py", "median_pallas.py", "texture_xla.py"}
 
 SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]
-FILES = sorted([*SCORING, *PACKAGE.glob("train/*.py")])
+FILES = sorted([*SCORING, *PACKAGE.glob("train/*.py"), *PACKAGE.glob("serve/*.py")])
 KERNEL_FILES = sorted(KERNELS.glob("*.py"))
 
 
@@ -69,7 +71,7 @@ VERBS = ("score", "convert", "export", "verify", "build", "doctor")
 VERBS += ("bench", "split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
-VERBS += ("bench accuracy", "bench throughput")
+VERBS += ("bench accuracy", "bench throughput", "serve", "token create")
 HELP = [[*verb.split(), "--help"] for verb in ("", *VERBS)]
 
 
@@ -179,7 +181,7 @@ def test_imports_point_one_way(path):
         other
         for other in imported(path)
         if LAYER.get(other, len(LAYERS)) >= LAYER[name]
-        and not name == other in ("backends", "train")
+        and not name == other in ("backends", "train", "serve")
     }
     assert not wrong
 
