@@ -20,6 +20,7 @@ CONVERT = Path(convert.__file__).parent
 HEAVY = {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "av", "soundfile", "soxr"}
 HEAVY |= {
     "tensorrt_rtx",
+    "sounddevice",
     "scipy",
     "safetensors",
     "tqdm",
@@ -42,6 +43,7 @@ LAYERS = (
     ("convert",),
     ("detector",),
     ("score", "doctor", "build"),
+    ("live",),
     ("train",),
     ("bench",),
     ("cli",),
@@ -65,7 +67,7 @@ def modules_after(code: str, cwd: Path) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-VERBS = ("score", "convert", "export", "verify", "build", "doctor")
+VERBS = ("score", "live", "convert", "export", "verify", "build", "doctor")
 VERBS += ("bench", "split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
