@@ -143,7 +143,10 @@ class Buffer:
                 self.dropped += (newest - self._next) // self.hop
                 self._next = newest
             start, end = self._next, self._next + self.size
-            samples = self._ring.take(range(start, end), mode="wrap")
+            at = start % len(self._ring)
+            samples = self._ring[at : at + self.size].copy()
+            if len(samples) < self.size:
+                samples = np.concatenate([samples, self._ring[: self.size - len(samples)]])
             while self._flaws and self._flaws[0][1] <= start:
                 self._flaws.popleft()
             flaw = self._flaws[0][2] if self._flaws and self._flaws[0][0] < end else None
