@@ -50,7 +50,7 @@ STOP_S = 0.5  # what the end waits for the reading thread
 READ_BYTES = 2**16
 ENDLESS = 2**31 - 2**16  # bytes; a WAV header that declares more was written to a pipe
 
-PCM = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
+PCM: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 _WAV = {(1, 16): "<i2", (1, 32): "<i4", (3, 32): "<f4", (3, 64): "<f8"}  # format tag, bits
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -645,6 +645,8 @@ def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
         if row["dropped"] and not said["dropped"]:
             cure = "take a longer --hop; a pipe that is faster than real time: --every-window"
             print(f"{at}  windows are dropped, computing cannot keep up: {cure}", file=sys.stderr)
+        if "error" in row and "error" not in said:
+            print(f"{at}  {row['error']['message']}: no score", file=sys.stderr, flush=True)
         if row["verdict"] != said["verdict"]:
             text = f"{at}  {row['verdict']}, median {median} of {row['n_windows']} windows"
             print(text, file=sys.stderr, flush=True)
