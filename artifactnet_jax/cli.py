@@ -264,6 +264,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _build_verb(verbs)
     _live_verb(verbs)
+    _report_verb(verbs)
     _training_verbs(verbs)
 
     bench = verbs.add_parser("bench", help="measure detectors: accuracy, throughput")
@@ -484,6 +485,30 @@ def _live_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     live.add_argument("--format", default="text", choices=("text", "jsonl"))
     live.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     live.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
+
+def _report_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = verbs.add_parser(
+        "report",
+        help="write a page for each track: verdict, sound, spectrograms",
+        description="Score tracks and write a page for each, to be read offline: verdict, score "
+        "along the song with its sound, spectrograms of input and residual, figures, origin; an "
+        "index of them; and the same as JSON. stdout has the path of the index.",
+        epilog="Exit codes: 0 all written, 1 some inputs failed (rows of the index), 2 usage, "
+        "3 a backend or package is missing, 130 interrupted.",
+    )
+    report.add_argument("paths", nargs="+", metavar="TRACK", help="file, folder or @list.txt")
+    report.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write to")
+    report.add_argument("-r", "--recursive", action="store_true", help="descend into subfolders")
+    report.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
+    report.add_argument("--backend", default="auto", choices=BACKENDS, help="as of score")
+    report.add_argument("--segments", type=_segments, metavar="all|first60|N", help="as of score")
+    report.add_argument("--aggregate", choices=("median", "rms", "mean"), help="as of score")
+    report.add_argument("--threshold", type=_threshold, metavar="T", help="as of score")
+    report.add_argument("--margin", type=_margin, metavar="M", help="as of score")
+    report.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
+    report.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    report.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 
 def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -761,6 +786,8 @@ def main(argv: list[str] | None = None) -> int:
             from artifactnet_jax.score import run
         elif args.verb == "live":
             from artifactnet_jax.live import run
+        elif args.verb == "report":
+            from artifactnet_jax.evidence import run
         elif args.verb == "bench":
             run = _benchmark(args.kind)  # type: ignore[assignment]
         elif args.verb == "build":

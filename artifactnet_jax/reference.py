@@ -180,6 +180,17 @@ def seven_channels(
     return channels(views, front_end, loudest(views, front_end))
 
 
+def effective_bandwidth(energy: np.ndarray, rate: int) -> float:
+    """Smallest upper bound in Hz with 95 % of the energy [bins, 0 Hz to rate / 2]; 0 of none.
+
+    Of a residual's energy it is the figure of the paper's appendix C.
+    """
+    total = np.cumsum(energy, dtype=np.float64)
+    if not total[-1]:
+        return 0.0
+    return float(np.searchsorted(total, 0.95 * total[-1])) * rate / 2 / (len(energy) - 1)
+
+
 def texture_statistics(
     audio: np.ndarray,
     magnitude: np.ndarray,

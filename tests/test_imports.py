@@ -21,6 +21,8 @@ HEAVY = {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "av", "soun
 HEAVY |= {
     "tensorrt_rtx",
     "sounddevice",
+    "matplotlib",
+    "PIL",
     "scipy",
     "safetensors",
     "tqdm",
@@ -43,7 +45,7 @@ LAYERS = (
     ("convert",),
     ("detector",),
     ("score", "doctor", "build"),
-    ("live",),
+    ("live", "evidence"),
     ("train",),
     ("bench",),
     ("cli",),
@@ -67,7 +69,7 @@ def modules_after(code: str, cwd: Path) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-VERBS = ("score", "live", "convert", "export", "verify", "build", "doctor")
+VERBS = ("score", "live", "report", "convert", "export", "verify", "build", "doctor")
 VERBS += ("bench", "split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
