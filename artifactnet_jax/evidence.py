@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import html
 import importlib.metadata
+import importlib.util
 import io
 import itertools
 import json
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 SCHEMA = "artifactnet-jax/report/1"
 PAGE_BYTES = 3_000_000  # of a page at most
 LOOKED = 60  # segments whose spectrograms are taken at most, evenly spaced
-COLUMNS, ROWS = 900, 192  # of a spectrogram
+COLUMNS, ROWS = 900, 192  # of a spectrogram, at most
 LEVELS, DEPTH_DB = 64, 90.0  # of its colours, and what they span below the loudest
 DRAWN = 4000  # bars of the timeline at most
 LISTED = 400  # rows of the table at most
@@ -166,7 +167,7 @@ class Look:
     """What was seen of one segment. Powers are means over frames."""
 
     start_s: float
-    pictures: dict[str, np.ndarray]  # view: power [ROWS, frames]
+    pictures: dict[str, np.ndarray]  # view: power [rows, frames]
     power: dict[str, np.ndarray]  # view: [n_bins]
     mask: tuple[np.ndarray, np.ndarray] | None  # mean and mean square over frames [n_bins]
     logits: tuple[float, float] | None  # of the network, and what the texture head adds
@@ -177,7 +178,7 @@ def look(
 ) -> Look:
     """Look at one segment [N]: at its input alone where there is no network to run."""
     if network is None:
-        views = {"input": stft_magnitude(samples, front_end)}
+        views = {"input": stft_magnitude(samples, dataclasses.replace(front_end, window="hann"))}
         mask = logits = None
     else:
         magnitude = network.magnitude(samples)
@@ -189,7 +190,8 @@ def look(
         logit = network.logit(channels(levels, front_end, loudest(levels, front_end)))
         logits = float(logit), float(network.texture(samples, magnitude))
     squares = {name: np.square(view) for name, view in views.items()}
-    edges = np.linspace(0, front_end.n_bins, ROWS + 1).astype(int)
+    rows = min(ROWS, front_end.n_bins)
+    edges = np.linspace(0, front_end.n_bins, rows + 1).astype(int)
     return Look(
         start_s,
         {
@@ -206,7 +208,8 @@ def looks(detector: Detector, verdict: Verdict, reader: SegmentReader) -> list[L
     """Look at the scored segments of a track, or at `LOOKED` of them, evenly spaced."""
     config, weights = detector.weights.config, detector.weights
     front_end, silence = config.front_end, config.verdict.silence_peak
-    network = None if not weights.tensors else Network(config, weights.tensors)
+    native = weights.graph is None and weights.file is None
+    network = Network(config, weights.tensors) if native else None
     scored = len(verdict.segments) or math.ceil(verdict.duration_s / front_end.segment_s)
     chosen = set(np.linspace(0, scored - 1, min(scored, LOOKED)).round().astype(int).tolist())
     audible = (segment for segment in reader if segment.peak > silence)
@@ -217,12 +220,10 @@ def looks(detector: Detector, verdict: Verdict, reader: SegmentReader) -> list[L
 
     from threadpoolctl import threadpool_limits
 
-    found = []
+    found: list[Look] = []
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(cpu_count()) as pool:
         while batch := list(itertools.islice(wanted, cpu_count())):
             found += pool.map(one, batch)
-        for _ in audible:  # the reader's report needs its end
-            pass
     return found
 
 
@@ -260,11 +261,11 @@ def figures(detector: Detector, seen: Sequence[Look]) -> dict[str, Any]:
 def picture(
     view: str, seen: Sequence[Look], front_end: cfg.FrontEnd, duration: float
 ) -> np.ndarray:
-    """Spectrogram over the whole track: uint8 [ROWS, COLUMNS], low frequencies first.
+    """Spectrogram over the whole track: uint8 [rows, COLUMNS], low frequencies first.
 
     0 to LEVELS - 1 from `DEPTH_DB` below the loudest up to it; LEVELS where nothing was looked at.
     """
-    out = np.full((ROWS, COLUMNS), LEVELS, np.uint8)
+    out = np.full((len(seen[0].pictures[view]), COLUMNS), LEVELS, np.uint8)
     top = max(float(one.pictures[view].max()) for one in seen)
     following = [one.start_s for one in seen[1:]] + [duration]
     for one, until in zip(seen, following, strict=True):
@@ -371,7 +372,7 @@ def make_page(
             **{name: [float(f"{v:.5g}") for v in curve] for name, curve in curves.items()},
         },
         "spectrograms": {
-            "rows": ROWS,
+            "rows": min(ROWS, front_end.n_bins),
             "columns": COLUMNS,
             "top_hz": front_end.sample_rate / 2,
             "seconds": duration,
@@ -489,7 +490,7 @@ def _curves(seen: Sequence[Look]) -> dict[str, np.ndarray]:
 
 
 def _png(image: np.ndarray) -> str:
-    """A picture [ROWS, COLUMNS], low frequencies first, as the data URI of a PNG."""
+    """A picture [rows, COLUMNS], low frequencies first, as the data URI of a PNG."""
     import matplotlib
     from PIL import Image
 
@@ -510,7 +511,7 @@ def _chart(draw: Callable[[Any], None], label: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9}
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9}
     settings |= {f"{part}.color": _INK for part in ("text", "xtick", "ytick")}
     settings |= {"axes.labelcolor": _INK, "axes.edgecolor": _INK, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):

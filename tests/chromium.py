@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
@@ -19,8 +19,8 @@ PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 class Page:
     """One page. `requests`: the URLs that it asked for; `errors`: what went wrong in it."""
 
-    def __init__(self, read: int, write: int):
-        self._read, self._write = os.fdopen(read, "rb"), os.fdopen(write, "wb", buffering=0)
+    def __init__(self, read: BinaryIO, write: BinaryIO):
+        self._read, self._write = read, write
         self._count, self._session = 0, ""
         self.requests: list[str] = []
         self.errors: list[str] = []
@@ -143,10 +143,9 @@ def chromium() -> Iterator[Page]:
         )
         os.close(to_browser)
         os.close(from_browser)
-        try:
-            yield Page(our_read, our_write)
-        finally:
-            os.close(our_write)
-            os.close(our_read)
-            process.terminate()
-            process.wait(20)
+        with os.fdopen(our_read, "rb") as read, os.fdopen(our_write, "wb", buffering=0) as write:
+            try:
+                yield Page(read, write)
+            finally:
+                process.terminate()
+                process.wait(20)
