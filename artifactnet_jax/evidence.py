@@ -27,6 +27,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from artifactnet_jax import __version__
 from artifactnet_jax import config as cfg
@@ -218,8 +219,6 @@ def looks(detector: Detector, verdict: Verdict, reader: SegmentReader) -> list[L
     def one(segment: Any) -> Look:
         return look(segment.samples, segment.start_s, front_end, network)
 
-    from threadpoolctl import threadpool_limits
-
     found: list[Look] = []
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(cpu_count()) as pool:
         while batch := list(itertools.islice(wanted, cpu_count())):
@@ -241,15 +240,15 @@ def figures(detector: Detector, seen: Sequence[Look]) -> dict[str, Any]:
     }
     masks = [one.mask for one in seen if one.mask is not None]
     pairs = [one.logits for one in seen if one.logits is not None]
-    if not masks or not pairs or not energy["residual"]:
+    if not masks or not pairs:
         return out
     mean, square = np.mean([m for m, _ in masks], axis=0), np.mean([s for _, s in masks], axis=0)
     network, texture = np.median(np.array(pairs), axis=0)
     return out | {
         "residual_bandwidth_hz": effective_bandwidth(total["residual"], rate),
         "residual_energy_fraction": energy["residual"] / energy["input"],
-        "H_energy_fraction": energy["H"] / energy["residual"],
-        "P_energy_fraction": energy["P"] / energy["residual"],
+        "H_energy_fraction": energy["H"] / (energy["residual"] or 1.0),
+        "P_energy_fraction": energy["P"] / (energy["residual"] or 1.0),
         "mean_mask": float(mean.mean()),
         "mask_spread": math.sqrt(max(0.0, float(square.mean()) - float(mean.mean()) ** 2)),
         "mask_max": detector.weights.config.unet.mask_max,
@@ -269,19 +268,19 @@ def picture(
     top = max(float(one.pictures[view].max()) for one in seen)
     following = [one.start_s for one in seen[1:]] + [duration]
     for one, until in zip(seen, following, strict=True):
-        frames = one.pictures[view].shape[1]
+        power, heard = one.pictures[view], duration - one.start_s
+        # What a segment is filled up with behind the end of the track is not drawn.
+        frames = math.ceil(power.shape[1] * min(1.0, heard / front_end.segment_s))
+        # One that ends before the next one begins is stretched.
         end = min(max(one.start_s + front_end.segment_s, until), duration)
         first, last = (int(COLUMNS * t / duration) for t in (one.start_s, end))
-        last = min(COLUMNS, max(last, first + 1))
-        width = last - first
-        # A segment that is drawn until the next one, farther than it is long, is stretched.
-        edges = np.linspace(0, frames, width + 1)
-        low = np.minimum(edges[:-1].astype(int), frames - 1)
-        if width <= frames:
-            means = np.add.reduceat(one.pictures[view], low, axis=1)
+        first, last = min(first, COLUMNS - 1), max(last, first + 1)
+        low = np.linspace(0, frames, last - first + 1)[:-1].astype(int)
+        if last - first <= frames:
+            means = np.add.reduceat(power[:, :frames], low, axis=1)
             means = means / np.diff([*low.tolist(), frames])
         else:
-            means = one.pictures[view][:, low]
+            means = power[:, low]
         with np.errstate(divide="ignore"):
             level = 1 + 10 * np.log10(means / (top or 1.0)) / DEPTH_DB
         out[:, first:last] = np.clip(LEVELS * level, 0, LEVELS - 1)
@@ -616,6 +615,7 @@ def _track_page(
         audio_note=html.escape(_audio_note(facts, duration)),
         timeline=_timeline(bars, verdict.threshold, duration),
         ticks=_ticks(duration),
+        seconds=f"{duration:.1f}",
         pictures="".join(_picture(view, image, data) for view, image in pictures.items()),
         looked=html.escape(_looked(verdict, data)),
         charts=_charts(data, curves),

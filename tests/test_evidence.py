@@ -199,6 +199,14 @@ def test_what_was_not_looked_at_is_blank_or_said():
     assert (late[:, blank:] < evidence.LEVELS).all()
 
 
+def test_what_a_track_is_filled_up_with_is_not_drawn():
+    """A track of 0.5 s in a segment of 1 s, the second half of which is zeros."""
+    one = {"input": np.array([[1.0, 1.0, 0.0, 0.0]])}
+    seen = [evidence.Look(0.0, one, {}, None, None)]
+    image = evidence.picture("input", seen, TINY.front_end, 0.5)
+    assert (image == evidence.LEVELS - 1).all()
+
+
 def weights_with(**changes: Any) -> Weights:
     config = Config("x", verdict=Rules(**changes.pop("verdict", {})))
     return Weights("x", config, {}, "0", "none", changes.pop("provenance", {}))
