@@ -399,24 +399,26 @@ def statements(weights: Weights, verdict: Verdict, facts: dict[str, Any]) -> lis
     points = dict(weights.config.verdict.operating_points)
     calibrated = any("calibration" in step for step in weights.provenance.get("history", ())[-1:])
     score = verdict.score
-    if score is not None and calibrated:
+    if score is None:
+        return ["There is no score: every segment is silent."]
+    if calibrated:
         share = "99 or more" if score >= 0.99 else f"about {max(1, round(100 * score))}"
         share = "1 or fewer" if score <= 0.01 else share
         said.append(
             f"Calibrated: of segments with such a score, {share} in 100 were AI among the "
             "recordings that these weights were calibrated on. In other music that share differs."
         )
-    elif score is not None:
+    else:
         said.append("These weights are not calibrated: the score is no probability.")
     rates = {name: int(name[3:]) for name in points if re.fullmatch(r"fpr\d+", name)}
-    passed = [name for name in rates if score is not None and score >= points[name]]
+    passed = [name for name in rates if score >= points[name]]
     if passed:
         best = min(passed, key=lambda name: rates[name])
         said.append(
             f"The score reaches {best} ({points[best]:.3f}): of the real recordings of the "
             f"calibration {rates[best]} % were called AI there."
         )
-    elif rates and score is not None:
+    elif rates:
         worst = max(rates, key=lambda name: rates[name])
         said.append(
             f"The score reaches no operating point, not even {worst} ({points[worst]:.3f})."
@@ -534,7 +536,7 @@ def _chart(draw: Callable[[Any], None], label: str) -> str:
 
 def _charts(data: dict[str, Any], curves: dict[str, np.ndarray]) -> str:
     if not curves:
-        return ""
+        return "<p>There is nothing to show.</p>"
     khz = np.arange(len(curves["input_db"])) * data["by_frequency"]["step_hz"] / 1000
     facts = data["figures"]
 
@@ -686,6 +688,8 @@ def _audio_note(facts: dict[str, Any], duration: float) -> str:
 
 def _looked(verdict: Verdict, data: dict[str, Any]) -> str:
     shown, scored = data["figures"].get("segments_looked_at", 0), len(verdict.segments)
+    if not shown:
+        return "There is nothing to show."
     if not scored or shown == scored:
         return f"Of all {shown} segments. 0 to {data['spectrograms']['top_hz'] / 1000:g} kHz."
     return (

@@ -272,6 +272,15 @@ def test_confidence_is_said_of_calibrated_weights_only():
         assert expected in evidence.statements(weights, verdict_of(0.62), {})[0]
 
 
+def test_a_silent_track_has_a_page_without_a_score(made, album):
+    number = sorted(path.name for path in album.iterdir()).index("silent.wav") + 1
+    data = data_of(made, str(number))
+    assert data["statements"] == ["There is no score: every segment is silent."]
+    assert data["spectrograms"]["uint8"] == {}
+    (page,) = made.glob(f"{number}-*.html")
+    assert "Undecided" in Reader(page).texts["span"]
+
+
 def test_limits_are_those_of_the_card():
     card = (Path(__file__).parent.parent / "MODEL_CARD.md").read_text()
     part = card.split("## Where it fails\n")[1].split("\n## ")[0]
