@@ -174,7 +174,7 @@ class SegmentReader:
         rate = self._fe.sample_rate
         with open_audio(self._source) as decoded:
             meter.rate, meter.channels = decoded.rate, decoded.channels
-            for block in _resampled(meter.watch(decoded.blocks), decoded.rate, rate):
+            for block in resampled(meter.watch(decoded.blocks), decoded.rate, rate):
                 block = np.clip(block, -1, 1)[: None if limit is None else limit - meter.out]
                 meter.out += len(block)
                 yield block
@@ -201,7 +201,7 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
     try:
         with open_audio(source) as decoded:
             meter.rate = decoded.rate
-            blocks = list(_resampled(meter.watch(decoded.blocks), decoded.rate, rate))
+            blocks = list(resampled(meter.watch(decoded.blocks), decoded.rate, rate))
             meter.end(decoded)
     except AudioError as error:
         raise AudioError(error.kind, f"{printable(name)}: {error}") from None
@@ -281,7 +281,7 @@ class Meter:
         return AudioReport(seconds, self.rate, self.channels, bandwidth, warnings)
 
 
-def _resampled(blocks: Iterator[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
+def resampled(blocks: Iterator[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
     """float32 blocks [frames, channels] at `rate` -> mono float32 blocks at `target`."""
     stream = None
     if rate != target:

@@ -73,6 +73,19 @@ def _margin(text: str) -> float:
     return value
 
 
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not seconds from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     parser = argparse.ArgumentParser(
@@ -250,6 +263,8 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
     _build_verb(verbs)
+    _live_verb(verbs)
+    _report_verb(verbs)
     _training_verbs(verbs)
 
     bench = verbs.add_parser("bench", help="measure detectors: accuracy, throughput")
@@ -411,6 +426,90 @@ def _build_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="put the weights into this engine, built with --refittable, in seconds",
     )
     build.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
+
+def _live_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    live = verbs.add_parser(
+        "live",
+        help="score a stream while it runs",
+        description="Score a stream while it runs: every hop the last 4 s, and the running median. "
+        "stderr shows it; stdout has rows with --format jsonl.",
+        epilog="Exit codes: 0 the source ended, 1 it stalled or broke off, or windows failed, "
+        "2 usage, 3 a backend or package is missing, 130 interrupted.",
+    )
+    live.add_argument(
+        "source",
+        nargs="?",
+        metavar="FILE|-",
+        help="a file, or - for WAV or raw samples on stdin: ffmpeg ... -f wav - | "
+        "artifactnet-jax live -",
+    )
+    live.add_argument(
+        "--device", metavar="NAME", help="an input: part of its name, its number, or default"
+    )
+    live.add_argument(
+        "--hop",
+        type=_seconds(0.25, 60),
+        default=1.0,
+        metavar="S",
+        help="from one window to the next, 0.25 to 60 s, rounded to whole STFT frames (1)",
+    )
+    live.add_argument(
+        "--over",
+        type=_seconds(1, 86_400),
+        default=60.0,
+        metavar="S",
+        help="what the running median and its verdict are of (60)",
+    )
+    live.add_argument(
+        "--realtime", action="store_true", help="play a file, or stdin, at its own pace"
+    )
+    live.add_argument(
+        "--every-window",
+        action="store_true",
+        help="drop no window of stdin: let it wait (a file waits anyway, unless --realtime)",
+    )
+    live.add_argument("--pcm", choices=("s16le", "f32le"), help="stdin is raw samples of this kind")
+    live.add_argument("--rate", type=_positive, metavar="HZ", help="of raw samples, or the device")
+    live.add_argument("--channels", type=_positive, metavar="N", help="of the same, interleaved")
+    live.add_argument(
+        "--timeout",
+        type=_seconds(0, 86_400),
+        default=30.0,
+        metavar="S",
+        help="end when nothing has come for so long (30; 0: never)",
+    )
+    live.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
+    live.add_argument("--backend", default="auto", choices=BACKENDS, help="as of score")
+    live.add_argument("--threshold", type=_threshold, metavar="T", help="as of score")
+    live.add_argument("--margin", type=_margin, metavar="M", help="as of score")
+    live.add_argument("--format", default="text", choices=("text", "jsonl"))
+    live.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    live.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
+
+def _report_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = verbs.add_parser(
+        "report",
+        help="write a page for each track: verdict, sound, spectrograms",
+        description="Score tracks and write a page for each, to be read offline: verdict, score "
+        "along the song with its sound, spectrograms of input and residual, figures, origin; an "
+        "index of them; and the same as JSON. stdout has the path of the index.",
+        epilog="Exit codes: 0 all written, 1 some inputs failed (rows of the index), 2 usage, "
+        "3 a backend or package is missing, 130 interrupted.",
+    )
+    report.add_argument("paths", nargs="+", metavar="TRACK", help="file, folder or @list.txt")
+    report.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write to")
+    report.add_argument("-r", "--recursive", action="store_true", help="descend into subfolders")
+    report.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
+    report.add_argument("--backend", default="auto", choices=BACKENDS, help="as of score")
+    report.add_argument("--segments", type=_segments, metavar="all|first60|N", help="as of score")
+    report.add_argument("--aggregate", choices=("median", "rms", "mean"), help="as of score")
+    report.add_argument("--threshold", type=_threshold, metavar="T", help="as of score")
+    report.add_argument("--margin", type=_margin, metavar="M", help="as of score")
+    report.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
+    report.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    report.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 
 def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -748,6 +847,10 @@ def main(argv: list[str] | None = None) -> int:
             from artifactnet_jax.convert.command import export as run
         elif args.verb == "score":
             from artifactnet_jax.score import run
+        elif args.verb == "live":
+            from artifactnet_jax.live import run
+        elif args.verb == "report":
+            from artifactnet_jax.evidence import run
         elif args.verb == "bench":
             run = _benchmark(args.kind)  # type: ignore[assignment]
         elif args.verb in ("serve", "token"):

@@ -29,22 +29,65 @@ def stft_magnitude(
     audio: np.ndarray, front_end: cfg.FrontEnd, window: np.ndarray | None = None
 ) -> np.ndarray:
     """Spectrogram: [N] -> [n_bins, n_frames]; `window` [n_fft] is that of window "given"."""
-    n_fft, hop = front_end.n_fft, front_end.hop
-    window = analysis_window(front_end) if window is None else window
+    return _magnitude(_frames(audio, front_end), front_end, window)
+
+
+class StreamStft:
+    """`stft_magnitude` for overlapping windows of one stream, the same bits.
+
+    Set `start`, the position in the stream of the window's first sample, before each window. Frames
+    that lie whole in both this window and the one before are taken over, if the windows are a
+    multiple of the hop apart; those that hold mirrored samples at an edge are of one window only.
+    """
+
+    def __init__(self) -> None:
+        self.start = 0
+        self._last: dict[cfg.FrontEnd, tuple[int, np.ndarray]] = {}
+
+    def __call__(
+        self, audio: np.ndarray, front_end: cfg.FrontEnd, window: np.ndarray | None = None
+    ) -> np.ndarray:
+        """As `stft_magnitude`, of the window at `start`; N and `window` never change."""
+        frames = _frames(audio, front_end)
+        hop, pad = front_end.hop, front_end.stft_pad
+        first = -(-pad // hop)  # frames before it, and from `end` on, reach beyond the window
+        end = (len(audio) + pad - front_end.n_fft) // hop + 1
+        start, known = self._last.get(front_end, (self.start, None))
+        shift, rest = divmod(self.start - start, hop)
+        if known is None or rest or not 0 < shift < end - first:
+            out = _magnitude(frames, front_end, window)
+        else:
+            kept = known[:, first + shift : end]
+            before = _magnitude(frames[:first], front_end, window)
+            after = _magnitude(frames[end - shift :], front_end, window)
+            out = np.concatenate([before, kept, after], axis=1)
+        self._last[front_end] = self.start, out
+        return out
+
+
+def _frames(audio: np.ndarray, front_end: cfg.FrontEnd) -> np.ndarray:
+    """Frames of a segment [n_frames, n_fft], as a view of it and its padding."""
     padded = np.pad(audio, front_end.stft_pad, mode=front_end.stft_edge)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
-    window = window.astype(audio.dtype)
-    power = np.empty((front_end.n_bins, len(frames)), audio.dtype)
-    step = max(1, FFT_SAMPLES // n_fft)
+    return np.lib.stride_tricks.sliding_window_view(padded, front_end.n_fft)[:: front_end.hop]
+
+
+def _magnitude(
+    frames: np.ndarray, front_end: cfg.FrontEnd, window: np.ndarray | None
+) -> np.ndarray:
+    """Frames [n, n_fft], each by itself -> [n_bins, n]."""
+    window = analysis_window(front_end) if window is None else window
+    window = window.astype(frames.dtype)
+    power = np.empty((front_end.n_bins, len(frames)), frames.dtype)
+    step = max(1, FFT_SAMPLES // front_end.n_fft)
     for k in range(0, len(frames), step):
-        parts = np.fft.rfft(frames[k : k + step] * window).view(audio.dtype)
+        parts = np.fft.rfft(frames[k : k + step] * window).view(frames.dtype)
         parts *= parts
         np.add(parts[:, ::2].T, parts[:, 1::2].T, out=power[:, k : k + step])
     if front_end.spectrum_eps:
-        power += audio.dtype.type(front_end.spectrum_eps)
+        power += frames.dtype.type(front_end.spectrum_eps)
     magnitude = np.sqrt(power, out=power)
     if front_end.spectrum_scale != 1:
-        magnitude *= audio.dtype.type(front_end.spectrum_scale)
+        magnitude *= frames.dtype.type(front_end.spectrum_scale)
     return power_of(magnitude, front_end.spectrum_power)
 
 
@@ -137,11 +180,27 @@ def seven_channels(
     return channels(views, front_end, loudest(views, front_end))
 
 
-def texture_statistics(audio: np.ndarray, magnitude: np.ndarray, config: cfg.Config) -> np.ndarray:
+def effective_bandwidth(energy: np.ndarray, rate: int) -> float:
+    """Smallest upper bound in Hz with 95 % of the energy [bins, 0 Hz to rate / 2]; 0 of none.
+
+    Of a residual's energy it is the figure of the paper's appendix C.
+    """
+    total = np.cumsum(energy, dtype=np.float64)
+    if not total[-1]:
+        return 0.0
+    return float(np.searchsorted(total, 0.95 * total[-1])) * rate / 2 / (len(energy) - 1)
+
+
+def texture_statistics(
+    audio: np.ndarray,
+    magnitude: np.ndarray,
+    config: cfg.Config,
+    stft: Callable[..., np.ndarray] = stft_magnitude,
+) -> np.ndarray:
     """What the texture head reads [K]: audio [N], its magnitude [n_bins, n_frames]."""
     head, rate = config.texture, config.front_end.sample_rate
     assert head is not None
-    spectrograms = texture.spectrograms(audio, magnitude, config, stft_magnitude)
+    spectrograms = texture.spectrograms(audio, magnitude, config, stft)
     return np.concatenate([texture.statistics(m, n, head, rate) for n, m in spectrograms])
 
 
@@ -150,10 +209,12 @@ def texture_logit(
     magnitude: np.ndarray,
     config: cfg.Config,
     tensors: Mapping[str, np.ndarray],
+    stft: Callable[..., np.ndarray] = stft_magnitude,
 ) -> np.ndarray:
     """What the texture head adds to the CNN's logit: audio [N], its magnitude -> scalar array."""
     assert config.texture is not None
-    return texture.logit(texture_statistics(audio, magnitude, config), config.texture, tensors)
+    statistics = texture_statistics(audio, magnitude, config, stft)
+    return texture.logit(statistics, config.texture, tensors)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -388,17 +449,26 @@ def run(
 
 
 class Network:
-    """The whole detector over a config's layers; a method per stage, as `model.ArtifactNet` has."""
+    """The whole detector over a config's layers; a method per stage, as `model.ArtifactNet` has.
 
-    def __init__(self, config: cfg.Config, tensors: Mapping[str, np.ndarray], dtype=np.float32):
-        self.config = config
+    `stft` is how spectrograms are taken: `stft_magnitude`, or a `StreamStft`.
+    """
+
+    def __init__(
+        self,
+        config: cfg.Config,
+        tensors: Mapping[str, np.ndarray],
+        dtype=np.float32,
+        stft: Callable[..., np.ndarray] = stft_magnitude,
+    ):
+        self.config, self.stft = config, stft
         self.unet, self.cnn = nets.preset_layers(config)
         self.tensors = nets.preset_tensors(config, tensors, dtype)
         self.window, self.mel = (tensors.get(f"front_end.{name}") for name in ("window", "mel"))
 
     def magnitude(self, audio: np.ndarray) -> np.ndarray:
         """Audio [N] -> magnitude [n_bins, n_frames]."""
-        return stft_magnitude(audio, self.config.front_end, self.window)
+        return self.stft(audio, self.config.front_end, self.window)
 
     def mask(self, magnitude: np.ndarray) -> np.ndarray:
         """Magnitude [n_bins, n_frames] -> mask in [0, mask_max], same shape."""
@@ -424,7 +494,7 @@ class Network:
         """
         if self.config.texture is None:
             return np.zeros((), audio.dtype)
-        return texture_logit(audio, magnitude, self.config, self.tensors)
+        return texture_logit(audio, magnitude, self.config, self.tensors, self.stft)
 
     def segment_views(self, audio: np.ndarray) -> np.ndarray:
         """Audio [N] -> `views` of its residual."""

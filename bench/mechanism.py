@@ -18,23 +18,21 @@ from threadpoolctl import threadpool_limits
 from artifactnet_jax.audio import BAND_FLOOR, SegmentReader
 from artifactnet_jax.bench.detectors import RATE, ArtifactNet
 from artifactnet_jax.config import FrontEnd
-from artifactnet_jax.reference import Network, channels, loudest, sigmoid, stft_magnitude
+from artifactnet_jax.reference import (
+    Network,
+    channels,
+    effective_bandwidth,
+    loudest,
+    sigmoid,
+    stft_magnitude,
+)
 from artifactnet_jax.results import USAGE, CommandError
 from artifactnet_jax.train.manifest import LABELS
 from artifactnet_jax.train.teachers import Teacher
 
-SHARE = 0.95  # of the energy, below the effective bandwidth
 SEGMENTS = 3  # evenly spaced ones of a track
 FLAT_MASK = 0.01  # public runner: a mask whose standard deviation is smaller is a bug
 _FRONT_END = FrontEnd()
-
-
-def effective_bandwidth(energy: np.ndarray, rate: int = RATE) -> float:
-    """Smallest upper bound in Hz with `SHARE` of the energy [bins, 0 Hz to Nyquist]; 0 of none."""
-    total = np.cumsum(energy, dtype=np.float64)
-    if not total[-1]:
-        return 0.0
-    return float(np.searchsorted(total, SHARE * total[-1])) * rate / 2 / (len(energy) - 1)
 
 
 class Mechanism:
@@ -109,9 +107,9 @@ class Mechanism:
             "mean_mask": float(np.mean([mean for mean, _ in masks])),
             "mask_spread": float(np.mean([spread for _, spread in masks])),
             "residual_energy_fraction": float(residual.sum() / whole.sum()),
-            "effective_bandwidth_hz": effective_bandwidth(residual),
-            "teacher_bandwidth_hz": effective_bandwidth(energy_of(left)),
-            "input_bandwidth_hz": effective_bandwidth(whole),
+            "effective_bandwidth_hz": effective_bandwidth(residual, RATE),
+            "teacher_bandwidth_hz": effective_bandwidth(energy_of(left), RATE),
+            "input_bandwidth_hz": effective_bandwidth(whole, RATE),
             "cutoff_hz": float(loud[-1]) * RATE / 2 / (len(whole) - 1),
             "crest_db": 20 * float(np.log10(np.abs(audio).max() / rms)),
         }

@@ -199,17 +199,17 @@ def test_regressions_by_the_public_rule():
 def test_effective_bandwidth_by_hand():
     # Ten bins from 0 to Nyquist: 9 intervals of 2450 Hz.
     energy = np.array([0, 10, 80, 5, 4, 1, 0, 0, 0, 0.0])  # 95 of 100 at bin 3
-    assert mechanism.effective_bandwidth(energy) == 3 * 2450
+    assert mechanism.effective_bandwidth(energy, RATE) == 3 * 2450
     energy[3] -= 0.01
-    assert mechanism.effective_bandwidth(energy) == 4 * 2450
-    assert mechanism.effective_bandwidth(np.zeros(5)) == 0
+    assert mechanism.effective_bandwidth(energy, RATE) == 4 * 2450
+    assert mechanism.effective_bandwidth(np.zeros(5), RATE) == 0
 
 
 def test_energy_of_a_tone_is_where_it_is():
     energy = mechanism.energy_of(tone(4000))
-    assert mechanism.effective_bandwidth(energy) == pytest.approx(4000, abs=45)
+    assert mechanism.effective_bandwidth(energy, RATE) == pytest.approx(4000, abs=45)
     # White noise has 95 % of its energy below 95 % of the band.
-    assert mechanism.effective_bandwidth(mechanism.energy_of(noise())) == pytest.approx(
+    assert mechanism.effective_bandwidth(mechanism.energy_of(noise()), RATE) == pytest.approx(
         0.95 * RATE / 2, rel=0.01
     )
     assert mechanism.energy_of(np.zeros(10, np.float32)).sum() == 0

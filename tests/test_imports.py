@@ -20,6 +20,9 @@ CONVERT = Path(convert.__file__).parent
 HEAVY = {"jax", "jaxlib", "flax", "onnx", "onnxruntime", "tensorrt", "av", "soundfile", "soxr"}
 HEAVY |= {
     "tensorrt_rtx",
+    "sounddevice",
+    "matplotlib",
+    "PIL",
     "scipy",
     "safetensors",
     "tqdm",
@@ -44,6 +47,7 @@ LAYERS = (
     ("convert",),
     ("detector",),
     ("score", "doctor", "build"),
+    ("live", "evidence"),
     ("train", "serve"),
     ("bench",),
     ("cli",),
@@ -67,7 +71,7 @@ def modules_after(code: str, cwd: Path) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-VERBS = ("score", "convert", "export", "verify", "build", "doctor")
+VERBS = ("score", "live", "report", "convert", "export", "verify", "build", "doctor")
 VERBS += ("bench", "split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.reference import Network, channels, hpss, loudest, sigmoid
+from artifactnet_jax.reference import Network, StreamStft, channels, hpss, loudest, sigmoid
 from artifactnet_jax.weights import Weights
 
 
@@ -33,6 +35,27 @@ class NumpyBackend:
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         with self._libraries.limit(limits=1, user_api="blas"):
             return np.array(list(self._pool.map(self._network, audio)), np.float32)
+
+    def stream(self) -> Callable[[np.ndarray, int], float]:
+        """Scorer of the overlapping windows of one stream: (audio [N], its position) -> P(AI).
+
+        The bits of a call, sooner: the texture head runs beside the network, and STFT frames are
+        shared (`StreamStft`). One window at a time.
+        """
+        stft = StreamStft()
+        network = copy.copy(self._network)
+        network.stft = stft
+
+        def score(audio: np.ndarray, position: int) -> float:
+            stft.start = position
+            with self._libraries.limit(limits=1, user_api="blas"):
+                magnitude = network.magnitude(audio)
+                texture = self._pool.submit(network.texture, audio, magnitude)
+                views = network.views(network.mask(magnitude) * magnitude)
+                logit = network.classify(views, loudest(views, network.config.front_end))
+                return float(np.float32(sigmoid(logit + texture.result())))
+
+        return score
 
     def song(self, audio: np.ndarray) -> np.ndarray:
         """P(AI) float32 [n] of the segments [n, N] of one song, under the config's joint rule."""

@@ -1,0 +1,679 @@
+"""The verb `live`: a stream in, and while it runs a score for every window of it.
+
+A thread reads the source into a buffer of fixed size; the caller scores the windows in it. Memory
+depends neither on the length of the stream nor on how far computing falls behind: windows that a
+live source does not wait for are dropped, and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import shutil
+import stat
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from artifactnet_jax.audio import SHORT_S, resampled
+from artifactnet_jax.config import Config
+from artifactnet_jax.decode import MAX_CHANNELS, RATES, AudioError, Blocks, Decoded, open_audio
+from artifactnet_jax.results import (
+    NO_BACKEND,
+    OK,
+    SOME_FAILED,
+    USAGE,
+    CommandError,
+    aggregate,
+    brief,
+    printable,
+)
+from artifactnet_jax.score import open_detector, writer
+
+if TYPE_CHECKING:
+    from artifactnet_jax.detector import Detector
+
+SCHEMA = "artifactnet-jax/live/1"
+BLOCK_S = 0.02  # of a device, and of a file that is played in real time
+BACKLOG_S = 1.0  # windows of a burst wait as long as this, or one hop; then only the newest counts
+GUARD_S = 0.05  # on either side of a flaw that the resampler may carry it
+LATENCIES = 4096  # newest ones that the percentiles are of
+STOP_S = 0.5  # what the end waits for the reading thread
+READ_BYTES = 2**16
+ENDLESS = 2**31 - 2**16  # bytes; a WAV header that declares more was written to a pipe
+
+PCM: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
+_WAV = {(1, 16): "<i2", (1, 32): "<i4", (3, 32): "<f4", (3, 64): "<f8"}  # format tag, bits
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class Stalled(Exception):
+    """Nothing came from the source for the time that was allowed."""
+
+
+class _Closed(Exception):
+    """The consumer has gone: stop reading."""
+
+
+class Window(NamedTuple):
+    """A window of the stream, and what is known of it."""
+
+    start: int  # position of its first sample in the stream, at the detector's rate
+    samples: np.ndarray  # float32 [size] in [-1, 1]
+    arrived: float  # when the source gave its last sample, by the buffer's clock
+    flaw: str | None  # "non-finite" or "gap": it holds samples that the source did not have
+
+
+class Buffer:
+    """The last seconds of a stream, mono at the detector's rate, and the windows in them.
+
+    `fill` runs in one thread, `next` in another. size, hop: of the windows, in samples at `rate`
+    Hz. wait: the source waits until there is room, so that every window is read. Otherwise a window
+    is dropped, and counted in `dropped`, when newer ones have been complete for `BACKLOG_S`.
+    """
+
+    def __init__(
+        self,
+        rate: int,
+        size: int,
+        hop: int,
+        wait: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.rate, self.size, self.hop = rate, size, hop
+        self.source: Decoded | None = None  # once it is open
+        self.total = 0  # samples so far
+        self.dropped = 0
+        self._wait, self._clock = wait, clock
+        self._backlog = max(hop, round(BACKLOG_S * rate))
+        self._ring = np.zeros(size + self._backlog + 2 * hop, np.float32)
+        self._changed = threading.Condition()
+        self._next = 0  # start of the next window
+        self._frames = 0  # of the source so far
+        self._stamps: deque[tuple[int, float]] = deque(maxlen=2**16)  # frames so far, when
+        self._flaws: deque[tuple[int, int, str]] = deque()  # first and last position, kind
+        self._end: BaseException | None = None
+        self._ended = self._closed = False
+
+    def fill(self, source: contextlib.AbstractContextManager[Decoded]) -> None:
+        """Open a source and read it to its end; an exception is raised in `next`."""
+        end: BaseException | None = None
+        try:
+            with source as decoded:
+                self.source = decoded
+                for block in resampled(self._watch(decoded.blocks), decoded.rate, self.rate):
+                    block = np.clip(block, -1, 1)
+                    for k in range(0, len(block), self.hop):
+                        self._append(block[k : k + self.hop])
+                missing = ((decoded.frames or 0) - self._frames) / decoded.rate
+                if decoded.exact and missing > SHORT_S:
+                    text = f"it ended {missing:.1f} s before its declared length"
+                    raise AudioError("truncated", f"{text}: did what wrote it break off?")
+        except _Closed:
+            return
+        except BaseException as error:
+            end = error
+        with self._changed:
+            self._end, self._ended = end, True
+            self._changed.notify_all()
+
+    def next(self, timeout: float | None) -> Window | None:
+        """The next window; None at the end of the stream.
+
+        Raises Stalled if nothing comes for `timeout` seconds, and what ended the source.
+        """
+        with self._changed:
+            while self.total < self._next + self.size:
+                if self._ended and self._end is not None:
+                    raise self._end
+                if self._ended:
+                    return None
+                if not self._changed.wait(timeout):
+                    raise Stalled
+            newest = (self.total - self.size) // self.hop * self.hop
+            if not self._wait and newest - self._next > self._backlog:
+                self.dropped += (newest - self._next) // self.hop
+                self._next = newest
+            start, end = self._next, self._next + self.size
+            at = start % len(self._ring)
+            samples = self._ring[at : at + self.size].copy()
+            if len(samples) < self.size:
+                samples = np.concatenate([samples, self._ring[: self.size - len(samples)]])
+            while self._flaws and self._flaws[0][1] <= start:
+                self._flaws.popleft()
+            flaw = self._flaws[0][2] if self._flaws and self._flaws[0][0] < end else None
+            arrived = self._arrival(end)
+            self._next += self.hop
+            self._changed.notify_all()
+        return Window(start, samples, arrived, flaw)
+
+    def close(self) -> None:
+        """No more windows are wanted: `fill` returns as soon as the source lets it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def gap(self) -> None:
+        """Samples of the source were lost here."""
+        with self._changed:
+            self._flaw(self._frames, self._frames, "gap")
+
+    def _append(self, block: np.ndarray) -> None:
+        with self._changed:
+            while self._wait and self.total + len(block) > self._next + len(self._ring):
+                if self._closed:
+                    raise _Closed
+                self._changed.wait()
+            if self._closed:
+                raise _Closed
+            at = self.total % len(self._ring)
+            first = block[: len(self._ring) - at]
+            self._ring[at : at + len(first)] = first
+            self._ring[: len(block) - len(first)] = block[len(first) :]
+            self.total += len(block)
+            self._changed.notify_all()
+
+    def _watch(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass blocks [frames, channels] on, with the time, and with 0 for what is not finite."""
+        for block in blocks:
+            finite = np.isfinite(block)
+            with self._changed:
+                if not finite.all():
+                    bad = np.flatnonzero(~finite.all(axis=1))
+                    first, last = (self._frames + int(bad[k]) for k in (0, -1))
+                    self._flaw(first, last, "non-finite")
+                self._frames += len(block)
+                self._stamps.append((self._frames, self._clock()))
+            yield block if finite.all() else np.where(finite, block, np.float32(0))
+
+    def _flaw(self, first: int, last: int, kind: str) -> None:
+        """Keep in mind a flaw from frame `first` to `last` of the source."""
+        assert self.source is not None
+        guard = 0 if self.source.rate == self.rate else round(GUARD_S * self.rate)
+        low, high = (frame * self.rate // self.source.rate for frame in (first, last))
+        low, high = low - guard, high + guard + 1
+        # No window fits between flaws that are closer than that.
+        if self._flaws and low - self._flaws[-1][1] < self.size:
+            low, _, kind = self._flaws.pop()
+        self._flaws.append((low, high, kind))
+        while self._flaws[0][1] < self.total - len(self._ring):
+            self._flaws.popleft()
+
+    def _arrival(self, end: int) -> float:
+        """When the source gave the last of the frames before position `end`."""
+        assert self.source is not None
+        frames = min(-(-end * self.source.rate // self.rate), self._frames)
+        while self._stamps[0][0] < frames:
+            self._stamps.popleft()
+        return self._stamps[0][1]
+
+
+def hop_samples(config: Config, seconds: float) -> int:
+    """The hop nearest to `seconds` at which windows share all of their STFT frames."""
+    front_end, head = config.front_end, config.texture
+    hops = [front_end.hop, *(hop for _, hop in (head.resolutions if head else ()))]
+    grid, wanted = math.lcm(*hops), seconds * front_end.sample_rate
+    return round(wanted / grid) * grid if grid <= wanted else round(wanted)
+
+
+def scorer(detector: Detector) -> Callable[[np.ndarray, int], float]:
+    """Scorer of the windows of one stream: (audio [N], its position) -> P(AI)."""
+    backend: Any = detector.backend
+    if hasattr(backend, "stream"):
+        return backend.stream()
+    return lambda audio, _: float(backend(audio[None])[0])
+
+
+class Monitor:
+    """Judges the windows of one stream: a row for each, and the figures of all.
+
+    over: seconds that the running median is of. timed: the source does not wait, so that the time
+    from its last sample to the score means something. Memory does not grow with the stream.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        hop: int,
+        over: float,
+        timed: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        from artifactnet_jax.detector import decide
+
+        self._decide, self._detector = decide, detector
+        self._score, self._clock, self._timed = scorer(detector), clock, timed
+        self._rate = detector.weights.config.front_end.sample_rate
+        self._hop, self._over = hop, round(over * self._rate)
+        self._recent: deque[tuple[int, float]] = deque()  # position and score
+        self._latencies: deque[float] = deque(maxlen=LATENCIES)  # ms
+        self._compute: deque[float] = deque(maxlen=LATENCIES)
+        self.counts = {"scored": 0, "ai": 0, "silent": 0, "failed": 0}
+        self.median: float | None = None
+        self.verdict = "undecided"
+
+    def __call__(self, window: Window, dropped: int) -> dict[str, Any]:
+        """The row of a window."""
+        began, score, error = self._clock(), None, window.flaw
+        silence = self._detector.weights.config.verdict.silence_peak
+        silent = bool(np.abs(window.samples).max() <= silence)
+        if error is None and not silent:
+            score = self._score(window.samples, window.start)
+            if not 0.0 <= score <= 1.0:  # NaN compares false
+                score, error = None, "model"
+        ended = self._clock()
+        if score is not None:
+            self._recent.append((window.start, score))
+            self.counts["scored"] += 1
+            self.counts["ai"] += score >= self._detector.threshold
+            self._compute.append(1e3 * (ended - began))
+            self._latencies.append(1e3 * (ended - window.arrived))
+        elif error is not None:
+            self.counts["failed"] += 1
+        else:
+            self.counts["silent"] += 1
+        while self._recent and self._recent[0][0] <= window.start - self._over:
+            self._recent.popleft()
+        scores = [value for _, value in self._recent]
+        self.median = aggregate(scores, [], "median", 0.0) if scores else None
+        self.verdict = (
+            "undecided"
+            if self.median is None
+            else self._decide(self.median, self._detector.threshold, self._detector.margin)
+        )
+        row: dict[str, Any] = {
+            "schema": SCHEMA,
+            "start_sample": window.start,
+            "start_s": round(window.start / self._rate, 6),
+            "score": score,
+            "median": self.median,
+            "verdict": self.verdict,
+            "n_windows": len(scores),
+            "dropped": dropped,
+        }
+        if score is not None:
+            row["compute_ms"] = round(self._compute[-1], 1)
+            row["latency_ms"] = round(self._latencies[-1], 1) if self._timed else None
+        elif error is None:
+            row["silent"] = True
+        else:
+            row["error"] = {"kind": error, "message": _FLAWS[error]}
+        return row
+
+    def summary(self, buffer: Buffer, ended: str) -> dict[str, Any]:
+        """Figures of the whole stream, as the last row holds them."""
+
+        def spread(values: deque[float]) -> dict[str, float] | None:
+            if not values:
+                return None
+            p50, p99 = np.percentile(values, (50, 99))
+            return {"p50": round(float(p50), 1), "p99": round(float(p99), 1), "n": len(values)}
+
+        source = buffer.source
+        return {
+            "ended": ended,
+            "audio_s": round(buffer.total / self._rate, 3),
+            "window_s": buffer.size / self._rate,
+            "hop_s": round(self._hop / self._rate, 6),
+            "over_s": self._over / self._rate,
+            **self.counts,
+            "dropped": buffer.dropped,
+            "median": self.median,
+            "verdict": self.verdict,
+            "threshold": self._detector.threshold,
+            "margin": self._detector.margin,
+            "latency_ms": spread(self._latencies) if self._timed else None,
+            "compute_ms": spread(self._compute),
+            "sample_rate": source.rate if source else None,
+            "channels": source.channels if source else None,
+            "weights": self._detector.weights.summary(),
+            "backend": self._detector.backend.name,
+        }
+
+
+_FLAWS = {
+    "non-finite": "the window holds samples that are NaN or infinite",
+    "gap": "samples of the device were lost in this window",
+    "model": "the model gave a score outside [0, 1]: try other weights, and report this",
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score a stream until it ends; returns the exit code. CommandError: it broke off."""
+    name, wait = _check(args)
+    detector = open_detector(
+        args.weights,
+        args.backend,
+        threshold=args.threshold,
+        margin=args.margin,
+        batch_size=1,
+        jobs=1,
+    )
+    config = detector.weights.config
+    front_end = config.front_end
+    if front_end.joint.startswith("song") or detector.rule == "graph":
+        raise CommandError("these weights score the segments of a song together: use score", USAGE)
+    size, hop = front_end.segment_samples, hop_samples(config, args.hop)
+    # Compiling and the first touch of memory are over before the stream begins.
+    scorer(detector)(np.zeros(size, np.float32), 0)
+    buffer = Buffer(front_end.sample_rate, size, hop, wait)
+    notes: list[str] = []
+    source = _open(args, buffer.gap, notes)
+    monitor = Monitor(detector, hop, args.over, timed=not wait)
+    reader = threading.Thread(target=buffer.fill, args=(source,), name="live", daemon=True)
+    rows = writer("jsonl", None, []) if args.format == "jsonl" else contextlib.nullcontext(None)
+    with rows as write, _display(args.quiet) as show:
+        ended = "end"
+        failure: BaseException | None = None
+        reader.start()
+        try:
+            while (window := buffer.next(args.timeout or None)) is not None:
+                row = monitor(window, buffer.dropped)
+                if write:
+                    write(row)
+                show(row)
+        except Stalled:
+            text = f"{name}: nothing came for {args.timeout:g} s"
+            ended, failure = "stalled", CommandError(text, SOME_FAILED)
+        except AudioError as error:
+            ended, failure = error.kind, CommandError(f"{name}: {error}", SOME_FAILED)
+        except KeyboardInterrupt as error:
+            ended, failure = "interrupted", error
+        finally:
+            buffer.close()
+            reader.join(STOP_S)
+        summary = monitor.summary(buffer, ended) | {"notes": notes}
+        if write:
+            write({"schema": SCHEMA, "summary": summary})
+        show(None)
+        if not args.quiet and buffer.source is not None:
+            print(_sentence(summary), file=sys.stderr)
+    if failure is not None:
+        raise failure
+    if not any(monitor.counts.values()):
+        text = f"{name}: ended after {summary['audio_s']:.1f} s, before the first window of "
+        raise CommandError(f"{text}{front_end.segment_s:g} s was full: use score", SOME_FAILED)
+    return SOME_FAILED if monitor.counts["failed"] else OK
+
+
+def _check(args: argparse.Namespace) -> tuple[str, bool]:
+    """What messages call the source, and whether it waits; CommandError: options do not agree."""
+    if (args.source is None) == (args.device is None):
+        raise CommandError("live needs either a FILE or - for stdin, or --device NAME", USAGE)
+    raw = [args.rate, args.channels, args.pcm]
+    if args.device is not None:
+        if args.pcm or args.realtime or args.every_window:
+            options = "--pcm, --realtime and --every-window"
+            raise CommandError(f"{options} are not for a device: leave them out", USAGE)
+    elif args.source != "-":
+        if any(raw):
+            text = "--rate, --channels and --pcm describe raw samples on stdin"
+            raise CommandError(f"{text}: a file says itself what it holds", USAGE)
+    elif any(raw) and not all(raw):
+        text = "raw samples on stdin need all of --pcm, --rate and --channels"
+        raise CommandError(f"{text}; a WAV stream needs none of them", USAGE)
+    for option, value, (low, high) in (
+        ("--rate", args.rate, RATES),
+        ("--channels", args.channels, (1, MAX_CHANNELS)),
+    ):
+        if value is not None and not low <= value <= high:
+            raise CommandError(f"{option} {value} is outside {low} to {high}", USAGE)
+    if args.device is not None:
+        return f"device {printable(args.device)}", False
+    if args.source != "-":
+        return printable(args.source), not args.realtime
+    if sys.stdin is None:
+        raise CommandError("standard input is closed: pipe a stream to it, or name a file", USAGE)
+    file = stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode)
+    return "standard input", args.every_window or (file and not args.realtime)
+
+
+def _open(
+    args: argparse.Namespace, gap: Callable[[], None], notes: list[str]
+) -> contextlib.AbstractContextManager[Decoded]:
+    """The source, to be opened in the thread that reads it."""
+    if args.device is not None:
+        return open_device(args.device, args.rate, args.channels, gap)
+    if args.source != "-":
+        return _played(open_audio(args.source), args.realtime)
+    descriptor = sys.stdin.fileno()
+
+    def read(size: int) -> bytes:  # sys.stdin's own lock would be held where this waits
+        return os.read(descriptor, size)
+
+    kind = PCM[args.pcm] if args.pcm else None
+    return _played(open_pcm(read, notes, kind, args.rate, args.channels), args.realtime)
+
+
+@contextlib.contextmanager
+def _played(
+    source: contextlib.AbstractContextManager[Decoded], realtime: bool
+) -> Iterator[Decoded]:
+    """The same source; in real time its samples come no sooner than they would be heard."""
+
+    def blocks(decoded: Decoded) -> Blocks:
+        began, frames, size = time.monotonic(), 0, max(1, round(BLOCK_S * decoded.rate))
+        for block in decoded.blocks:
+            for k in range(0, len(block), size):
+                piece = block[k : k + size]
+                frames += len(piece)
+                time.sleep(max(0.0, began + frames / decoded.rate - time.monotonic()))
+                yield piece
+
+    with source as decoded:
+        if not realtime:
+            yield decoded
+            return
+        yield Decoded(
+            decoded.rate, decoded.channels, blocks(decoded), decoded.frames, decoded.exact
+        )
+
+
+@contextlib.contextmanager
+def open_pcm(
+    read: Callable[[int], bytes],
+    notes: list[str],
+    kind: np.dtype | None = None,
+    rate: int = 0,
+    channels: int = 0,
+) -> Iterator[Decoded]:
+    """A stream of raw samples of dtype `kind`, or of WAV, which says itself what it holds.
+
+    `read(n)` gives 1 to n bytes, as soon as there are any, and none at the end. Nothing is sought,
+    so a pipe will do, and a WAV stream may be longer than its header can tell. A torn frame at the
+    end is left out and told in `notes`. CommandError: no WAV stream, or of a kind not known here.
+    """
+
+    def exactly(size: int) -> bytes:
+        data = b""
+        while len(data) < size and (more := read(size - len(data))):
+            data += more
+        return data
+
+    head, frames = exactly(12), None
+    is_wav = head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE"
+    if kind is None and not head:
+        raise AudioError("empty", "it ended before it began: did what writes it start?")
+    if kind is not None and is_wav:
+        raise CommandError(
+            "standard input is a WAV stream: leave --pcm, --rate and --channels out", USAGE
+        )
+    if kind is None and not is_wav:
+        cure = "declare raw samples by --pcm, --rate and --channels, or send -f wav from ffmpeg"
+        raise CommandError(f"standard input is no WAV stream: {cure}", USAGE)
+    if kind is None:
+        kind, rate, channels, frames = _wav_header(exactly)
+        head = b""
+    width = kind.itemsize * channels
+
+    def blocks(data: bytes) -> Blocks:
+        left = math.inf if frames is None else frames * width
+        while True:
+            whole = len(data) // width * width
+            if whole:
+                pcm = np.frombuffer(data[:whole], kind).reshape(-1, channels)
+                yield _to_float(pcm)
+            data = data[whole:]
+            left -= whole
+            if left <= len(data) or not (more := read(READ_BYTES)):
+                break
+            data += more
+            data = data[: int(min(left, len(data)))]
+        if data:
+            notes.append(f"{len(data)} bytes at the end are no whole frame: left out")
+
+    yield Decoded(rate, channels, blocks(head), frames)
+
+
+def _to_float(pcm: np.ndarray) -> np.ndarray:
+    """Samples as float32 of full scale 1, as libsndfile scales."""
+    if pcm.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # beyond float32: infinite, a flaw
+            return pcm.astype(np.float32)
+    return pcm.astype(np.float32) / np.float32(2.0 ** (8 * pcm.dtype.itemsize - 1))
+
+
+def _wav_header(exactly: Callable[[int], bytes]) -> tuple[np.dtype, int, int, int | None]:
+    """Dtype, rate, channels and frames (None: unknown) from what follows "WAVE", up to the data."""
+    kind, rate, channels = None, 0, 0
+    while len(chunk := exactly(8)) == 8:
+        name, size = chunk[:4], struct.unpack("<I", chunk[4:])[0]
+        if name == b"data" and kind is not None:
+            frames = size // (kind.itemsize * channels)
+            return kind, rate, channels, frames if 0 < size < ENDLESS else None
+        body = exactly(size + size % 2) if size < READ_BYTES else b""
+        if name == b"data" or len(body) < size:
+            break
+        if name != b"fmt " or len(body) < 16:
+            continue
+        tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", body[:16])
+        if tag == 0xFFFE and len(body) >= 26:  # extensible: the tag begins the sub-format
+            tag = struct.unpack("<H", body[24:26])[0]
+        if (tag, bits) not in _WAV or not 0 < channels <= MAX_CHANNELS:
+            text = f"a WAV stream of format {tag} with {bits} bits and {channels} channels"
+            cure = "send 16-bit, 32-bit or float samples (ffmpeg: -c:a pcm_s16le)"
+            raise CommandError(f"{text} on standard input: {cure}", USAGE)
+        if not RATES[0] <= rate <= RATES[1]:
+            raise AudioError("sample-rate", f"a WAV header of {rate} Hz: is it damaged?")
+        kind = np.dtype(_WAV[tag, bits])
+    raise AudioError("decode", "it ended in its WAV header, or the header is damaged")
+
+
+@contextlib.contextmanager
+def open_device(
+    name: str, rate: int | None, channels: int | None, gap: Callable[[], None]
+) -> Iterator[Decoded]:
+    """An input of sounddevice (PortAudio), by number or part of its name; "default" is its own.
+
+    rate, channels: None for the device's own rate, and for two channels at most. `gap` is called
+    where the device lost samples. CommandError: no such device, or it cannot be opened.
+    """
+    try:
+        import sounddevice
+    except ImportError as error:
+        cure = 'pip install "artifactnet-jax[live]"'
+        raise CommandError(f"--device needs sounddevice: {cure}", NO_BACKEND) from error
+    except OSError as error:
+        cure = "apt install libportaudio2, or pipe: ffmpeg ... -f wav - | artifactnet-jax live -"
+        raise CommandError(f"--device needs the PortAudio library: {cure}", NO_BACKEND) from error
+    device = None if name == "default" else int(name) if name.isdigit() else name
+    try:
+        facts: Any = sounddevice.query_devices(device, "input")
+        rate = rate or int(facts["default_samplerate"])
+        channels = channels or min(2, facts["max_input_channels"])
+        stream = sounddevice.InputStream(
+            device=device, samplerate=rate, channels=channels, dtype="float32"
+        )
+    except (ValueError, sounddevice.PortAudioError) as error:
+        inputs = [d["name"] for d in sounddevice.query_devices() if d["max_input_channels"]]
+        cure = f"there are {', '.join(map(repr, inputs))}" if inputs else "there is no input at all"
+        text = f"device {printable(name)} cannot be opened ({brief(error)})"
+        raise CommandError(f"{text}: {cure}", USAGE) from error
+
+    def blocks() -> Blocks:
+        while True:
+            try:
+                block, lost = stream.read(max(1, round(BLOCK_S * rate)))
+            except sounddevice.PortAudioError as error:
+                text = f"the device stopped ({brief(error)}): is it still connected?"
+                raise AudioError("read", text) from error
+            if lost:
+                gap()
+            yield block
+
+    with stream:
+        yield Decoded(rate, channels, blocks())
+
+
+@contextlib.contextmanager
+def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
+    """A function that tells stderr of a row: one line that changes, on a terminal; else changes.
+
+    None ends the line.
+    """
+    terminal = sys.stderr.isatty()
+    bars: deque[str] = deque(maxlen=24)
+    said: dict[str, Any] = {"verdict": None, "dropped": 0}
+
+    def show(row: dict[str, Any] | None) -> None:
+        if quiet:
+            return
+        if row is None:
+            if terminal and bars:
+                print(file=sys.stderr)
+            return
+        score, median = ("-" if row[k] is None else f"{row[k]:.3f}" for k in ("score", "median"))
+        at = _clock_text(row["start_s"])
+        if terminal:
+            bars.append(" " if row["score"] is None else _BARS[min(7, int(8 * row["score"]))])
+            text = f"{at}  {row['verdict']:<9}  median {median}  now {score:>5}  {''.join(bars)}"
+            if row.get("latency_ms") is not None:
+                text += f"  {row['latency_ms']:.0f} ms"
+            if row["dropped"]:
+                text += f"  dropped {row['dropped']}"
+            text = text[: shutil.get_terminal_size().columns - 1]
+            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+            return
+        if row["dropped"] and not said["dropped"]:
+            cure = "take a longer --hop; a pipe that is faster than real time: --every-window"
+            print(f"{at}  windows are dropped, computing cannot keep up: {cure}", file=sys.stderr)
+        if "error" in row and "error" not in said:
+            print(f"{at}  {row['error']['message']}: no score", file=sys.stderr, flush=True)
+        if row["verdict"] != said["verdict"]:
+            text = f"{at}  {row['verdict']}, median {median} of {row['n_windows']} windows"
+            print(text, file=sys.stderr, flush=True)
+        said.update(row)
+
+    yield show
+
+
+def _clock_text(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    """The summary in a few lines that people read."""
+    median = "-" if summary["median"] is None else f"{summary['median']:.3f}"
+    parts = [f"{summary[key]:,} {key}" for key in ("scored", "dropped", "silent", "failed")]
+    lines = [
+        f"{_clock_text(summary['audio_s'])} of audio, windows of {summary['window_s']:g} s every "
+        f"{summary['hop_s']:.3f} s: {', '.join(parts)}",
+        f"{summary['ai']:,} of {summary['scored']:,} windows at or above "
+        f"{summary['threshold']:.4g}; at the end {summary['verdict']}, median {median}",
+    ]
+    for key, what in (
+        ("latency_ms", "from the last sample of a window, which must be full first, to its score"),
+        ("compute_ms", "to compute a score"),
+    ):
+        if spread := summary[key]:
+            lines.append(f"{what}: p50 {spread['p50']:.0f} ms, p99 {spread['p99']:.0f} ms")
+    return "\n".join([*lines, *summary["notes"]])

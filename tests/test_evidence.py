@@ -1,0 +1,416 @@
+"""The verb `report`: pages, what they show, and how they behave in a browser."""
+
+from __future__ import annotations
+
+import html.parser
+import importlib.util
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+
+pytest.importorskip("av")
+pytest.importorskip("matplotlib")
+
+from artifactnet_jax import evidence
+from artifactnet_jax.audio import read_mono
+from artifactnet_jax.config import Config
+from artifactnet_jax.config import Verdict as Rules
+from artifactnet_jax.detector import Detector
+from artifactnet_jax.reference import effective_bandwidth
+from artifactnet_jax.results import SegmentScore, Verdict
+from artifactnet_jax.weights import Weights
+from audio_files import encode, noise, write
+from chromium import PROGRAM, chromium
+from tiny_model import TINY, save_tiny
+
+RATE = 44_100
+EVIL = "<img src=x onerror=alert(1)>&\"' $title.wav"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory) -> Path:
+    """Three recordings, one with a name that means harm, and one file that is none."""
+    folder = tmp_path_factory.mktemp("album")
+    t = np.arange(9 * RATE) / RATE
+    chirp = scipy.signal.chirp(t, 200, 9, 12_000)
+    write(folder, "a chirp.wav", (8000 * chirp).astype(np.int16)[:, None])
+    (folder / "broken.flac").write_bytes(b"no audio")
+    (folder / EVIL).write_bytes(encode(noise(5), "wav"))
+    write(folder, "silent.wav", np.zeros((3 * RATE, 1), np.int16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, album, tiny) -> Path:
+    """The folder that the command has written for them."""
+    from artifactnet_jax.cli import main
+
+    folder = tmp_path_factory.mktemp("made") / "deep" / "report"
+    options = ["--weights", str(tiny), "--backend", "numpy", "-q"]
+    assert main(["report", str(album), "-o", str(folder), *options]) == 1
+    return folder
+
+
+def data_of(made: Path, start: str) -> dict[str, Any]:
+    (path,) = made.glob(f"{start}-*.json")
+    return json.loads(path.read_text())
+
+
+class Reader(html.parser.HTMLParser):
+    """Elements of a page with their attributes, and the text of some."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {}
+        self._inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts[self._inside] = self.texts.get(self._inside, "") + data
+
+
+# --- What is written ------------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_the_detector_and_failures_are_rows(made, album, tiny):
+    index = json.loads((made / "index.json").read_text())["tracks"]
+    names = sorted(path.name for path in album.iterdir())
+    assert [Path(row["path"]).name for row in index] == names
+    detector = Detector(tiny, "numpy")
+    for number, row in enumerate(index, 1):
+        if row["path"].endswith("broken.flac"):
+            assert row["error"]["kind"] == "unsupported"
+            assert not list(made.glob(f"{number}-*"))
+            continue
+        expected = json.loads(json.dumps(detector.score(row["path"]).to_dict()))
+        for each in (row, data_of(made, str(number))["result"]):
+            assert {**each, "timings": 0} == {**expected, "timings": 0}
+    text = Reader(made / "index.html").texts
+    assert "not audio in a known format" in text["td"]
+    assert len(list(made.iterdir())) == 3 * 2 + 2  # and nothing half written
+
+
+def test_names_of_files_are_text_and_nothing_else(made, album):
+    number = sorted(path.name for path in album.iterdir()).index(EVIL) + 1
+    (path,) = made.glob(f"{number}-*.html")
+    assert path.name == f"{number}-img-src-x-onerror-alert-1-title.html"
+    for page in (path, made / "index.html"):
+        seen = Reader(page)
+        kinds = [tag for tag, _ in seen.elements]
+        assert kinds.count("script") == (2 if page is path else 1)
+        for tag, attributes in seen.elements:
+            assert not any(name.startswith("on") for name in attributes)
+            if tag == "img":
+                assert str(attributes["src"]).startswith("data:image/png;base64,")
+        assert EVIL in seen.texts["h1" if page is path else "a"]
+
+
+def test_pages_hold_all_that_they_show(made):
+    for page in made.glob("*.html"):
+        assert page.stat().st_size < evidence.PAGE_BYTES
+        for tag, attributes in Reader(page).elements:
+            for name in ("src", "href", "xlink:href", "data", "action", "poster"):
+                value = attributes.get(name) or ""
+                local = value.endswith(".html") and "/" not in value and ":" not in value
+                assert not value or value.startswith(("data:", "#")) or local, (tag, value)
+        assert "@import" not in page.read_text()
+        assert "url(http" not in page.read_text()
+
+
+def test_the_same_tracks_give_the_same_pages(made, album, tiny, command, tmp_path):
+    options = ("--weights", tiny, "--backend", "numpy", "-q", "-o", tmp_path)
+    done = command("report", album / "a chirp.wav", *options)
+    assert (done.code, done.out) == (0, f"{tmp_path / 'index.html'}\n")
+    ours = (tmp_path / "1-a-chirp.html").read_bytes()
+    number = sorted(path.name for path in album.iterdir()).index("a chirp.wav") + 1
+    assert ours == (made / f"{number}-a-chirp.html").read_bytes()
+
+
+# --- What is shown --------------------------------------------------------------------------------
+
+
+def test_figures_against_the_stages_of_the_backend_and_scipy(made, album, tiny):
+    path = album / "a chirp.wav"
+    data = data_of(made, str(sorted(p.name for p in album.iterdir()).index(path.name) + 1))
+    audio = read_mono(path, RATE, "x")
+    starts = [round(segment["start_s"] * RATE) for segment in data["result"]["segments"]]
+    assert [round(one["start_s"] * RATE) for one in data["looked_at"]] == starts
+    backend: Any = Detector(tiny, "numpy").backend
+    stages = [backend.stages(audio[s : s + RATE]) for s in starts]
+    energy = {k: sum(np.square(s[k]).sum(dtype=np.float64) for s in stages) for k in ("H", "P")}
+    residual = sum(np.square(s["residual"]).sum(axis=1, dtype=np.float64) for s in stages)
+    masks = np.stack([s["mask"] for s in stages]).astype(np.float64)
+    facts = data["figures"]
+    assert facts["H_energy_fraction"] == pytest.approx(energy["H"] / residual.sum(), rel=1e-4)
+    assert facts["P_energy_fraction"] == pytest.approx(energy["P"] / residual.sum(), rel=1e-4)
+    assert facts["mean_mask"] == pytest.approx(masks.mean(), rel=1e-4)
+    assert facts["mask_spread"] == pytest.approx(masks.std(), rel=1e-2)
+    assert facts["residual_bandwidth_hz"] == effective_bandwidth(residual, RATE)
+    logits = [float(s["logit"]) for s in stages]
+    assert facts["network_logit"] == pytest.approx(np.median(logits), abs=1e-4)
+    assert facts["texture_logit"] is None  # these weights have no such head
+    hz, power = scipy.signal.welch(audio.astype(np.float64), RATE, nperseg=2048)
+    within = np.searchsorted(np.cumsum(power), 0.95 * power.sum())
+    assert facts["input_bandwidth_hz"] == pytest.approx(hz[within], abs=100)
+
+
+def test_the_picture_of_a_chirp_rises_where_the_chirp_does(made, album):
+    import base64
+
+    data = data_of(made, str(sorted(p.name for p in album.iterdir()).index("a chirp.wav") + 1))
+    facts = data["spectrograms"]
+    image = np.frombuffer(base64.b64decode(facts["uint8"]["input"]), np.uint8)
+    image = image.reshape(facts["rows"], facts["columns"])
+    t = (np.arange(facts["columns"]) + 0.5) * 9 / facts["columns"]
+    expected = 200 + (12_000 - 200) * t / 9
+    strongest = (image.argmax(axis=0) + 0.5) * facts["top_hz"] / facts["rows"]
+    assert np.abs(strongest - expected).max() < 2 * facts["top_hz"] / facts["rows"] + 100
+
+
+def test_what_was_not_looked_at_is_blank_or_said():
+    """Segments of 1 s at 0 and 5 s of 8: each is drawn until the next one, or the end."""
+    one = {"input": np.array([[1.0, 1.0], [0.0, 0.1]])}
+    seen = [evidence.Look(s, one, {}, None, None) for s in (0.0, 5.0)]
+    image = evidence.picture("input", seen, TINY.front_end, 8.0)
+    assert image.shape == (2, evidence.COLUMNS)
+    assert (image[0] == evidence.LEVELS - 1).all()
+    # 10 dB down of 90, in 64 levels; and the floor.
+    assert set(image[1].tolist()) == {0, int(64 * (1 - 10 / 90))}
+    late = evidence.picture("input", seen[1:], TINY.front_end, 8.0)
+    blank = math.floor(evidence.COLUMNS * 5 / 8)
+    assert (late[:, :blank] == evidence.LEVELS).all()
+    assert (late[:, blank:] < evidence.LEVELS).all()
+
+
+def test_what_a_track_is_filled_up_with_is_not_drawn():
+    """A track of 0.5 s in a segment of 1 s, the second half of which is zeros."""
+    one = {"input": np.array([[1.0, 1.0, 0.0, 0.0]])}
+    seen = [evidence.Look(0.0, one, {}, None, None)]
+    image = evidence.picture("input", seen, TINY.front_end, 0.5)
+    assert (image == evidence.LEVELS - 1).all()
+
+
+def weights_with(**changes: Any) -> Weights:
+    config = Config("x", verdict=Rules(**changes.pop("verdict", {})))
+    return Weights("x", config, {}, "0", "none", changes.pop("provenance", {}))
+
+
+def verdict_of(score: float, n: int = 1, **changes: Any) -> Verdict:
+    facts: dict[str, Any] = {
+        "path": "x.wav",
+        "verdict": "ai" if score >= 0.5 else "real",
+        "score": score,
+        "threshold": 0.5,
+        "segments": tuple(SegmentScore(4.0 * k, score) for k in range(n)),
+        "duration_s": 4.0 * n,
+        "sample_rate": RATE,
+        "channels": 1,
+        "weights": {"name": "x", "sha256": "0", "preset": "edge"},
+        "backend": "numpy",
+        "dtype": "float32",
+        "aggregate": "median",
+        "plan": "all",
+    }
+    return Verdict(**facts | changes)
+
+
+POINTS = {"operating_points": (("fpr1", 0.9), ("fpr5", 0.7), ("balanced", 0.4))}
+MASK = {"mean_mask": 0.25, "mask_max": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("score", "facts", "there", "not_there"),
+    [
+        (0.95, {}, ["reaches fpr1 (0.900)", "1 % were called AI"], ["fpr5", "flat", "texture"]),
+        (0.75, {}, ["reaches fpr5 (0.700)", "5 %"], ["fpr1"]),
+        (0.5, {}, ["reaches no operating point, not even fpr5 (0.700)"], ["balanced"]),
+        (0.5, {**MASK, "mask_spread": 0.02}, ["0.250 in the mean", "nearly flat"], []),
+        (0.5, {**MASK, "mask_spread": 0.2}, ["0.250 in the mean", "0.200"], ["flat"]),
+        (
+            0.5,
+            {**MASK, "mask_spread": 0.2, "network_logit": 3.0, "texture_logit": -1.0},
+            ["comes from the network", "-1.00", "+3.00"],
+            [],
+        ),
+        (
+            0.5,
+            {**MASK, "mask_spread": 0.2, "network_logit": 0.5, "texture_logit": -1.0},
+            ["comes from the texture head"],
+            [],
+        ),
+    ],
+)
+def test_statements_follow_from_the_data(score, facts, there, not_there):
+    said = " ".join(evidence.statements(weights_with(verdict=POINTS), verdict_of(score), facts))
+    assert "not calibrated" in said
+    assert all(text in said for text in there)
+    assert not any(text in said for text in not_there)
+
+
+def test_confidence_is_said_of_calibrated_weights_only():
+    calibrated = {"history": [{"phase": "texture", "calibration": {"own": 1.0}}]}
+    tuned = {"history": [*calibrated["history"], {"phase": "head"}]}
+    for provenance, expected in ((calibrated, "about 62 in 100"), (tuned, "not calibrated")):
+        weights = weights_with(provenance=provenance)
+        assert expected in evidence.statements(weights, verdict_of(0.62), {})[0]
+
+
+def test_a_silent_track_has_a_page_without_a_score(made, album):
+    number = sorted(path.name for path in album.iterdir()).index("silent.wav") + 1
+    data = data_of(made, str(number))
+    assert data["statements"] == ["There is no score: every segment is silent."]
+    assert data["spectrograms"]["uint8"] == {}
+    (page,) = made.glob(f"{number}-*.html")
+    assert "Undecided" in Reader(page).texts["span"]
+
+
+def test_limits_are_those_of_the_card():
+    card = (Path(__file__).parent.parent / "MODEL_CARD.md").read_text()
+    part = card.split("## Where it fails\n")[1].split("\n## ")[0]
+    limits = evidence.card_limits()
+    assert len(limits) == part.count("\n- ") + part.startswith("- ") > 3
+    words = " ".join(part.replace("`", "").split())
+    assert all(limit.split(":")[0] in words for limit in limits)
+    assert not any("](" in limit or "`" in limit for limit in limits)
+
+
+def test_weights_that_run_as_a_graph_show_their_input_alone():
+    audio = noise(1, channels=1)[:, 0].astype(np.float32) / 32768
+    seen = evidence.look(audio, 0.0, TINY.front_end, None)
+    assert list(seen.power) == ["input"]
+    _, _, spectrum = scipy.signal.stft(
+        audio, RATE, nperseg=2048, noverlap=1536, boundary="even", padded=False
+    )
+    expected = np.square(np.abs(spectrum)) * 1024**2
+    frames = slice(5, -5)
+    total = seen.pictures["input"][:, frames].mean()
+    assert total == pytest.approx(expected[:, frames].mean(), rel=0.03)
+    said = evidence.statements(weights_with(), verdict_of(0.5), {})
+    assert "nothing between input and score" in " ".join(said)
+
+
+# --- Sound and size -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "kbit", "rate"), [(200_000, 64, 44_100), (60_000, 32, 22_050), (24_000, 16, 16_000)]
+)
+def test_the_sound_is_the_tracks_and_fits(tmp_path, budget, kbit, rate):
+    t = np.arange(12 * RATE) / RATE
+    tone = np.where(t < 6, np.sin(2 * np.pi * 440 * t), np.sin(2 * np.pi * 880 * t))
+    path = write(tmp_path, "x.wav", np.stack([8000 * tone] * 2, axis=1).astype(np.int16))
+    data, facts = evidence.encode_audio(path, 12.0, budget)
+    assert len(data) <= budget
+    assert (facts["kbit_s"], facts["sample_rate"]) == (kbit, rate)
+    heard, at = soundfile.read(io.BytesIO(data))
+    assert (heard.ndim, at) == (1, rate)
+    assert len(heard) / at == pytest.approx(facts["seconds"], abs=0.1)
+    assert facts["shortened"] == (kbit == 16)
+    for start, hz in ((1, 440), (7, 880)):
+        part = heard[start * at : (start + 2) * at]
+        peak = np.abs(np.fft.rfft(part)).argmax() / 2
+        assert peak == pytest.approx(hz, abs=1)
+        assert np.sqrt(2) * part.std() == pytest.approx(8000 / 32768, rel=0.1)
+
+
+def test_a_page_of_a_day_stays_small_and_says_what_it_left_out(tmp_path, tiny):
+    path = write(tmp_path, "x.wav", noise(3, channels=1))
+    detector = Detector(tiny, "numpy")
+    verdict = verdict_of(0.75, 21_600, path=str(path))
+    text, data = evidence.make_page(detector, verdict, [])
+    assert len(text.encode()) < evidence.PAGE_BYTES
+    assert data["audio"]["shortened"]
+    assert data["audio"]["kbit_s"] == 16
+    assert "of 24:00:00" in text
+    assert "Of 1 of 21600 segments" in text  # of those chosen the file has but one
+    assert f"{21_600 / 6 - evidence.LISTED:,.0f} more are in the JSON file" in text
+    assert len(data["result"]["segments"]) == 21_600
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_is_said_in_one_line(command, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for arguments in (("-", "-o", tmp_path / "x"), ("a.wav", "-o", tmp_path / "file" / "x")):
+        done = command("report", *arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name)
+    )
+    done = command("report", "a.wav", "-o", tmp_path / "x")
+    assert done.code == 3
+    assert 'pip install "artifactnet-jax[report]"' in done.err
+
+
+# --- In a browser ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs chromium")
+def test_pages_in_a_browser(made, album):
+    number = sorted(path.name for path in album.iterdir()).index("a chirp.wav") + 1
+    path = made / f"{number}-a-chirp.html"
+    segments = data_of(made, str(number))["result"]["segments"]
+    with chromium() as page:
+        for each in sorted(made.glob("*.html")):
+            for width, dark in ((400, False), (1280, False), (400, True)):
+                page.open(each, width, dark=dark)
+                root = "document.documentElement"
+                assert page.run(f"{root}.scrollWidth <= {root}.clientWidth"), (each.name, width)
+                assert all(url.startswith(("file://", "data:")) for url in page.requests)
+                ground = page.run("getComputedStyle(document.body).backgroundColor")
+                assert (int(ground[4:].split(",")[0]) < 100) == dark
+        page.open(path, 1280)
+        # The first audible frame of sound is there.
+        assert page.run(
+            "new Promise((done) => { const a = document.querySelector('audio');"
+            "if (a.readyState >= 2) done(a.duration); a.oncanplay = () => done(a.duration);"
+            "a.onerror = () => done(-1); })"
+        ) == pytest.approx(9, abs=0.1)
+        time = "document.querySelector('audio').currentTime"
+        playing = "!document.querySelector('audio').paused"
+        box = page.run(
+            "(() => { const e = document.querySelector('.timeline');"
+            "e.scrollIntoView({block: 'center'});"
+            "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+        )
+        left, top, width, height = box
+        for index in (6, 2):
+            start = segments[index]["start_s"]
+            page.click(left + width * (start + 0.6) / 9, top + height / 2)
+            assert start <= page.run(time) < start + 0.6
+            assert page.run(playing)
+            shown = page.run("document.querySelector('.timeline').ariaValueText")
+            assert f"score {segments[index]['score']:.3f}" in shown
+        assert page.run("document.activeElement.className") == "plot timeline"
+        page.press(" ", 32, " ")
+        assert not page.run(playing)
+        page.press("Home", 36)
+        for _ in range(3):
+            page.press("ArrowRight", 39)
+        assert page.run(time) == pytest.approx(segments[3]["start_s"], abs=0.01)
+        page.press("Enter", 13, "\r")
+        assert page.run(playing)
+        page.run("document.querySelector('details').open = true")
+        page.run("document.querySelectorAll('td button')[5].click()")
+        assert 0 <= page.run(time) - segments[5]["start_s"] < 0.5
+        assert page.run("document.querySelectorAll('tr.now').length") == 1
+        assert page.errors == []
