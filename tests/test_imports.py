@@ -29,6 +29,7 @@ HEAVY |= {
     "grain",
     "sklearn",
     "pyarrow",
+    "ray",
 }
 
 # A module may import modules of lower layers, and those of its own folder in `kernels`.
@@ -42,6 +43,7 @@ LAYERS = (
     ("convert",),
     ("detector",),
     ("score", "doctor", "build"),
+    ("distributed",),
     ("train",),
     ("bench",),
     ("cli",),
