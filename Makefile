@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/artifactnet-jax score examples
 
 test: $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train]' --group dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train,ray]' --group dev
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group trt
 	$(MAKE) lint
 	$(BIN)/python -m pytest

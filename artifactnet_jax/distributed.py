@@ -38,7 +38,6 @@ from artifactnet_jax.score import comparable, open_detector, progress, writing
 if TYPE_CHECKING:
     from artifactnet_jax.weights import Weights
 
-TRIES = 3  # of a block whose worker dies
 BLOCK = 32  # tracks in a block at most
 BLOCKS = 8  # ... and so many blocks for each worker at least, so that they end together
 FLUSH_ROWS, FLUSH_S = 4096, 60.0  # a file is written at the latest then: what a kill may cost
@@ -167,7 +166,7 @@ def _open(path: str) -> BinaryIO:
     if "://" not in path:
         return open(path, "rb")
     filesystem, inner = _filesystem(path)
-    copy = _Copy(tempfile.TemporaryFile(buffering=0))  # type: ignore[arg-type]  # noqa: SIM115
+    copy = _Copy(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
     copy.name = path
     with filesystem.open_input_stream(inner) as remote:
         shutil.copyfileobj(remote, copy, 2**20)
@@ -214,9 +213,11 @@ class _Attempts:
 class _Scorer:
     """An actor: blocks of `path` (bytes) and `sha256` in, rows as JSON out.
 
-    No rows at all of a block that was the death of TRIES workers, or that the backend fails on; of
-    a single track that is the row of a failure.
+    No rows at all of a block that was the death of `tries` workers, or that the backend fails on;
+    of a single track that is the row of a failure.
     """
+
+    tries = 3
 
     def __init__(
         self, weights: Any, done: Any, attempts: Any, backend: str, options: Any, pool: Pool
@@ -232,7 +233,7 @@ class _Scorer:
         import ray
 
         paths = list(map(os.fsdecode, block["path"].to_pylist()))
-        if ray.get(self._attempts.begin.remote(paths[0])) > TRIES:
+        if ray.get(self._attempts.begin.remote(paths[0])) > self.tries:
             rows = self._lost(paths, "its worker died again and again", "convert it to WAV")
         else:
             try:
@@ -313,7 +314,7 @@ def connect(address: str | None = None) -> None:
     except ImportError as error:
         raise CommandError(f"--engine ray needs {error.name}: {_CURE}", NO_BACKEND) from error
     if not ray.is_initialized():
-        local = {} if address else {"include_dashboard": False}
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
         try:
             with _no_stderr():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -377,7 +378,7 @@ def score_many(
         attempts = ray.remote(num_cpus=0)(_Attempts).remote()
         paths = pyarrow.array(map(os.fsencode, rest), pyarrow.binary())
         table = pyarrow.table({"path": paths, "sha256": pyarrow.array(rest.values())})
-        data = ray.data.from_arrow([table.slice(k, size) for k in range(0, len(table), size)])
+        data: Any = ray.data.from_arrow([table.slice(k, size) for k in range(0, len(table), size)])
         data = data.map_batches(
             _Scorer,
             fn_constructor_args=(*shared, attempts, backend, dict(options or {}), settled),
@@ -395,6 +396,16 @@ def score_many(
                 row = json.loads(line)
                 del rest[row["path"]]
                 yield row
+
+
+def sizing(tracks: float, segment_s: float, segments: float, price: float) -> dict[str, float]:
+    """Core-hours of a catalogue, and their cost at `price` per core-hour in any currency.
+
+    `segment_s` is measured: processor seconds per segment of a worker with one thread, all cores of
+    the machine being at work (docs/catalogue.md). Cores for a deadline are hours over hours.
+    """
+    hours = tracks * segments * segment_s / 3600
+    return {"core_hours": hours, "cost": hours * price}
 
 
 # --- results -----------------------------------------------------------------------------------
@@ -588,7 +599,7 @@ def describe(
     import ray
 
     # A process of its own, so that its share of a GPU is free again.
-    remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(_describe)
+    remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or 0, max_calls=1)(_describe)
     common, problem, code = ray.get(remote.remote(weights, backend, dict(options), pool))
     if problem:
         raise CommandError(problem, code)
