@@ -262,6 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor", help="show versions, devices and backends, and what to install"
     )
     doctor.add_argument("--json", action="store_true", help="the same as one JSON object")
+    _serve(verbs)
     return parser
 
 
@@ -638,6 +639,68 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         verb.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 
+def _serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`serve` and `token`."""
+    serve = verbs.add_parser(
+        "serve",
+        help="a batch service over HTTP, with a page",
+        description="Score what clients upload: an HTTP API with batches, and a page. Runs until "
+        "SIGTERM or Ctrl-C.",
+        epilog="Exit codes: 0 stopped, 2 usage, 3 backend or package not available, "
+        "130 interrupted.",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    serve.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
+    serve.add_argument("--backend", default="auto", choices=BACKENDS)
+    serve.add_argument("--segments", type=_segments, metavar="all|first60|N", help="as of score")
+    serve.add_argument("--threshold", type=_threshold, metavar="T", help="as of score")
+    serve.add_argument("--margin", type=_margin, metavar="M", help="as of score")
+    serve.add_argument("--batch-size", type=_positive, metavar="B", help="segments per call")
+    serve.add_argument("--jobs", type=_positive, metavar="N", help="decoders at a time")
+    for option, default, text in (
+        ("--quota-gb", 20, "audio on disk at most, in GiB"),
+        ("--retention-hours", 168, "until results, and batches left open, are removed"),
+        ("--max-file-mb", 200, "size of a file"),
+        ("--max-minutes", 120, "length of a recording"),
+        ("--max-files", 10_000, "files in a batch"),
+        ("--max-waiting", 100_000, "files in the queue"),
+        ("--rate", 1200, "requests per minute of one token or address"),
+        ("--decode-seconds", 60, "time for decoding a file"),
+        ("--decode-memory-mb", 1024, "memory for decoding a file"),
+    ):
+        help_text = f"{text} (default: {default})"
+        serve.add_argument(option, type=_positive, default=default, metavar="N", help=help_text)
+
+    token = verbs.add_parser(
+        "token",
+        help="bearer tokens of the service",
+        description="Make, list or revoke the tokens that the service asks for.",
+        epilog="Exit codes: 0 done, 2 usage, 3 a package is missing.",
+    )
+    actions = token.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make one and print it, this one time")
+    create.add_argument("--name", default="", help="to know it by in the list")
+    create.add_argument("--days", type=_positive, metavar="N", help="valid for (default: for ever)")
+    listing = actions.add_parser("list", help="their ids, names and dates as JSON Lines")
+    revoke = actions.add_parser("revoke", help="refuse one from now on")
+    revoke.add_argument("id", help="as token list shows it")
+    for verb in (serve, create, listing, revoke):
+        verb.add_argument(
+            "--root",
+            default="artifactnet-service",
+            metavar="DIR",
+            help="folder of everything that is kept (default: artifactnet-service, here)",
+        )
+        verb.add_argument(
+            "--database",
+            metavar="URL",
+            help="such as postgresql://USER@HOST/NAME (default: $ARTIFACTNET_DATABASE, else "
+            "SQLite in the root)",
+        )
+        verb.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+
+
 def _bench_throughput(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`bench throughput`."""
     kind = kinds.add_parser(
@@ -718,6 +781,8 @@ def main(argv: list[str] | None = None) -> int:
             from artifactnet_jax.score import run
         elif args.verb == "bench":
             run = _benchmark(args.kind)  # type: ignore[assignment]
+        elif args.verb in ("serve", "token"):
+            run = _service(args.verb)  # type: ignore[assignment]
         elif args.verb == "build":
             from artifactnet_jax.build import run
         else:
@@ -738,6 +803,18 @@ def _training(verb: str) -> Callable[[argparse.Namespace], int]:
         cause = f"{verb} needs a package that is missing ({error.name})"
         raise CommandError(f'{cause}: pip install "artifactnet-jax[train]"', NO_BACKEND) from error
     return module.run
+
+
+def _service(verb: str) -> Callable[[argparse.Namespace], int]:
+    """The function behind `serve` or `token`; CommandError without its packages."""
+    try:
+        module = importlib.import_module("artifactnet_jax.serve.command")
+        for name in ("artifactnet_jax.serve.app", "uvicorn") if verb == "serve" else ():
+            importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        cause = f"{verb} needs a package that is missing ({error.name})"
+        raise CommandError(f'{cause}: pip install "artifactnet-jax[serve]"', NO_BACKEND) from error
+    return module.run if verb == "serve" else module.token
 
 
 def _benchmark(kind: str) -> Callable[[argparse.Namespace], int]:

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -33,7 +33,6 @@ _DEMUXERS = (
 )
 
 Array = tuple[np.ndarray, int]  # samples [n] or [n, channels], sample rate in Hz
-Source = str | bytes | os.PathLike[Any] | BinaryIO | Array
 
 
 class AudioError(Exception):
@@ -61,6 +60,10 @@ class Decoded:
     blocks: Blocks
     frames: int | None = None  # declared length, if the format declares one
     exact: bool = True  # whether that length can be relied upon
+
+
+Opener = Callable[[], contextlib.AbstractContextManager[Decoded]]  # decodes by itself; AudioError
+Source = str | bytes | os.PathLike[Any] | BinaryIO | Array | Opener
 
 
 class _Stream:
@@ -104,11 +107,15 @@ class _Stream:
 
 @contextlib.contextmanager
 def open_audio(source: Source) -> Iterator[Decoded]:
-    """Start decoding a source; the end of the context closes everything."""
-    stream = None
+    """Start decoding a source; the end of the context closes everything.
+
+    A source that is called gives the context itself, with decoded audio.
+    """
     with contextlib.ExitStack() as stack:
         if isinstance(source, tuple):
             decoded = _decode_array(*source)
+        elif callable(source):
+            decoded = stack.enter_context(source())
         else:
             if isinstance(source, (str, bytes, os.PathLike)):
                 _check_path(source)
@@ -134,7 +141,8 @@ def open_audio(source: Source) -> Iterator[Decoded]:
             ("channels", decoded.channels, 1, MAX_CHANNELS),
         ):
             if not low <= value <= high:
-                cure = "damaged header?" if stream else "is it [channels, n]? transpose it"
+                array = isinstance(source, tuple)
+                cure = "is it [channels, n]? transpose it" if array else "damaged header?"
                 text = f"{kind} {value} is outside {low} to {high}: {cure}"
                 raise AudioError(kind, text)
         stack.callback(decoded.blocks.close)

@@ -132,13 +132,8 @@ CSV_COLUMNS = (
 )
 
 
-def to_csv(row: dict[str, Any] | None) -> str:
-    """One CSV record with its line end (RFC 4180); None gives the header."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    if row is None:
-        writer.writerow(CSV_COLUMNS)
-        return out.getvalue()
+def to_cells(row: dict[str, Any]) -> list[Any]:
+    """What the row has in each of `CSV_COLUMNS`; None for nothing."""
     error = row.get("error", {})
     flat = {
         **row,
@@ -148,7 +143,14 @@ def to_csv(row: dict[str, Any] | None) -> str:
         "error_kind": error.get("kind", ""),
         "error": error.get("message", ""),
     }
-    writer.writerow([flat.get(column) for column in CSV_COLUMNS])  # None is written as nothing
+    return [flat.get(column) for column in CSV_COLUMNS]
+
+
+def to_csv(row: dict[str, Any] | None) -> str:
+    """One CSV record with its line end (RFC 4180); None gives the header."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS if row is None else to_cells(row))  # None is written as nothing
     return out.getvalue()
 
 
