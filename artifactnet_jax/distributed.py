@@ -598,8 +598,9 @@ def describe(
     """
     import ray
 
-    # A process of its own, so that its share of a GPU is free again.
-    remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or 0, max_calls=1)(_describe)
+    # Of a GPU a process of its own gives its share back when it ends.
+    own = {"max_calls": 1} if pool.gpus else {}
+    remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or 0, **own)(_describe)
     common, problem, code = ray.get(remote.remote(weights, backend, dict(options), pool))
     if problem:
         raise CommandError(problem, code)

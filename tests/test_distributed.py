@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from artifactnet_jax import distributed
+from artifactnet_jax.results import CommandError
 from artifactnet_jax.weights import load_weights
 from audio_files import noise, write
 
@@ -112,13 +113,6 @@ def test_a_catalogue_from_its_first_run_to_its_third(tmp_path, tracks, score, ca
     assert found["gone.wav"]["error"]["kind"] == "not-found"
     assert "gone.wav" in first.err
 
-    again = catalogue(music, "-o", out)
-    assert again.code == 2
-    assert "--resume" in again.err
-    other = catalogue(music, "-o", out, "--resume", "--threshold", 0.25)
-    assert other.code == 2
-    assert "threshold" in other.err
-
     # A name that has changed, a failure that is mended, and one that is not.
     os.rename(music / "b.wav", music / "renamed.wav")
     write(music, "broken.wav", noise(4, seed=9))
@@ -133,6 +127,39 @@ def test_a_catalogue_from_its_first_run_to_its_third(tmp_path, tracks, score, ca
     assert now["a.wav"] == found["a.wav"]
     assert now["broken.wav"]["verdict"] in ("ai", "real")
     assert now["8.flac"]["error"]["kind"] == "digest"
+
+
+def test_rows_that_cannot_be_compared_do_not_share_a_folder(tmp_path):
+    common = {"threshold": 0.5, "plan": "all"}
+    distributed.Folder(str(tmp_path / "new" / "out")).begin(common, resume=False)
+    again = distributed.Folder(f"file://{tmp_path}/new/out")
+    with pytest.raises(CommandError, match="--resume goes on"):
+        again.begin(common, resume=False)
+    with pytest.raises(CommandError, match="rows with other plan: give the same"):
+        again.begin({**common, "plan": 7}, resume=True)
+    again.begin(common, resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    with pytest.raises(CommandError, match="is not empty"):
+        distributed.Folder(str(tmp_path / "mine")).begin(common, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["a.wav"], "give -o DIR"),
+        (["a.wav", "-o", "out", "--format", "csv"], "give -o DIR, and no --format"),
+        (["-", "-o", "out"], "reads no standard input"),
+        (["gone.parquet", "-o", "out"], "gone.parquet: cannot be read"),
+        (["nothing://x", "-o", "out"], "nothing://x"),
+        (["a.wav", "-o", "out", "--weights", "gone.safetensors"], "gone.safetensors"),
+    ],
+)
+def test_usage(command, arguments, what):
+    done = command("score", "--engine", "ray", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert what in done.err
+    assert len(done.err.splitlines()) == 1
 
 
 def descendants() -> dict[int, str]:
