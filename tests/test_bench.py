@@ -1,11 +1,12 @@
 """The benchmarks run and report what they say; their speed is nobody's assertion."""
 
 import json
+import sys
 
 import pytest
 
 pytest.importorskip("jax")
-from artifactnet_jax.bench import median, training
+from artifactnet_jax.bench import median, serving, training
 
 
 def test_median(capsys):
@@ -23,3 +24,15 @@ def test_training_speed_of_a_phase():
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:3] == ["edge", "encoder", "2"]
     assert float(cells[6]) == pytest.approx(2 * float(cells[5]), abs=0.02)
+
+
+def test_load_on_the_service(capsys, monkeypatch):
+    pytest.importorskip("fastapi")
+    monkeypatch.setattr(
+        sys, "argv", ["serving", "--uploaders", "2", "--files", "2", "--seconds", "1"]
+    )
+    serving.main()
+    row = json.loads(capsys.readouterr().out)["loads"][0]
+    assert row["files"] == row["upload_s"]["n"] == 4
+    assert [row[key] for key in ("lost", "twice", "failed", "sent_again")] == [0, 0, 0, 0]
+    assert row["different_scores_of_a_clip"] == 1

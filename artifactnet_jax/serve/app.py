@@ -19,14 +19,17 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Respons
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from artifactnet_jax import __version__, results
@@ -40,6 +43,7 @@ EVENTS_S = 15.0  # between signs of life of an event stream
 EVENT_GAP_S = 0.2  # between looks for news
 ROWS = 200  # read from the database at once
 METHODS = ("GET", "HEAD", "POST", "DELETE")
+ID_PATTERN = "[0-9a-f]{32}"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 JSON_LINES = "application/jsonl"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
@@ -189,14 +193,13 @@ def _owner(
 
 Here = Annotated[Service, Depends(_service)]
 Owner = Annotated[str, Depends(_owner)]
-BatchId = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="of the batch")]
+BatchId = Annotated[str, PathParameter(pattern=f"^{ID_PATTERN}$", description="of the batch")]
 IdempotencyKey = Annotated[
-    str | None,
+    str,
     Header(
         alias="Idempotency-Key",
-        min_length=1,
         max_length=255,
-        pattern="^[!-~]+$",
+        pattern="^[!-~]*$",
         description="a request that is sent again under its key counts once",
     ),
 ]
@@ -206,9 +209,29 @@ def _body(field: str, text: str, many: bool) -> dict[str, Any]:
     """OpenAPI of a multipart body."""
     one = {"type": "string", "contentMediaType": "application/octet-stream"}
     schema = {"type": "array", "minItems": 1, "items": one} if many else one
-    form = {"type": "object", "required": [field], "properties": {field: schema}}
+    form = {
+        "type": "object",
+        "required": [field],
+        "properties": {field: schema},
+        "additionalProperties": False,
+    }
     content = {"multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "description": text, "content": content}}
+
+
+class _IdConvertor(Convertor[str]):
+    """Other paths are no batch: "create" above all."""
+
+    regex = ID_PATTERN
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("batch", _IdConvertor())
 
 
 def _busy(service: Service) -> None:
@@ -246,9 +269,9 @@ router = APIRouter()
 
 
 @router.post("/v1/batch/create", status_code=201, response_model=Batch, responses=problems(422))
-def create(owner: Owner, service: Here, key: IdempotencyKey = None) -> Any:
+def create(owner: Owner, service: Here, key: IdempotencyKey = "") -> Any:
     """Open a batch."""
-    same = None if key is None else Key(owner, "create", key, "")
+    same = None if not key else Key(owner, "create", key, "")
     batch = None if same is None else service.store.replayed(same)
     if batch is None:
         try:
@@ -261,21 +284,21 @@ def create(owner: Owner, service: Here, key: IdempotencyKey = None) -> Any:
 
 
 @router.post(
-    "/v1/batch/{batch}/files",
+    "/v1/batch/{batch:batch}/files",
     status_code=201,
     response_model=Upload,
     responses=problems(400, 404, 408, 409, 413, 415, 422, 507),
     openapi_extra=_body("files", "one part for each file, with its filename", many=True),
 )
 async def upload(
-    request: Request, batch: BatchId, owner: Owner, service: Here, key: IdempotencyKey = None
+    request: Request, batch: BatchId, owner: Owner, service: Here, key: IdempotencyKey = ""
 ) -> Response:
     """Add files to an open batch, as often as needed. All files of a request count, or none."""
     store, limits = service.store, service.limits
 
     def add(parts: Multipart) -> str:
         digest = parts.finish()
-        same = None if key is None else Key(owner, batch, key, digest)
+        same = None if not key else Key(owner, batch, key, digest)
         if same is not None and (reply := store.replayed(same)) is not None:
             return reply
         reply = Upload(files=[Uploaded(**vars(file)) for file in parts.files]).model_dump_json()
@@ -300,7 +323,9 @@ async def upload(
     return Response(reply, 201, media_type="application/json")
 
 
-@router.post("/v1/batch/{batch}/commit", response_model=Batch, responses=problems(404, 409, 422))
+@router.post(
+    "/v1/batch/{batch:batch}/commit", response_model=Batch, responses=problems(404, 409, 422)
+)
 async def commit(batch: BatchId, owner: Owner, service: Here) -> Any:
     """Have the files of a batch scored. A second time changes nothing."""
     await run_in_threadpool(_busy, service)
@@ -310,13 +335,13 @@ async def commit(batch: BatchId, owner: Owner, service: Here) -> Any:
     return await run_in_threadpool(service.store.status, owner, batch)
 
 
-@router.get("/v1/batch/{batch}", response_model=Batch, responses=problems(404, 422))
+@router.get("/v1/batch/{batch:batch}", response_model=Batch, responses=problems(404, 422))
 def status(batch: BatchId, owner: Owner, service: Here) -> Any:
     """State and counts of a batch."""
     return service.store.status(owner, batch)
 
 
-@router.delete("/v1/batch/{batch}", status_code=204, responses=problems(404, 422))
+@router.delete("/v1/batch/{batch:batch}", status_code=204, responses=problems(404, 422))
 async def delete(batch: BatchId, owner: Owner, service: Here) -> None:
     """Remove a batch: its files, its results, and what of it waits."""
     gone = await run_in_threadpool(service.store.delete, owner, batch)
@@ -329,7 +354,7 @@ _MEDIA: dict[str, str] = {"jsonl": JSON_LINES, "csv": "text/csv; charset=utf-8",
 
 
 @router.get(
-    "/v1/batch/{batch}/results",
+    "/v1/batch/{batch:batch}/results",
     response_class=Response,
     responses={
         200: {
@@ -386,14 +411,25 @@ def _xlsx(rows: Iterator[str]) -> bytes:
     return out.getvalue()
 
 
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["result", "progress", "done", "deleted"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string"},
+    },
+}
+
+
 @router.get(
-    "/v1/batch/{batch}/events",
+    "/v1/batch/{batch:batch}/events",
     response_class=StreamingResponse,
     responses={
         200: {
             "description": "`result` (a row), `progress` (the batch) and at the end `done` or "
             "`deleted`",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
         **problems(404, 422),
     },
@@ -402,11 +438,11 @@ async def events(
     batch: BatchId,
     owner: Owner,
     service: Here,
-    last: Annotated[str | None, Header(alias="Last-Event-ID", pattern="^[0-9]{1,18}$")] = None,
+    last: Annotated[int, Header(alias="Last-Event-ID", ge=0, lt=2**62)] = 0,
 ) -> Response:
     """Server-sent events: each result as it comes, those so far first, until the batch is done."""
     await run_in_threadpool(service.store.status, owner, batch)
-    stream = _events(service, owner, batch, int(last or 0))
+    stream = _events(service, owner, batch, last)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 
@@ -588,7 +624,7 @@ def _on_disk_full(_: Request, error: Any) -> Response:
 
 
 def _on_state_error(_: Request, error: Any) -> Response:
-    status = {"not-found": 404, "too-many": 413, "key-reused": 422}.get(error.kind, 409)
+    status = {"not-found": 404, "too-many": 413}.get(error.kind, 409)
     return _problem(status, error.kind, str(error))
 
 
@@ -606,9 +642,17 @@ def _on_invalid(_: Request, error: Any) -> Response:
     return _problem(422, "invalid", results.printable(f"{where}: {first['msg']}"))
 
 
-def _on_http_error(_: Request, error: Any) -> Response:
+def _on_http_error(request: Request, error: Any) -> Response:
     kind = {404: "not-found", 405: "method"}.get(error.status_code, "http")
-    return _problem(error.status_code, kind, str(error.detail), error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # of every route of this path, not the first one's alone
+        matching = [
+            route
+            for route in router.routes
+            if isinstance(route, APIRoute) and route.matches(request.scope)[0] != Match.NONE
+        ]
+        headers["allow"] = ", ".join(sorted({m for route in matching for m in route.methods or ()}))
+    return _problem(error.status_code, kind, str(error.detail), headers)
 
 
 _HANDLERS: dict[Any, Any] = {
@@ -646,7 +690,7 @@ class Gate:
         try:
             await self._app(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("route"), "path_format", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
             labels = self._service.metrics.requests.labels(method, route, str(status))
             labels.observe(time.perf_counter() - began)

@@ -81,14 +81,12 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Clear up after a kill and start the worker; CommandError when it cannot be had."""
-        await run_in_threadpool(self._clear)
-        await self._spawn()
+        """Start the worker, and clear up after a kill; CommandError when it cannot be had."""
+        await run_in_threadpool(self.store.drop_singles)
+        await self._spawn()  # from now on no worker of an earlier server runs
+        needed = await run_in_threadpool(self.store.on_disk)
+        await run_in_threadpool(self.disk.sweep, needed)
         self._tasks = [asyncio.create_task(task) for task in (self._supervise(), self._tidy())]
-
-    def _clear(self) -> None:
-        self.store.drop_singles()
-        self.disk.sweep(self.store.on_disk())
 
     def begin_stop(self) -> None:
         """Whoever waits for a batch waits no longer."""

@@ -148,7 +148,8 @@ class Worker:
         text = to_json(row | {"file": file.id})
         while True:
             try:
-                self._store.record(file, verdict, text)
+                if not self._store.record(file, verdict, text):  # deleted meanwhile
+                    return
                 break
             except DBAPIError as error:
                 self._complain(error)

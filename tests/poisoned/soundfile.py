@@ -35,6 +35,6 @@ def SoundFile(file, *arguments, **options):
         os.closerange(3, 64)  # without a word
         os._exit(0)
     elif order == b"WRITE":
-        with open(os.path.join(_here, "written"), "wb") as out:
+        with open(os.environ["POISON_WRITES"], "wb") as out:
             out.write(order)
     return _real.SoundFile(file, *arguments, **options)

@@ -335,8 +335,13 @@ function show(id) {
   byId("tracks").replaceChildren();
   setFilter("all");
   showTotals(batch, { files: 0, scored: 0, failed: 0, verdicts: { ai: 0, real: 0, undecided: 0 } });
-  for (const button of byId("downloads").querySelectorAll("button")) button.disabled = true;
+  allowWhenDone(false);
   return batch;
+}
+
+// Before that "New batch" would lose sight of one that goes on; it can be deleted.
+function allowWhenDone(done) {
+  for (const button of [...byId("downloads").querySelectorAll("button"), byId("again")]) button.disabled = !done;
 }
 
 function setProgress(value, most, text) {
@@ -355,7 +360,7 @@ function showStatus(shown, status) {
   }
   byId("batch-title").textContent = "Results";
   byId("progress").hidden = true;
-  for (const button of byId("downloads").querySelectorAll("button")) button.disabled = false;
+  allowWhenDone(true);
   const { ai, real, undecided } = status.verdicts;
   const failed = status.failed + shown.refused;
   say(`Done: ${ai} AI, ${real} real, ${undecided} undecided, ${failed} failed.`, true);
