@@ -599,9 +599,10 @@ def describe(
     import ray
 
     # Of a GPU a process of its own gives its share back when it ends.
-    own = {"max_calls": 1} if pool.gpus else {}
-    remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or 0, **own)(_describe)
-    common, problem, code = ray.get(remote.remote(weights, backend, dict(options), pool))
+    held: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus}
+    held |= {"max_calls": 1} if pool.gpus else {}
+    ask = ray.remote(**held)(_describe)
+    common, problem, code = ray.get(ask.remote(weights, backend, dict(options), pool))
     if problem:
         raise CommandError(problem, code)
     return common
