@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -128,28 +130,43 @@ def _remote(uri: str, recursive: bool) -> list[str]:
     return [
         base + info.path[len(inner.rstrip("/")) :]
         for info in sorted(inside, key=lambda info: info.path)
-        if info.is_file and os.path.splitext(info.path)[1].lower() in SUFFIXES
+        if info.is_file
+        and not info.base_name.startswith(".")
+        and os.path.splitext(info.path)[1].lower() in SUFFIXES
     ]
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
-    """pyarrow's file system of a path or URI, and the path in it; CommandError for neither."""
-    import pyarrow
+    """pyarrow's file system of a path or URI, and the path in it; CommandError for neither.
+
+    What follows the host or bucket is the name as it is: no escapes, no options.
+    """
     from pyarrow import fs
 
-    if "://" not in path:
+    found = re.match(r"([A-Za-z0-9+.-]+://[^/]*)/*(.*)", path, re.DOTALL)
+    if found is None:
         return fs.LocalFileSystem(), os.path.abspath(path)
     try:
-        try:
-            return fs.FileSystem.from_uri(path)
-        except pyarrow.ArrowInvalid:  # no scheme of its own: one of fsspec's
-            from fsspec.core import url_to_fs
-
-            filesystem, inner = url_to_fs(path)
-            return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), inner
+        filesystem, root = _store(found[1])
     except (OSError, ValueError, ImportError) as error:
         cure = "check the address; some schemes need a package of their own"
         raise CommandError(f"{path}: {brief(error)}: {cure}", USAGE) from error
+    return filesystem, f"{root.rstrip('/')}/{found[2]}".rstrip("/") or "/"
+
+
+@functools.lru_cache(maxsize=16)  # asks for a bucket's region
+def _store(uri: str) -> tuple[Any, str]:
+    """pyarrow's file system of a scheme and host or bucket, and the path of that in it."""
+    import pyarrow
+    from pyarrow import fs
+
+    try:
+        return fs.FileSystem.from_uri(f"{uri}/")
+    except pyarrow.ArrowInvalid:  # no scheme of its own: one of fsspec's
+        from fsspec.core import url_to_fs
+
+        filesystem, root = url_to_fs(uri)
+        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root
 
 
 # --- in the workers ----------------------------------------------------------------------------
@@ -619,9 +636,11 @@ def _score(
     known = folder.known()
     digests = {digest for digest, _ in known}
     renamed: dict[str, list[str]] = defaultdict(list)
-    failed = 0
+    failed = before = 0
 
     def scored_before(path: str, digest: str) -> None:
+        nonlocal before
+        before += 1
         if (digest, _utf8(path)) not in known:
             renamed[digest].append(path)
 
@@ -650,4 +669,6 @@ def _score(
                 folder.add(row)
         finally:
             folder.flush()
+    if args.resume and not args.quiet:
+        print(f"resume: {before} had been scored", file=sys.stderr)
     return SOME_FAILED if failed else OK

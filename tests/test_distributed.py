@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import shutil
@@ -40,6 +41,7 @@ def cluster():
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
+        gc.collect()  # which complains of processes that Ray leaves to it: now, not in later tests
 
 
 @pytest.fixture
@@ -118,6 +120,7 @@ def test_a_catalogue_from_its_first_run_to_its_third(tmp_path, tracks, score, ca
     write(music, "broken.wav", noise(4, seed=9))
     second = catalogue(music, manifest, "-o", out, "--resume")
     assert second.code == 1
+    assert "resume: 5 had been scored" in second.err
     rows = rows_in(out)
     now = {Path(row["path"]).name: row for row in rows}
     assert len(rows) == len(now) == len(found) + 1
@@ -253,3 +256,39 @@ def test_sizing_by_hand():
     """A million tracks of 60 segments at 0.3 s: 1.8e7 core-seconds, 5,000 core-hours."""
     size = distributed.sizing(1e6, segment_s=0.3, segments=60, price=0.05)
     assert size == {"core_hours": pytest.approx(5000), "cost": pytest.approx(250)}
+
+
+def test_what_there_is_in_stores_folders_and_manifests(tmp_path, tracks):
+    memory = pytest.importorskip("fsspec").filesystem("memory")  # which pyarrow does not know
+    sound = (tracks / "a.wav").read_bytes()
+    for name in ("/shop/a.wav", "/shop/deep/b c.flac", "/shop/deep/cover.jpg"):
+        memory.pipe(name, sound)
+    listed = distributed.list_entries(["memory://shop"], recursive=True)
+    assert list(listed) == ["memory://shop/a.wav", "memory://shop/deep/b c.flac"]
+    assert list(distributed.list_entries(["memory://shop"])) == ["memory://shop/a.wav"]
+    with distributed._open("memory://shop/deep/b c.flac") as file:
+        assert file.name == "memory://shop/deep/b c.flac"
+        assert distributed._digest(file) == sha256(tracks / "a.wav")
+        assert file.read() == sound
+
+    odd = tmp_path / "odd %20 #1?.wav"
+    odd.write_bytes(sound)
+    assert list(distributed.list_entries([f"file://{tmp_path}"])) == [f"file://{odd}"]
+    with distributed._open(f"file://{odd}") as file:
+        assert file.read() == sound
+
+    where = f"file://{tracks}"
+    assert list(distributed.list_entries([where])) == [
+        f"{where}/{name}" for name in ("a.wav", "b.wav", "c.flac")
+    ]
+    table = pa.table({"path": ["a.wav", f"{where}/b.wav", None], "sha256": ["AB", None, None]})
+    pq.write_table(table, tracks.parent / "m.parquet")
+    assert distributed.list_entries([str(tracks.parent / "m.parquet")]) == {
+        str(tracks.parent / "a.wav"): "ab",
+        f"{where}/b.wav": "",
+    }
+    (tmp_path / "list.txt").write_text(f"s3://far/away.mp3\n{tracks}/c.flac\n")
+    assert list(distributed.list_entries([f"@{tmp_path}/list.txt"])) == [
+        "s3://far/away.mp3",
+        str(tracks / "c.flac"),
+    ]
