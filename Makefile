@@ -16,8 +16,9 @@ demo: install
 	$(BIN)/artifactnet-jax score examples
 
 test: $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train,postgres]' --group dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train,ray,postgres]' --group dev
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group trt
+	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group page
 	$(MAKE) lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

@@ -176,6 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-q", "--quiet", action="store_true", help="nothing on stderr unless the command fails"
     )
     score.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
+    _score_engine(score)
 
     convert = verbs.add_parser(
         "convert",
@@ -278,6 +279,34 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="the same as one JSON object")
     _serve(verbs)
     return parser
+
+
+def _score_engine(score: argparse.ArgumentParser) -> None:
+    """Options of `score` for catalogues."""
+    engine = score.add_argument_group(
+        "catalogues",
+        "With --engine ray a PATH may also be a Parquet manifest (columns path, and sha256 where "
+        "known), and any of them a URI such as s3://bucket/folder. -o names the folder of the "
+        "results, in Parquet; --resume goes on there, and knows files by their bytes.",
+    )
+    engine.add_argument(
+        "--engine", default="local", choices=("local", "ray"), help="default: this process"
+    )
+    engine.add_argument(
+        "--address", metavar="A", help="of a Ray cluster: auto, HOST:PORT (default: starts one)"
+    )
+    engine.add_argument(
+        "--workers", type=_positive, metavar="N", help="default: as many as the cluster holds"
+    )
+    engine.add_argument(
+        "--cpus", type=_positive, default=1, metavar="N", help="of each worker: threads (1)"
+    )
+    engine.add_argument(
+        "--gpus",
+        type=_fraction,
+        metavar="G",
+        help="of each worker, 0.5 puts two on one (default: 1 if there are any)",
+    )
 
 
 def _bench_accuracy(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -845,6 +874,8 @@ def main(argv: list[str] | None = None) -> int:
             from artifactnet_jax.convert.command import convert as run
         elif args.verb == "export":
             from artifactnet_jax.convert.command import export as run
+        elif args.verb == "score" and args.engine == "ray":
+            from artifactnet_jax.distributed import run
         elif args.verb == "score":
             from artifactnet_jax.score import run
         elif args.verb == "live":

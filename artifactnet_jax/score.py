@@ -166,6 +166,19 @@ def _in_order(pairs: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result
             turn += 1
 
 
+def comparable(detector: Detector) -> dict[str, Any]:
+    """What rows must have in common to be compared with each other: keys and values of a row."""
+    return {
+        "weights": detector.weights.summary(),
+        "threshold": detector.threshold,
+        "margin": detector.margin,
+        "aggregate": detector.rule,
+        "plan": detector.segments,
+        "dtype": detector.backend.dtype,
+        "until_decided": detector.until_decided,
+    }
+
+
 _ROW_START = f'{{"schema": "{results.SCHEMA}"'.encode()
 
 
@@ -175,15 +188,7 @@ def rows_to_keep(path: str, detector: Detector, paths: list[str]) -> list[dict[s
     CommandError when the file is another's, or its rows are not comparable with this detector's.
     Thresholds are compared as numbers, whatever they were called.
     """
-    expected = {
-        "weights": detector.weights.summary(),
-        "threshold": detector.threshold,
-        "margin": detector.margin,
-        "aggregate": detector.rule,
-        "plan": detector.segments,
-        "dtype": detector.backend.dtype,
-        "until_decided": detector.until_decided,
-    }
+    expected = comparable(detector)
     retried = set(paths)
     rows: dict[str, dict[str, Any]] = {}
     foreign = False

@@ -32,6 +32,7 @@ HEAVY |= {
     "grain",
     "sklearn",
     "pyarrow",
+    "ray",
     "fastapi",
     "sqlalchemy",
 }
@@ -47,7 +48,7 @@ LAYERS = (
     ("convert",),
     ("detector",),
     ("score", "doctor", "build"),
-    ("live", "evidence"),
+    ("live", "evidence", "distributed"),
     ("train", "serve"),
     ("bench",),
     ("cli",),

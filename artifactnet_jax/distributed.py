@@ -1,0 +1,674 @@
+"""Catalogues: `score --engine ray`. Manifests in, partitioned Parquet out, on one machine or many.
+
+A Ray Data pool of actors, one Detector each, takes blocks of tracks; an actor has one block at a
+time, so that nothing waits behind a long track while another actor is idle. Rows come back to this
+process, which alone writes: Ray Data's own writer leaves behind what a task wrote before it was
+killed, and one writer needs no protocol for that. Ray Data repeats the block of a killed worker. A
+block that kills its worker every time is taken track by track, until the one to blame is a row with
+its error.
+
+Results are known by the SHA-256 of the file's bytes: a run that goes on does not score what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import numpy as np
+
+from artifactnet_jax import results
+from artifactnet_jax.files import SUFFIXES, find_audio, replace_file
+from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, Failure, brief
+from artifactnet_jax.score import comparable, open_detector, progress, writing
+
+if TYPE_CHECKING:
+    from artifactnet_jax.weights import Weights
+
+BLOCK = 32  # tracks in a block at most
+BLOCKS = 8  # ... and so many blocks for each worker at least, so that they end together
+FLUSH_ROWS, FLUSH_S = 4096, 60.0  # a file is written at the latest then: what a kill may cost
+RUN = "_run.json"  # what the rows of a folder have in common; readers of Parquet skip the name
+
+_CURE = 'pip install "artifactnet-jax[ray]"'
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Actors, and what each of them reserves; None: as many as the cluster holds, and a whole GPU
+    each where it has any and the backend may use one."""
+
+    workers: int | None = None
+    cpus: int = 1  # threads that compute; one more decodes
+    gpus: float | None = None
+
+
+# --- what there is to score --------------------------------------------------------------------
+
+
+def list_entries(paths: Iterable[str], recursive: bool = False) -> dict[str, str]:
+    """Recordings by path, with the SHA-256 of their bytes in hexadecimal where it is known, or "".
+
+    A path is a file, a folder, `@list.txt` or a Parquet manifest: a table with a column `path`, and
+    perhaps `sha256`. All but the list may be URIs of pyarrow.fs or fsspec (s3://, gs://, file://).
+    Local paths come back absolute; those in a manifest are relative to its folder.
+
+    Raises CommandError.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        if path.lower().endswith(".parquet"):
+            found |= _manifest(path)
+        elif "://" in path:
+            found |= dict.fromkeys(_remote(path, recursive), "")
+        elif path == "-":
+            raise CommandError("--engine ray reads no standard input: name files", USAGE)
+        else:
+            try:
+                local = find_audio([path], recursive)
+            except ValueError as error:
+                raise CommandError(str(error), USAGE) from error
+            # A list may name what is in an object store.
+            found |= {p if "://" in p else os.path.abspath(p): "" for p in local}
+    return found
+
+
+def _manifest(path: str) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    filesystem, inner = _filesystem(path)
+    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    try:
+        columns = pq.read_schema(inner, filesystem=filesystem).names
+        if "path" not in columns:
+            raise CommandError(f"{path}: it has no column `path`: name it so", USAGE)
+        wanted = ["path", *(["sha256"] if "sha256" in columns else [])]
+        table = pq.read_table(inner, columns=wanted, filesystem=filesystem)
+    except (OSError, ValueError) as error:
+        cure = "give a Parquet file with a column `path`"
+        raise CommandError(f"{path}: cannot be read ({brief(error)}): {cure}", USAGE) from error
+    names = table["path"].to_pylist()
+    digests = table["sha256"].to_pylist() if len(wanted) > 1 else [None] * len(names)
+    found: dict[str, str] = {}
+    for name, digest in zip(names, digests, strict=True):
+        if name and "://" in name:
+            found[name] = (digest or "").lower()
+        elif name:
+            joined = f"{folder}/{name}" if "://" in folder else os.path.join(folder, name)
+            found[joined] = (digest or "").lower()
+    return found
+
+
+def _remote(uri: str, recursive: bool) -> list[str]:
+    """The file that a URI names, or the audio files of a folder, sorted; what is missing stays."""
+    from pyarrow import fs
+
+    filesystem, inner = _filesystem(uri)
+    try:
+        if filesystem.get_file_info(inner).type != fs.FileType.Directory:
+            return [uri]
+        inside = filesystem.get_file_info(fs.FileSelector(inner, recursive=recursive))
+    except OSError as error:
+        cure = "check the address, and the access to it"
+        raise CommandError(f"{uri}: cannot be listed ({brief(error)}): {cure}", USAGE) from error
+    base = uri.rstrip("/")
+    return [
+        base + info.path[len(inner.rstrip("/")) :]
+        for info in sorted(inside, key=lambda info: info.path)
+        if info.is_file
+        and not info.base_name.startswith(".")
+        and os.path.splitext(info.path)[1].lower() in SUFFIXES
+    ]
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    """pyarrow's file system of a path or URI, and the path in it; CommandError for neither.
+
+    What follows the host or bucket is the name as it is: no escapes, no options.
+    """
+    from pyarrow import fs
+
+    found = re.match(r"([A-Za-z0-9+.-]+://[^/]*)/*(.*)", path, re.DOTALL)
+    if found is None:
+        return fs.LocalFileSystem(), os.path.abspath(path)
+    try:
+        filesystem, root = _store(found[1])
+    except (OSError, ValueError, ImportError) as error:
+        cure = "check the address; some schemes need a package of their own"
+        raise CommandError(f"{path}: {brief(error)}: {cure}", USAGE) from error
+    return filesystem, f"{root.rstrip('/')}/{found[2]}".rstrip("/") or "/"
+
+
+@functools.lru_cache(maxsize=16)  # asks for a bucket's region
+def _store(uri: str) -> tuple[Any, str]:
+    """pyarrow's file system of a scheme and host or bucket, and the path of that in it."""
+    import pyarrow
+    from pyarrow import fs
+
+    try:
+        return fs.FileSystem.from_uri(f"{uri}/")
+    except pyarrow.ArrowInvalid:  # no scheme of its own: one of fsspec's
+        from fsspec.core import url_to_fs
+
+        filesystem, root = url_to_fs(uri)
+        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root
+
+
+# --- in the workers ----------------------------------------------------------------------------
+
+
+class _Copy(io.BufferedRandom):
+    """A copy of a remote file: decoders seek."""
+
+    name = ""  # what its row is called
+
+
+def _open(path: str) -> BinaryIO:
+    """A seekable file named as the row is to be."""
+    if "://" not in path:
+        return open(path, "rb")
+    filesystem, inner = _filesystem(path)
+    copy = _Copy(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
+    copy.name = path
+    with filesystem.open_input_stream(inner) as remote:
+        shutil.copyfileobj(remote, copy, 2**20)
+    return cast(BinaryIO, copy)
+
+
+def _digest(file: BinaryIO) -> str:
+    """SHA-256 of the bytes, in hexadecimal; leaves the file at its beginning."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(2**20):
+        digest.update(block)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def _detector(weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool) -> Any:
+    """The Detector of one worker; its threads bounded by what it has reserved."""
+    # Without a GPU a call takes as many segments as there are processors, a thread for each.
+    batch = {} if pool.gpus or options.get("batch_size") else {"batch_size": pool.cpus}
+    jobs = options.get("jobs") or (pool.cpus if pool.gpus else 1)
+    return open_detector(weights, backend, **{**options, **batch, "jobs": jobs})
+
+
+def _describe(*arguments: Any) -> tuple[dict[str, Any], str, int]:
+    """What rows of these options have in common; or the message and code of a CommandError."""
+    try:
+        return comparable(_detector(*arguments)), "", OK
+    except CommandError as error:
+        return {}, str(error), error.code
+
+
+class _Attempts:
+    """An actor that counts how often a block has been begun: Ray Data repeats one without end."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, block: str) -> int:
+        self._begun[block] += 1
+        return self._begun[block]
+
+
+class _Scorer:
+    """An actor: blocks of `path` (bytes) and `sha256` in, rows as JSON out.
+
+    No rows at all of a block that was the death of `tries` workers, or that the backend fails on;
+    of a single track that is the row of a failure.
+    """
+
+    tries = 3
+
+    def __init__(
+        self, weights: Any, done: Any, attempts: Any, backend: str, options: Any, pool: Pool
+    ):
+        import ray
+
+        self._detector = _detector(ray.get(weights), backend, options, pool)
+        self._done: np.ndarray = ray.get(done)  # sorted, in memory that a machine's actors share
+        self._attempts = attempts
+
+    def __call__(self, block: Any) -> Any:
+        import pyarrow
+        import ray
+
+        paths = list(map(os.fsdecode, block["path"].to_pylist()))
+        if ray.get(self._attempts.begin.remote(paths[0])) > self.tries:
+            rows = self._lost(paths, "its worker died again and again", "convert it to WAV")
+        else:
+            try:
+                rows = self._rows(zip(paths, block["sha256"].to_pylist(), strict=True))
+            except Exception as error:  # of the backend: no input makes the detector raise
+                rows = self._lost(paths, brief(error), "try another backend, and report this")
+        lines = [results.to_json(row) for row in rows]
+        return pyarrow.table({"row": pyarrow.array(lines, pyarrow.string())})
+
+    @staticmethod
+    def _lost(paths: list[str], cause: str, cure: str) -> list[dict[str, Any]]:
+        if len(paths) > 1:  # one of them is to blame, and which one is found out next
+            return []
+        text = f"{results.printable(paths[0])}: {cause}: {cure}"
+        return [{**Failure(paths[0], "lost", text).to_dict(), "sha256": None}]
+
+    def _is_done(self, digest: str) -> bool:
+        at = np.searchsorted(self._done, digest.encode())
+        return bool(at < len(self._done) and self._done[at] == digest.encode())
+
+    def _rows(self, entries: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        scored: list[tuple[Any, str | None]] = []  # by the detector's index
+
+        def sources() -> Iterator[Any]:  # runs in the decoding threads, one at a time
+            for path, expected in entries:
+                if "://" not in path and not os.path.isfile(path):
+                    scored.append((None, None))
+                    yield path  # its failure is the detector's to tell; opening a pipe would block
+                    continue
+                try:
+                    file = _open(path)
+                    digest = _digest(file)
+                except (OSError, CommandError) as error:
+                    rows.append(_unreadable(path, error))
+                    continue
+                if expected and digest != expected:
+                    cause = f"{results.printable(path)}: its bytes are not those of its sha256"
+                    text = f"{cause} in the manifest: correct it, or get the file again"
+                    row = Failure(path, "digest", text).to_dict()
+                    rows.append({**row, "sha256": digest})
+                elif self._is_done(digest):
+                    rows.append({"path": path, "sha256": digest})
+                else:
+                    scored.append((file, digest))
+                    yield file
+                    continue
+                file.close()
+
+        for index, result in self._detector.score_many(sources()):
+            file, digest = scored[index]
+            if file is not None:
+                file.close()
+            rows.append({**result.to_dict(), "sha256": digest})
+        return rows
+
+
+def _unreadable(path: str, error: Exception) -> dict[str, Any]:
+    missing = isinstance(error, FileNotFoundError)
+    cure = "check the path" if missing else "check the access to it"
+    text = f"{results.printable(path)}: cannot be read ({brief(error)}): {cure}"
+    return {**Failure(path, "not-found" if missing else "read", text).to_dict(), "sha256": None}
+
+
+# --- the pool ----------------------------------------------------------------------------------
+
+
+def connect(address: str | None = None) -> None:
+    """Join a cluster, or start one of this machine; no more than once. Sends no statistics.
+
+    `address` is Ray's: "auto", HOST:PORT, ray://HOST:PORT. Raises CommandError.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise CommandError(f"--engine ray needs {error.name}: {_CURE}", NO_BACKEND) from error
+    if not ray.is_initialized():
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
+        try:
+            with _no_stderr():
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            cause = f"--address {address or '(none)'}: {brief(error)}"
+            raise CommandError(f"{cause}: is the cluster up (ray status)?", NO_BACKEND) from error
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Ray's C++ part reports its log level on descriptor 2, whatever that level is."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def settle(pool: Pool, backend: str) -> Pool:
+    """The same with numbers for what it leaves open, by what the cluster has."""
+    import ray
+
+    have = ray.cluster_resources()
+    may = backend not in ("numpy", "onnxruntime")
+    gpus = pool.gpus if pool.gpus is not None else float(may and have.get("GPU", 0) >= 1)
+    most = have.get("GPU", 0) / gpus if gpus else have.get("CPU", 1) / pool.cpus
+    return Pool(pool.workers or max(1, int(most)), pool.cpus, gpus)
+
+
+def score_many(
+    entries: Mapping[str, str],
+    weights: Weights,
+    backend: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    pool: Pool | None = None,
+    done: Iterable[str] = (),
+) -> Generator[dict[str, Any], None, None]:
+    """Rows of recordings as they finish, each path once: the score schema, and `sha256`.
+
+    entries: as of `list_entries`. options: as of `Detector`. done: digests that are not to be
+    scored; the row of such a file has `path` and `sha256` alone. `connect` comes first.
+    """
+    import pyarrow
+    import ray
+    import ray.data
+
+    settled = settle(pool or Pool(), backend)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    shared = ray.put(weights), ray.put(np.array(sorted(done), "S64"))
+    rest = dict(entries)
+    blocks = BLOCKS * cast(int, settled.workers)
+    for size in dict.fromkeys((min(BLOCK, -(-len(rest) // blocks)), 1)):
+        if not rest:
+            return
+        attempts = ray.remote(num_cpus=0)(_Attempts).remote()
+        paths = pyarrow.array(map(os.fsencode, rest), pyarrow.binary())
+        table = pyarrow.table({"path": paths, "sha256": pyarrow.array(rest.values())})
+        data: Any = ray.data.from_arrow([table.slice(k, size) for k in range(0, len(table), size)])
+        data = data.map_batches(
+            _Scorer,
+            fn_constructor_args=(*shared, attempts, backend, dict(options or {}), settled),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(cast(int, settled.workers), -(-len(table) // size)),
+                max_tasks_in_flight_per_actor=1,
+            ),
+            num_cpus=settled.cpus,
+            num_gpus=settled.gpus,
+        )
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for line in batch["row"].to_pylist():
+                row = json.loads(line)
+                del rest[row["path"]]
+                yield row
+
+
+def sizing(tracks: float, segment_s: float, segments: float, price: float) -> dict[str, float]:
+    """Core-hours of a catalogue, and their cost at `price` per core-hour in any currency.
+
+    `segment_s` is measured: processor seconds per segment of a worker with one thread, all cores of
+    the machine being at work (docs/catalogue.md). Cores for a deadline are hours over hours.
+    """
+    hours = tracks * segments * segment_s / 3600
+    return {"core_hours": hours, "cost": hours * price}
+
+
+# --- results -----------------------------------------------------------------------------------
+
+
+def schema() -> Any:
+    """Of the Parquet files: the score schema and `sha256`. `verdict` is in the name of the folder,
+    "error" for a failure; `plan` is text."""
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    named = {
+        **{"schema": text, "path": text, "sha256": text, "score": number, "threshold": number},
+        **{"operating_point": text, "margin": number, "n_segments": pa.int32()},
+        "segments": pa.list_(pa.struct({"start_s": number, "score": number}.items())),
+        **{"duration_s": number, "sample_rate": pa.int32(), "channels": pa.int32()},
+        "weights": pa.struct([(key, text) for key in ("name", "sha256", "preset")]),
+        **{"backend": text, "dtype": text, "aggregate": text, "plan": text},
+        **{"warnings": pa.list_(text), "skipped": pa.int32()},
+        "timings": pa.struct([("decode_s", number), ("compute_s", number)]),
+        "error": pa.struct([("kind", text), ("message", text)]),
+    }
+    return pa.schema(named.items())
+
+
+class Folder:
+    """Rows in `verdict=ai|real|undecided|error/*.parquet` under a folder, local or by URI."""
+
+    def __init__(self, where: str):
+        self._where = where
+        self._filesystem, self._inner = _filesystem(where)
+        self._rows: list[dict[str, Any]] = []
+        self._since = 0.0
+        self._files = 0
+        self._name = f"{time.time_ns():x}"
+
+    def begin(self, common: Mapping[str, Any], resume: bool) -> None:
+        """Check that rows with `common` may go there, and note it; CommandError if not."""
+        from pyarrow import fs
+
+        mark = f"{self._inner}/{RUN}"
+        try:
+            self._filesystem.create_dir(self._inner, recursive=True)
+            inside = self._filesystem.get_file_info(fs.FileSelector(self._inner))
+            old = None
+            if any(info.base_name == RUN for info in inside):
+                with self._filesystem.open_input_stream(mark) as file:
+                    old = json.loads(file.read())
+        except (OSError, ValueError) as error:
+            raise CommandError(f"-o {self._where}: {brief(error)}: name a folder", USAGE) from error
+        if inside and not (resume and old):
+            what = "holds results: --resume goes on with them" if old else "is not empty"
+            raise CommandError(f"-o {self._where}: it {what}, or name another folder", USAGE)
+        if old and (what := ", ".join(k for k in common if old.get(k) != common[k])):
+            cure = "give the same options, or another -o DIR"
+            raise CommandError(f"{self._where} has rows with other {what}: {cure}", USAGE)
+        self._put(RUN, json.dumps(common, indent=1).encode())
+
+    def known(self) -> set[tuple[str, str]]:
+        """(sha256, path) of the rows with a verdict."""
+        import pyarrow.compute as pc
+
+        table = self._dataset().to_table(
+            columns=["sha256", "path"], filter=pc.field("verdict") != "error"
+        )
+        return set(zip(table["sha256"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+    def drop_failures(self, paths: Iterable[str]) -> None:
+        """Forget the failures of these paths, which are tried again."""
+        import pyarrow.compute as pc
+
+        failed = pc.field("verdict") == "error"
+        again = set(map(_utf8, paths))
+        old = [part.path for part in self._dataset().get_fragments(filter=failed)]
+        rows = self._dataset().to_table(filter=failed).to_pylist()
+        self._rows += [row for row in rows if row["path"] not in again]
+        self.flush()
+        for path in old:
+            self._filesystem.delete_file(path)
+
+    def copies(self, renamed: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+        """Rows of files scored before, under the paths that they have now."""
+        import pyarrow.compute as pc
+
+        if not renamed:
+            return
+        left = dict(renamed)
+        wanted = pc.field("sha256").isin(list(left)) & (pc.field("verdict") != "error")
+        for batch in self._dataset().to_batches(filter=wanted):
+            for row in batch.to_pylist():
+                for path in left.pop(row["sha256"], ()):
+                    yield {**row, "path": path}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take a row; it is on disk when enough have come, or after FLUSH_S, or at `flush`."""
+        if not self._rows:
+            self._since = time.monotonic()
+        self._rows.append(row)
+        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._since >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has come, each file whole or not at all; CommandError where that fails."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        parts = defaultdict(list)
+        for row in self._rows:
+            changed = {"path": _utf8(row["path"])}
+            if "plan" in row:
+                changed["plan"] = str(row["plan"])
+            parts["error" if row.get("error") else row["verdict"]].append({**row, **changed})
+        for verdict, rows in parts.items():
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.Table.from_pylist(rows, schema()), sink)
+            name = f"verdict={verdict}/{self._name}-{self._files:06}.parquet"
+            self._put(name, sink.getvalue().to_pybytes())
+        self._files += 1
+        self._rows.clear()
+
+    def _put(self, name: str, data: bytes) -> None:
+        from pyarrow import fs
+
+        path = f"{self._inner}/{name}"
+        with writing(self._where):
+            self._filesystem.create_dir(os.path.dirname(path), recursive=True)
+            if isinstance(self._filesystem, fs.LocalFileSystem):
+                replace_file(path, data)
+            else:  # an object appears when it is complete
+                with self._filesystem.open_output_stream(path) as file:
+                    file.write(data)
+
+    def _dataset(self) -> Any:
+        import pyarrow as pa
+        from pyarrow import dataset
+
+        parts = pa.schema([("verdict", pa.string())])
+        return dataset.dataset(
+            self._inner,
+            schema=pa.schema([*schema(), *parts]),
+            format="parquet",
+            filesystem=self._filesystem,
+            partitioning=dataset.partitioning(parts, flavor="hive"),
+        )
+
+
+def _utf8(path: str) -> str:
+    """A path as Parquet can hold it: bytes that are no UTF-8 as \\udcXX, as JSON has them."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score a catalogue; returns the exit code. CommandError: it cannot go on."""
+    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.weights import WeightsError
+
+    if args.output in (None, "-") or args.format != "table":
+        raise CommandError("--engine ray writes Parquet: give -o DIR, and no --format", USAGE)
+    connect(args.address)
+    folder = Folder(args.output)
+    entries = list_entries(args.paths, args.recursive)
+    try:
+        weights = open_weights(args.weights, args.backend)
+    except WeightsError as error:
+        raise CommandError(str(error), USAGE) from error
+    options = {
+        "segments": args.segments,
+        "aggregate_rule": args.aggregate,
+        "threshold": args.threshold,
+        "margin": args.margin,
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+        "jobs": args.jobs,
+        "until_decided": args.until_decided,
+    }
+    pool = settle(Pool(args.workers, args.cpus, args.gpus), args.backend)
+    folder.begin(describe(weights, args.backend, options, pool), args.resume)
+    return _score(args, folder, entries, weights, options, pool)
+
+
+def describe(
+    weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool
+) -> dict[str, Any]:
+    """What all rows of these options have in common, as a worker of the pool finds it.
+
+    CommandError when no Detector can be had there. `pool` is a settled one.
+    """
+    import ray
+
+    # Of a GPU a process of its own gives its share back when it ends.
+    held: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus}
+    held |= {"max_calls": 1} if pool.gpus else {}
+    ask = ray.remote(**held)(_describe)
+    common, problem, code = ray.get(ask.remote(weights, backend, dict(options), pool))
+    if problem:
+        raise CommandError(problem, code)
+    return common
+
+
+def _score(
+    args: argparse.Namespace,
+    folder: Folder,
+    entries: Mapping[str, str],
+    weights: Weights,
+    options: Mapping[str, Any],
+    pool: Pool,
+) -> int:
+    known = folder.known()
+    digests = {digest for digest, _ in known}
+    renamed: dict[str, list[str]] = defaultdict(list)
+    failed = before = 0
+
+    def scored_before(path: str, digest: str) -> None:
+        nonlocal before
+        before += 1
+        if (digest, _utf8(path)) not in known:
+            renamed[digest].append(path)
+
+    todo = {path: digest for path, digest in entries.items() if digest not in digests}
+    for path in entries.keys() - todo.keys():
+        scored_before(path, entries[path])
+    folder.drop_failures(entries)
+    with (
+        progress(args.quiet, args.output, len(todo)) as tell,
+        contextlib.closing(
+            score_many(todo, weights, args.backend, options, pool, digests)
+        ) as finished,
+    ):
+        try:
+            for row in finished:
+                if "schema" not in row:
+                    scored_before(row["path"], row["sha256"])
+                    tell(row)
+                    continue
+                folder.add(row)
+                tell(Failure(row["path"], **row["error"]) if "error" in row else row)
+                failed += "error" in row
+                if failed and args.fail_fast:
+                    break
+            for row in folder.copies(renamed):
+                folder.add(row)
+        finally:
+            folder.flush()
+    if args.resume and not args.quiet:
+        print(f"resume: {before} had been scored", file=sys.stderr)
+    return SOME_FAILED if failed else OK
