@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/artifactnet-jax score examples
 
 test: $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train,ray,postgres]' --group dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train,live,report,ray,postgres]' --group dev
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group trt
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group page
 	$(MAKE) lint

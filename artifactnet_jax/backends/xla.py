@@ -58,8 +58,8 @@ def _keep_compiled() -> None:
 
     jax's own cache, which goes by program, compiler, flags and processor.
     """
-    unset = jax.config.jax_compilation_cache_dir is None
-    if unset and jax.config.jax_enable_compilation_cache:
+    said = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if said is None and getattr(jax.config, "jax_enable_compilation_cache", False):
         folder = cache_folder("xla")
         with contextlib.suppress(OSError):  # no home: compiled anew each time, as it was
             folder.mkdir(parents=True, exist_ok=True)
