@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -187,13 +188,13 @@ def _open(path: str) -> BinaryIO:
     copy.name = path
     with filesystem.open_input_stream(inner) as remote:
         shutil.copyfileobj(remote, copy, 2**20)
+    copy.seek(0)
     return cast(BinaryIO, copy)
 
 
 def _digest(file: BinaryIO) -> str:
     """SHA-256 of the bytes, in hexadecimal; leaves the file at its beginning."""
     digest = hashlib.sha256()
-    file.seek(0)
     while block := file.read(2**20):
         digest.update(block)
     file.seek(0)
@@ -277,16 +278,22 @@ class _Scorer:
 
         def sources() -> Iterator[Any]:  # runs in the decoding threads, one at a time
             for path, expected in entries:
-                if "://" not in path and not os.path.isfile(path):
-                    scored.append((None, None))
-                    yield path  # its failure is the detector's to tell; opening a pipe would block
-                    continue
+                remote = "://" in path
+                file = digest = None
                 try:
-                    file = _open(path)
-                    digest = _digest(file)
+                    if remote or os.path.isfile(path):  # opening a pipe would block
+                        file = _open(path)
+                        digest = _digest(file)
                 except (OSError, CommandError) as error:
-                    rows.append(_unreadable(path, error))
+                    if remote:
+                        rows.append(_unreadable(path, error))
+                        continue
+                    file = None
+                if file is None:
+                    scored.append((None, None))
+                    yield path  # the detector tells what is wrong with it
                     continue
+                assert digest is not None
                 if expected and digest != expected:
                     cause = f"{results.printable(path)}: its bytes are not those of its sha256"
                     text = f"{cause} in the manifest: correct it, or get the file again"
@@ -333,9 +340,12 @@ def connect(address: str | None = None) -> None:
     if not ray.is_initialized():
         local: dict[str, Any] = {} if address else {"include_dashboard": False}
         try:
+            host, _, port = (address or "").rpartition("//")[2].rpartition(":")
+            if host:  # Ray itself would try for minutes
+                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             with _no_stderr():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             cause = f"--address {address or '(none)'}: {brief(error)}"
             raise CommandError(f"{cause}: is the cluster up (ray status)?", NO_BACKEND) from error
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
