@@ -690,12 +690,10 @@ def _looked(verdict: Verdict, data: dict[str, Any]) -> str:
     shown, scored = data["figures"].get("segments_looked_at", 0), len(verdict.segments)
     if not shown:
         return "There is nothing to show."
-    if not scored or shown == scored:
-        return f"Of all {shown} segments. 0 to {data['spectrograms']['top_hz'] / 1000:g} kHz."
-    return (
-        f"Of {shown} of {scored} segments, evenly spaced, each drawn until the next one. "
-        f"0 to {data['spectrograms']['top_hz'] / 1000:g} kHz."
-    )
+    of = f"all {shown}" if not scored or shown == scored else f"{shown} of {scored}"
+    apart = of != f"all {shown}" or isinstance(verdict.plan, int)
+    drawn = ", evenly spaced, each drawn until the next one" if apart else ""
+    return f"Of {of} segments{drawn}. 0 to {data['spectrograms']['top_hz'] / 1000:g} kHz."
 
 
 def _timeline(bars: Sequence[tuple[float, float, float]], threshold: float, duration: float) -> str:
