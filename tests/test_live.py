@@ -113,9 +113,13 @@ def test_a_window_scores_as_the_detector_scores_the_same_seconds(run, tiny, tmp_
     assert summary["audio_s"] == pytest.approx(3.3, abs=1e-3)
 
 
-def test_windows_of_the_default_model_share_frames_and_keep_their_bits(weights_path):
+@pytest.mark.parametrize("name", ["numpy", "onnxruntime"])
+def test_windows_of_the_default_model_share_frames_and_keep_their_bits(weights_path, name):
+    if name == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnx")
     """Six window lengths and two threads against a call of the backend for each window."""
-    backend: Any = Detector(weights_path, "numpy", batch_size=1).backend
+    backend: Any = Detector(weights_path, name, batch_size=1).backend
     config = Config.edge()
     audio = noise(6, channels=1)[:, 0].astype(np.float32) / 32768
     hop, size = hop_of(config), config.front_end.segment_samples

@@ -6,12 +6,14 @@ sixths of its compile time. On a GPU the head stays in the program.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from artifactnet_jax.reference import stft_magnitude, texture_logit
+from artifactnet_jax.reference import StreamStft, stft_magnitude, texture_logit
 from artifactnet_jax.weights import Weights
 
 
@@ -29,6 +31,20 @@ class HostHead:
         with self._libraries.limit(limits=1, user_api="blas"):
             return np.array(list(self._pool.map(self._one, audio)), np.float32)
 
-    def _one(self, audio: np.ndarray) -> np.ndarray:
-        magnitude = stft_magnitude(audio, self._config.front_end)
-        return texture_logit(audio, magnitude, self._config, self._tensors)
+    def stream(self) -> Callable[[np.ndarray, int], np.ndarray]:
+        """What is added for the windows of one stream: (audio [N], its position) -> scalar array.
+
+        The bits of a call, in the caller's thread, with STFT frames shared (`StreamStft`).
+        """
+        stft = StreamStft()
+
+        def one(audio: np.ndarray, position: int) -> np.ndarray:
+            stft.start = position
+            with self._libraries.limit(limits=1, user_api="blas"):
+                return self._one(audio, stft)
+
+        return one
+
+    def _one(self, audio: np.ndarray, stft: Callable[..., Any] = stft_magnitude) -> np.ndarray:
+        magnitude = stft(audio, self._config.front_end)
+        return texture_logit(audio, magnitude, self._config, self._tensors, stft)

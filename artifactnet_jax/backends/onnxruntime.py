@@ -10,6 +10,7 @@ NumPy's part, unless the graph is a file that holds it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -93,6 +94,22 @@ class OnnxruntimeBackend:
             return np.concatenate(list(out))
         added = self._head(audio)
         return sigmoid(np.concatenate(list(out)) + added)
+
+    def stream(self) -> Callable[[np.ndarray, int], float]:
+        """Scorer of the overlapping windows of one stream: (audio [N], its position) -> P(AI).
+
+        The bits of a call of one segment; a texture head runs beside the network.
+        """
+        if self._head is None:
+            return lambda audio, _: float(self(audio[None])[0])
+        head = self._head.stream()
+
+        def score(audio: np.ndarray, position: int) -> float:
+            network = self._pool.submit(self._chunk, audio[None])
+            added = np.array([head(audio, position)], np.float32)
+            return float(sigmoid(network.result() + added)[0])
+
+        return score
 
     def song(self, audio: np.ndarray) -> np.ndarray:
         """P(AI) float32 [n] of the segments [n, N] of one song, each by itself."""
