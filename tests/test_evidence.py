@@ -27,7 +27,7 @@ from artifactnet_jax.reference import effective_bandwidth
 from artifactnet_jax.results import SegmentScore, Verdict
 from artifactnet_jax.weights import Weights
 from audio_files import encode, noise, write
-from chromium import PROGRAM, chromium
+from chromium import chromium, needs_chromium
 from tiny_model import TINY, save_tiny
 
 RATE = 44_100
@@ -364,53 +364,62 @@ def test_what_cannot_be_is_said_in_one_line(command, tmp_path, monkeypatch):
 # --- In a browser ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="needs chromium")
+@needs_chromium
 def test_pages_in_a_browser(made, album):
     number = sorted(path.name for path in album.iterdir()).index("a chirp.wav") + 1
     path = made / f"{number}-a-chirp.html"
     segments = data_of(made, str(number))["result"]["segments"]
-    with chromium() as page:
+    wrong: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith(("file://", "data:")) or wrong.append(asked.url),
+        )
         for each in sorted(made.glob("*.html")):
-            for width, dark in ((400, False), (1280, False), (400, True)):
-                page.open(each, width, dark=dark)
+            for width, scheme in ((400, "light"), (1280, "light"), (400, "dark")):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.emulate_media(color_scheme=scheme)
+                page.goto(each.as_uri())
                 root = "document.documentElement"
-                assert page.run(f"{root}.scrollWidth <= {root}.clientWidth"), (each.name, width)
-                assert all(url.startswith(("file://", "data:")) for url in page.requests)
-                ground = page.run("getComputedStyle(document.body).backgroundColor")
-                assert (int(ground[4:].split(",")[0]) < 100) == dark
-        page.open(path, 1280)
+                fits = page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+                assert fits, (each.name, width)
+                ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+                assert (int(ground[4:].split(",")[0]) < 100) == (scheme == "dark")
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(path.as_uri())
         # The first audible frame of sound is there.
-        assert page.run(
+        assert page.evaluate(
             "new Promise((done) => { const a = document.querySelector('audio');"
             "if (a.readyState >= 2) done(a.duration); a.oncanplay = () => done(a.duration);"
             "a.onerror = () => done(-1); })"
         ) == pytest.approx(9, abs=0.1)
         time = "document.querySelector('audio').currentTime"
-        playing = "!document.querySelector('audio').paused"
-        box = page.run(
-            "(() => { const e = document.querySelector('.timeline');"
-            "e.scrollIntoView({block: 'center'});"
-            "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
-        )
-        left, top, width, height = box
+        paused = "document.querySelector('audio').paused"
+        timeline = page.locator(".timeline")
         for index in (6, 2):
             start = segments[index]["start_s"]
-            page.click(left + width * (start + 0.6) / 9, top + height / 2)
-            assert start <= page.run(time) < start + 0.6
-            assert page.run(playing)
-            shown = page.run("document.querySelector('.timeline').ariaValueText")
+            timeline.scroll_into_view_if_needed()
+            box = timeline.bounding_box()
+            at = {"x": box["width"] * (start + 0.6) / 9, "y": box["height"] / 2}
+            timeline.click(position=at)
+            assert start <= page.evaluate(time) < start + 0.6
+            assert not page.evaluate(paused)
+            shown = timeline.get_attribute("aria-valuetext")
             assert f"score {segments[index]['score']:.3f}" in shown
-        assert page.run("document.activeElement.className") == "plot timeline"
-        page.press(" ", 32, " ")
-        assert not page.run(playing)
-        page.press("Home", 36)
+        assert page.evaluate("document.activeElement.className") == "plot timeline"
+        page.keyboard.press("Space")
+        assert page.evaluate(paused)
+        page.keyboard.press("Home")
         for _ in range(3):
-            page.press("ArrowRight", 39)
-        assert page.run(time) == pytest.approx(segments[3]["start_s"], abs=0.01)
-        page.press("Enter", 13, "\r")
-        assert page.run(playing)
-        page.run("document.querySelector('details').open = true")
-        page.run("document.querySelectorAll('td button')[5].click()")
-        assert 0 <= page.run(time) - segments[5]["start_s"] < 0.5
-        assert page.run("document.querySelectorAll('tr.now').length") == 1
-        assert page.errors == []
+            page.keyboard.press("ArrowRight")
+        assert page.evaluate(time) == pytest.approx(segments[3]["start_s"], abs=0.01)
+        page.keyboard.press("Enter")
+        assert not page.evaluate(paused)
+        page.evaluate("document.querySelector('details').open = true")
+        page.locator("td button").nth(5).click()
+        assert 0 <= page.evaluate(time) - segments[5]["start_s"] < 0.5
+        assert page.locator("tr.now").count() == 1
+    assert wrong == []

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +19,12 @@ from audio_files import noise, write
 
 for package in ("fastapi", "uvicorn", "python_multipart", "sqlalchemy", "httpx"):
     pytest.importorskip(package)
-playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
+from chromium import chromium, needs_chromium  # noqa: E402
 from serving import Server, make_token  # noqa: E402
 
 PAGE = Path(__file__).parent.parent / "artifactnet_jax" / "serve" / "page"
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 PATIENCE_MS = 60_000
 HOSTILE = "<img src=x onerror=alert(1)>.wav"
 
@@ -45,11 +41,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights_path: Path) -> Iter
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=sandbox)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
@@ -118,7 +111,7 @@ def rows_shown(page: Any) -> dict[str, list[str]]:
     return found
 
 
-@needs_browser
+@needs_chromium
 def test_from_files_to_downloads_with_the_keyboard(page, server, album, score, tmp_path):
     enter(page, "wrong")
     page.get_by_text("not valid here").wait_for()
@@ -174,7 +167,7 @@ def test_from_files_to_downloads_with_the_keyboard(page, server, album, score, t
     assert page.locator("#tracks img").count() == 0
 
 
-@needs_browser
+@needs_chromium
 def test_a_batch_is_there_after_a_reload_until_it_is_deleted(page, server, album):
     enter(page, server.token)
     page.get_by_text("Drop audio files").wait_for()
@@ -205,7 +198,7 @@ def test_a_batch_is_there_after_a_reload_until_it_is_deleted(page, server, album
     assert server.client.get(f"/v1/batch/{batch}").status_code == 404
 
 
-@needs_browser
+@needs_chromium
 def test_a_folder_is_searched_and_without_events_the_page_polls(page, server, album):
     page.route("**/events", lambda route: route.abort())
     enter(page, server.token)
@@ -218,7 +211,7 @@ def test_a_folder_is_searched_and_without_events_the_page_polls(page, server, al
     assert rows_shown(page).keys() == names
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_is_accessible_at_every_width(page, server, album, scheme):
     """Judged by axe, which knows WCAG 2.2; and nothing is wider than the window."""
