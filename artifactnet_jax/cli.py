@@ -457,6 +457,14 @@ def _build_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     build.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
 
 
+def _as_of_score(verb: argparse.ArgumentParser) -> None:
+    """What every verb that scores takes as `score` does."""
+    verb.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
+    verb.add_argument("--backend", default="auto", choices=BACKENDS, help="as of score")
+    verb.add_argument("--threshold", type=_threshold, metavar="T", help="as of score")
+    verb.add_argument("--margin", type=_margin, metavar="M", help="as of score")
+
+
 def _live_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     live = verbs.add_parser(
         "live",
@@ -508,10 +516,7 @@ def _live_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="S",
         help="end when nothing has come for so long (30; 0: never)",
     )
-    live.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
-    live.add_argument("--backend", default="auto", choices=BACKENDS, help="as of score")
-    live.add_argument("--threshold", type=_threshold, metavar="T", help="as of score")
-    live.add_argument("--margin", type=_margin, metavar="M", help="as of score")
+    _as_of_score(live)
     live.add_argument("--format", default="text", choices=("text", "jsonl"))
     live.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     live.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
@@ -530,12 +535,9 @@ def _report_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     report.add_argument("paths", nargs="+", metavar="TRACK", help="file, folder or @list.txt")
     report.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write to")
     report.add_argument("-r", "--recursive", action="store_true", help="descend into subfolders")
-    report.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
-    report.add_argument("--backend", default="auto", choices=BACKENDS, help="as of score")
+    _as_of_score(report)
     report.add_argument("--segments", type=_segments, metavar="all|first60|N", help="as of score")
     report.add_argument("--aggregate", choices=("median", "rms", "mean"), help="as of score")
-    report.add_argument("--threshold", type=_threshold, metavar="T", help="as of score")
-    report.add_argument("--margin", type=_margin, metavar="M", help="as of score")
     report.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads")
     report.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     report.add_argument("--debug", action="store_true", help="show tracebacks on stderr")
@@ -750,12 +752,9 @@ def _serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     serve.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    serve.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
-    serve.add_argument("--backend", default="auto", choices=BACKENDS)
-    serve.add_argument("--segments", type=_segments, metavar="all|first60|N", help="as of score")
-    serve.add_argument("--threshold", type=_threshold, metavar="T", help="as of score")
-    serve.add_argument("--margin", type=_margin, metavar="M", help="as of score")
     serve.add_argument("--batch-size", type=_positive, metavar="B", help="segments per call")
+    _as_of_score(serve)
+    serve.add_argument("--segments", type=_segments, metavar="all|first60|N", help="as of score")
     serve.add_argument("--jobs", type=_positive, metavar="N", help="decoders at a time")
     for option, default, text in (
         ("--quota-gb", 20, "audio on disk at most, in GiB"),

@@ -34,7 +34,7 @@ from artifactnet_jax import config as cfg
 from artifactnet_jax.audio import SegmentReader, resampled
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError, open_audio
-from artifactnet_jax.files import find_audio, replace_file
+from artifactnet_jax.files import replace_file
 from artifactnet_jax.reference import (
     Network,
     channels,
@@ -53,7 +53,7 @@ from artifactnet_jax.results import (
     Verdict,
     printable,
 )
-from artifactnet_jax.score import open_detector, progress, writing
+from artifactnet_jax.score import find_inputs, open_detector, progress, writing
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
@@ -96,10 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(package) is None:
             cure = 'pip install "artifactnet-jax[report]"'
             raise CommandError(f"report needs {package}: {cure}", NO_BACKEND)
-    try:
-        paths = find_audio(args.paths, args.recursive)
-    except ValueError as error:
-        raise CommandError(str(error), USAGE) from error
+    paths = find_inputs(args)
     if "-" in paths:
         raise CommandError("report reads a track twice, which stdin cannot: save it first", USAGE)
     folder = Path(args.output)

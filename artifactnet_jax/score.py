@@ -61,12 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]:
     """Inputs, output file and detector; CommandError when any of them cannot be had."""
-    from artifactnet_jax.files import find_audio
-
-    try:
-        paths = find_audio(args.paths, args.recursive)
-    except ValueError as error:
-        raise CommandError(str(error), USAGE) from error
+    paths = find_inputs(args)
     output = _output(args, paths)
     detector = open_detector(
         args.weights,
@@ -81,6 +76,16 @@ def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]
         until_decided=args.until_decided,
     )
     return paths, output, detector
+
+
+def find_inputs(args: argparse.Namespace) -> list[str]:
+    """The recordings that a command line names; CommandError for a list that cannot be read."""
+    from artifactnet_jax.files import find_audio
+
+    try:
+        return find_audio(args.paths, args.recursive)
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from error
 
 
 def open_detector(weights: str | Weights | None, backend: str, **options: Any) -> Detector:
