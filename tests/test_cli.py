@@ -707,7 +707,7 @@ def test_usage_errors_are_one_line_with_the_cause(score, weights_path, tracks, t
 
 
 def test_without_jax_xla_says_what_to_install_and_auto_takes_numpy(score, tracks, monkeypatch):
-    for package in ("jax", "flax"):
+    for package in ("jax", "flax", "onnxruntime"):
         monkeypatch.setitem(sys.modules, package, None)
     done = score("--backend", "xla", tracks)
     assert (done.code, done.out) == (3, "")

@@ -624,7 +624,7 @@ def test_weights_and_dtypes_that_it_does_not_take(gpu, tiny, command, tmp_path):
 
 
 def test_auto_does_not_take_it_unasked(gpu, tiny):
-    assert backends.pick(load_weights(tiny)) in ("numpy", "xla")
+    assert backends.pick(load_weights(tiny)) in ("numpy", "xla", "onnxruntime")
 
 
 def test_doctor_says_what_a_report_needs(gpu, command, tiny, tmp_path, monkeypatch):
