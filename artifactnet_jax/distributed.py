@@ -16,8 +16,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import io
 import json
 import logging
 import os
@@ -25,7 +23,6 @@ import re
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -34,9 +31,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 
 from artifactnet_jax import results
-from artifactnet_jax.files import SUFFIXES, find_audio, replace_file
+from artifactnet_jax.files import (
+    SUFFIXES,
+    TemporaryCopy,
+    find_audio,
+    replace_file,
+    sha256_of,
+)
 from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, Failure, brief
-from artifactnet_jax.score import comparable, open_detector, progress, writing
+from artifactnet_jax.score import comparable, detector_options, open_detector, progress, writing
 
 if TYPE_CHECKING:
     from artifactnet_jax.weights import Weights
@@ -173,19 +176,12 @@ def _store(uri: str) -> tuple[Any, str]:
 # --- in the workers ----------------------------------------------------------------------------
 
 
-class _Copy(io.BufferedRandom):
-    """A copy of a remote file: decoders seek."""
-
-    name = ""  # what its row is called
-
-
 def _open(path: str) -> BinaryIO:
     """A seekable file named as the row is to be."""
     if "://" not in path:
         return open(path, "rb")
     filesystem, inner = _filesystem(path)
-    copy = _Copy(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
-    copy.name = path
+    copy = TemporaryCopy(path)
     with filesystem.open_input_stream(inner) as remote:
         shutil.copyfileobj(remote, copy, 2**20)
     copy.seek(0)
@@ -194,11 +190,9 @@ def _open(path: str) -> BinaryIO:
 
 def _digest(file: BinaryIO) -> str:
     """SHA-256 of the bytes, in hexadecimal; leaves the file at its beginning."""
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
+    digest = sha256_of(file)
     file.seek(0)
-    return digest.hexdigest()
+    return digest
 
 
 def _detector(weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool) -> Any:
@@ -601,16 +595,7 @@ def run(args: argparse.Namespace) -> int:
         weights = open_weights(args.weights, args.backend)
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
-    options = {
-        "segments": args.segments,
-        "aggregate_rule": args.aggregate,
-        "threshold": args.threshold,
-        "margin": args.margin,
-        "dtype": args.dtype,
-        "batch_size": args.batch_size,
-        "jobs": args.jobs,
-        "until_decided": args.until_decided,
-    }
+    options = detector_options(args)
     pool = settle(Pool(args.workers, args.cpus, args.gpus), args.backend)
     folder.begin(describe(weights, args.backend, options, pool), args.resume)
     return _score(args, folder, entries, weights, options, pool)

@@ -34,7 +34,7 @@ from artifactnet_jax import config as cfg
 from artifactnet_jax.audio import SegmentReader, resampled
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError, open_audio
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import replace_file, sha256_of
 from artifactnet_jax.reference import (
     Network,
     channels,
@@ -343,10 +343,8 @@ def make_page(
         {name: picture(name, seen, front_end, duration) for name in seen[0].power} if seen else {}
     )
     curves = _curves(seen)
-    digest = hashlib.sha256()
     with open(verdict.path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+        digest = sha256_of(file)
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "result": verdict.to_dict(),
@@ -378,16 +376,18 @@ def make_page(
                 name: base64.b64encode(image.tobytes()).decode() for name, image in pictures.items()
             },
         },
-        "file_sha256": digest.hexdigest(),
+        "file_sha256": digest,
         "limits": list(limits),
         "licence": detector.weights.licence,
         "versions": versions(),
     }
+    drawn = "".join(_picture(view, image, data) for view, image in pictures.items())
+    charts = _charts(data, curves)
     # What is left of the page is the audio's.
-    rest = _track_page(verdict, data, pictures, curves, b"")
+    rest = _track_page(verdict, data, drawn, charts, b"")
     budget = min((PAGE_BYTES - len(rest.encode()) - 1000) * 3 // 4, 2 * PAGE_BYTES // 3)
     audio, data["audio"] = encode_audio(verdict.path, duration, budget)
-    return _track_page(verdict, data, pictures, curves, audio), data
+    return _track_page(verdict, data, drawn, charts, audio), data
 
 
 def statements(weights: Weights, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
@@ -592,8 +592,8 @@ def _bars(verdict: Verdict, segment_s: float) -> list[tuple[float, float, float]
 def _track_page(
     verdict: Verdict,
     data: dict[str, Any],
-    pictures: dict[str, np.ndarray],
-    curves: dict[str, np.ndarray],
+    pictures: str,
+    charts: str,
     audio: bytes,
 ) -> str:
     duration = verdict.duration_s
@@ -615,9 +615,9 @@ def _track_page(
         timeline=_timeline(bars, verdict.threshold, duration),
         ticks=_ticks(duration),
         seconds=f"{duration:.1f}",
-        pictures="".join(_picture(view, image, data) for view, image in pictures.items()),
+        pictures=pictures,
         looked=html.escape(_looked(verdict, data)),
-        charts=_charts(data, curves),
+        charts=charts,
         figures=_definitions(_figure_texts(data["figures"])),
         warnings=_items([_WARNINGS.get(code, code) for code in verdict.warnings]) or "<p>None.</p>",
         segments=_table(verdict, bars),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from artifactnet_jax.results import printable
 
@@ -68,6 +71,27 @@ def audio_in(folder: str, recursive: bool) -> list[str]:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES
         ]
     return found
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """SHA-256 of what is left of an open file, in hexadecimal."""
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+class TemporaryCopy(io.BufferedRandom):
+    """A temporary file for what comes as a stream: decoders seek, and hours must not sit in memory.
+
+    `name` is what the row of it is called. OSError where none can be made.
+    """
+
+    name = ""
+
+    def __init__(self, name: str):
+        super().__init__(cast(io.FileIO, tempfile.TemporaryFile(buffering=0)))  # noqa: SIM115
+        self.name = name
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:

@@ -454,14 +454,9 @@ class Network:
     `stft` is how spectrograms are taken: `stft_magnitude`, or a `StreamStft`.
     """
 
-    def __init__(
-        self,
-        config: cfg.Config,
-        tensors: Mapping[str, np.ndarray],
-        dtype=np.float32,
-        stft: Callable[..., np.ndarray] = stft_magnitude,
-    ):
-        self.config, self.stft = config, stft
+    def __init__(self, config: cfg.Config, tensors: Mapping[str, np.ndarray], dtype=np.float32):
+        self.config = config
+        self.stft: Callable[..., np.ndarray] = stft_magnitude
         self.unet, self.cnn = nets.preset_layers(config)
         self.tensors = nets.preset_tensors(config, tensors, dtype)
         self.window, self.mel = (tensors.get(f"front_end.{name}") for name in ("window", "mel"))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from artifactnet_jax import results
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import TemporaryCopy, replace_file
 from artifactnet_jax.results import (
     NO_BACKEND,
     OK,
@@ -63,19 +61,7 @@ def _prepare(args: argparse.Namespace) -> tuple[list[str], str | None, Detector]
     """Inputs, output file and detector; CommandError when any of them cannot be had."""
     paths = find_inputs(args)
     output = _output(args, paths)
-    detector = open_detector(
-        args.weights,
-        args.backend,
-        segments=args.segments,
-        aggregate_rule=args.aggregate,
-        threshold=args.threshold,
-        margin=args.margin,
-        dtype=args.dtype,
-        batch_size=args.batch_size,
-        jobs=args.jobs,
-        until_decided=args.until_decided,
-    )
-    return paths, output, detector
+    return paths, output, open_detector(args.weights, args.backend, **detector_options(args))
 
 
 def find_inputs(args: argparse.Namespace) -> list[str]:
@@ -86,6 +72,20 @@ def find_inputs(args: argparse.Namespace) -> list[str]:
         return find_audio(args.paths, args.recursive)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
+
+
+def detector_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `Detector`, besides weights and backend, as the verb `score` has them."""
+    return {
+        "segments": args.segments,
+        "aggregate_rule": args.aggregate,
+        "threshold": args.threshold,
+        "margin": args.margin,
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+        "jobs": args.jobs,
+        "until_decided": args.until_decided,
+    }
 
 
 def open_detector(weights: str | Weights | None, backend: str, **options: Any) -> Detector:
@@ -134,12 +134,6 @@ def output_problem(path: str) -> str:
     return ""
 
 
-class _Stdin(io.BufferedRandom):
-    """A copy of standard input: decoders seek, and a stream of hours must not sit in memory."""
-
-    name = "-"  # what its row is called
-
-
 def _results(detector: Detector, paths: list[str]) -> Generator[tuple[int, Result], None, None]:
     """score_many over paths, "-" being standard input.
 
@@ -149,8 +143,7 @@ def _results(detector: Detector, paths: list[str]) -> Generator[tuple[int, Resul
         sources: list[Any] = list(paths)
         if "-" in paths:
             try:
-                raw = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-                spool = stack.enter_context(_Stdin(raw))
+                spool = stack.enter_context(TemporaryCopy("-"))
                 if sys.stdin is not None:  # else closed, the same as empty
                     shutil.copyfileobj(sys.stdin.buffer, spool)
                 spool.flush()

@@ -21,9 +21,7 @@ class HostHead:
     """What the head of some weights adds, a segment per thread of `pool` and one for BLAS each."""
 
     def __init__(self, weights: Weights, pool: ThreadPoolExecutor):
-        self._config, self._pool = weights.config, pool
-        own = {k: v for k, v in weights.tensors.items() if k.startswith("texture.")}
-        self._tensors = {name: np.asarray(value, np.float32) for name, value in own.items()}
+        self._config, self._tensors, self._pool = weights.config, weights.tensors, pool
         self._libraries = ThreadpoolController()  # looks for BLAS once, not at every batch
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
