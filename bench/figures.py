@@ -73,6 +73,9 @@ def _machine(found: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{name} {packages[name]}" for name in shown if name in packages)
     settings = found["settings"]
     scenario = f"scenario {settings['scenario']}, {settings['rounds']} rounds"
+    how = "Medians over the rounds, in which the candidates take turns."
+    if settings["scenario"] == "scaling":
+        scenario, how = "scenario scaling", "A process of `score` each, timed once."
     if found.get("tracks"):
         good = [row for row in found["tracks"] if "error" not in row]
         seconds = sum(row["duration_s"] for row in good)
@@ -81,7 +84,7 @@ def _machine(found: Mapping[str, Any]) -> str:
     return (
         f"{', '.join(item for item in items if item)}; {listed}; commit "
         f"{(found['commit'] or 'unknown')[:12]}; weights {weights['name']} ({weights['preset']}"
-        f"{random}); {scenario}. Medians over the rounds, in which the candidates take turns."
+        f"{random}); {scenario}. {how}"
     )
 
 
@@ -177,15 +180,17 @@ def _cold(found: Mapping[str, Any]) -> str:
 
 
 def _scaling(found: Mapping[str, Any]) -> str:
-    head = ["", "files", "minutes", "wall s", "x real time", "CPU s", "memory, MiB"]
+    head = ["", "files", "minutes", "wall s", "x real time", "CPU s", "cores used"]
+    head += ["memory, MiB"]
     body = []
     for row in found["scaling"]:
         cells = [row["backend"], row["files"], float(row["minutes"])]
         if "error" in row:
-            body.append([*cells, row["error"], *[None] * 3])
+            body.append([*cells, row["error"], *[None] * 4])
             continue
-        speed = 60 * row["minutes"] / row["wall_s"]
-        body.append([*cells, row["wall_s"], speed, row["cpu_s"], row["peak_bytes"] / 2**20])
+        wall, cpu = row["wall_s"], row["cpu_s"]
+        speed = 60 * row["minutes"] / wall
+        body.append([*cells, wall, speed, cpu, cpu / wall, row["peak_bytes"] / 2**20])
     return _table(head, body)
 
 

@@ -626,7 +626,7 @@ def test_scaling(tiny, tmp_path, monkeypatch):
         "weights": {"name": "tiny", "preset": "tiny", "random": False},
         "scaling": rows,
     }
-    assert "| numpy | 1 | 1.1 | 2 | 33 | 1 | 1 |" in figures.tables(found)
+    assert "| numpy | 1 | 1.1 | 2 | 33 | 1 | 0.5 | 1 |" in figures.tables(found)
     pytest.importorskip("matplotlib")
     written = figures.plots(found, str(tmp_path / "plots"))
     assert [Path(path).name for path in written] == ["scaling-length.svg", "scaling-files.svg"]

@@ -3,10 +3,11 @@
 Every call runs the same executable on the same number of segments, padded with zeros: nothing
 recompiles whatever the length or number of files, and a segment's score cannot depend on the batch
 it came in, bit for bit. (Buckets of several sizes compile to different programs, whose sums differ
-in the last bits.) On CPU one segment fills the machine, so the executable takes one and a batch is
-a loop; on a GPU it takes `GPU_SEGMENTS`. Where the maximum of the top-dB clamp is that of a whole
-song there are two such executables: one up to the views whose maxima are taken, one from there. On
-CPU a texture head is NumPy's part (`head`).
+in the last bits.) On a CPU the executable takes one segment, and as many run at once as there are
+processors: XLA by itself leaves the second core half idle (docs/speed.md). On a GPU it takes
+`GPU_SEGMENTS`. Where the maximum of the top-dB clamp is that of a whole song there are two such
+executables: one up to the views whose maxima are taken, one from there. On a CPU a texture head is
+NumPy's part (`head`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -77,13 +78,15 @@ class XlaBackend:
         self.dtype = dtype
         _keep_compiled()
         self.device = jax.devices()[0]
-        self._segments = CPU_SEGMENTS if self.device.platform == "cpu" else GPU_SEGMENTS
-        self.batch_size = batch_size or self._segments
+        on_cpu = self.device.platform == "cpu"
+        self._segments = CPU_SEGMENTS if on_cpu else GPU_SEGMENTS
+        self.batch_size = batch_size or (cpu_count() if on_cpu else self._segments)
+        self._pool = ThreadPoolExecutor(cpu_count()) if on_cpu else None
         self._stages: Callable[..., Any] | None = None
         self._front_end = weights.config.front_end
         self._head: HostHead | None = None
-        if self.device.platform == "cpu" and weights.config.texture is not None:
-            self._head = HostHead(weights, ThreadPoolExecutor(cpu_count()))
+        if self._pool is not None and weights.config.texture is not None:
+            self._head = HostHead(weights, self._pool)
             network = dataclasses.replace(weights.config, texture=None)
             weights = dataclasses.replace(weights, config=network)
         self._graph, self._state = nnx.split(build_model(weights, dtype))
@@ -115,27 +118,32 @@ class XlaBackend:
         padded[:n] = audio
         return padded.reshape(-1, self._segments, audio.shape[1])
 
+    def _each(self, program: Callable[..., Any], chunks: Iterable[Any]) -> Iterator[Any]:
+        """What the program gives for every chunk, all started now and read one by one."""
+        if self._pool is None:  # dispatch to a GPU is asynchronous
+            return iter([program(chunk) for chunk in chunks])
+        # Dispatch on a CPU is too, but one after the other; a thread waits for its own.
+        return self._pool.map(lambda chunk: jax.block_until_ready(program(chunk)), chunks)
+
+    def _scores(self, chunk: np.ndarray) -> jax.Array:
+        return self._classify(*self._views(chunk)) if self._by_song else self._run(chunk)
+
     def __call__(self, audio: np.ndarray) -> np.ndarray:
-        # Dispatch is asynchronous: all chunks are queued before the first result is read.
-        if self._by_song:
-            parts = [self._views(chunk) for chunk in self._chunks(audio)]
-            out = [self._classify(*part) for part in parts]
-        else:
-            out = [self._run(chunk) for chunk in self._chunks(audio)]
+        out = self._each(self._scores, self._chunks(audio))
         added = self._head and self._head(audio)  # while XLA is at work
-        values = np.concatenate([np.asarray(p) for p in out])[: len(audio)]
+        values = np.concatenate([np.asarray(part) for part in out])[: len(audio)]
         return values if added is None else sigmoid(values + added)
 
     def song(self, audio: np.ndarray) -> np.ndarray:
         """P(AI) float32 [n] of the segments [n, N] of one song, under the config's joint rule."""
         if not self._by_song:
             return self(audio)
-        views, peaks = zip(*[self._views(chunk) for chunk in self._chunks(audio)], strict=True)
+        views, peaks = zip(*self._each(self._views, self._chunks(audio)), strict=True)
         # The segments that fill up the last chunk are no part of the song.
         loudest = np.concatenate([np.asarray(part) for part in peaks])[: len(audio)].max(axis=0)
         joint = np.tile(loudest, (self._segments, 1))
-        out = [self._classify(part, joint) for part in views]
-        return np.concatenate([np.asarray(p) for p in out])[: len(audio)]
+        out = self._each(lambda part: self._classify(part, joint), views)
+        return np.concatenate([np.asarray(part) for part in out])[: len(audio)]
 
     def stages(self, audio: np.ndarray) -> dict[str, np.ndarray]:
         """Every stage of one segment [N] scored by itself.

@@ -67,7 +67,7 @@ from artifactnet_jax.weights import Weights, WeightsError, save_weights
 _FIRST_NARROW = 50  # number of a row's first narrow version
 _REVISION = 2  # of the statistics: raise it whenever the same audio gives something else
 MARGINS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # log-odds
-NARROW = (3_500.0, 12_000.0)  # Hz: where the band of a track's narrow version ends
+NARROW = (3_500.0, 16_000.0)  # Hz: where the band of a track's narrow version ends
 LEAST_SPREAD = 1e-3  # of a statistic that hardly differs between tracks
 
 
@@ -108,7 +108,7 @@ class _Statistics(Crops):
         head = config.texture and dataclasses.asdict(
             dataclasses.replace(config.texture, hidden=(), limit=0.0)
         )
-        known = [_REVISION, head, dataclasses.asdict(self._augment)]
+        known = [_REVISION, head, dataclasses.asdict(self._augment), NARROW]
         known += [config.front_end.segment_samples, config.front_end.sample_rate]
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
         store = os.path.join(cache.folder, "texture", digest)
