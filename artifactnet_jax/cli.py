@@ -208,7 +208,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="write weights as an ONNX model",
         description="Write weights as an ONNX model: our own lean graph, or with --template the "
         "original file with its weights replaced.",
-        epilog="Exit codes: 0 written, 2 usage, 3 a package is missing.",
+        epilog="Exit codes: 0 written, 1 written but tracks of --calibrate failed, 2 usage, 3 a "
+        "package is missing.",
     )
     export.add_argument("weights", metavar="W", help="weights file, or an ONNX model")
     export.add_argument("-o", "--output", metavar="M.onnx", required=True)
@@ -219,8 +220,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--precision",
-        choices=("fp32", "fp16"),
-        help="of the convolutions (default: fp32); the front end is always float32",
+        choices=("fp32", "fp16", "int8"),
+        help="of the convolutions (default: fp32); the front end is always float32. int8 is for "
+        "onnxruntime on a CPU and needs --calibrate",
+    )
+    export.add_argument(
+        "--calibrate",
+        nargs="+",
+        metavar="PATH",
+        help="tracks, folders or @list.txt for int8: half of the tracks give its ranges, the "
+        "others are scored by both, and stdout says what flips",
     )
     export.add_argument(
         "--template",

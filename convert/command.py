@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Literal
 
-from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError
+from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError
 
 if TYPE_CHECKING:
     from artifactnet_jax.weights import Weights
@@ -49,11 +49,18 @@ def export(args: argparse.Namespace) -> int:
 
     if args.template and (args.form or args.precision):
         raise CommandError("--template keeps its own form: leave --form and --precision out", USAGE)
+    if args.precision == "int8" and (args.form == "song" or not args.calibrate):
+        cure = "use --form segment, and name music to take ranges from with --calibrate"
+        raise CommandError(f"--precision int8: {cure}", USAGE)
+    if args.calibrate and args.precision != "int8":
+        raise CommandError("--calibrate is for --precision int8: leave it out", USAGE)
     _writable(args.output)
     try:
         from artifactnet_jax.convert.export import export as write
 
         weights = open_weights(args.weights)
+        if args.precision == "int8":
+            return _export_int8(weights, args)
         write(
             weights,
             args.output,
@@ -67,9 +74,29 @@ def export(args: argparse.Namespace) -> int:
         raise CommandError(str(error), USAGE) from error
     except OSError as error:
         raise CommandError(f"{args.output}: {error.strerror}", USAGE) from error
-    print(f"licence of the weights: {weights.licence}", file=sys.stderr)
-    print(f"wrote {args.output} ({os.path.getsize(args.output):,} bytes)", file=sys.stderr)
+    _wrote(weights, args.output)
     return OK
+
+
+def _export_int8(weights: Weights, args: argparse.Namespace) -> int:
+    """Weights file -> int8 ONNX model; what that costs goes to stdout. Raises as its parts do."""
+    from artifactnet_jax.convert.quantise import export_int8
+    from artifactnet_jax.files import find_audio
+
+    done = export_int8(weights, args.output, find_audio(args.calibrate, recursive=False))
+    for message in done.failures:
+        print(f"artifactnet-jax: {message}", file=sys.stderr)
+    print(
+        f"int8 against fp32, {done.tracks} tracks that gave no ranges: {done.flips} verdicts flip, "
+        f"scores move by {done.median:.4f} in the median, {done.largest:.4f} at most"
+    )
+    _wrote(weights, args.output)
+    return SOME_FAILED if done.failures else OK
+
+
+def _wrote(weights: Weights, path: str) -> None:
+    print(f"licence of the weights: {weights.licence}", file=sys.stderr)
+    print(f"wrote {path} ({os.path.getsize(path):,} bytes)", file=sys.stderr)
 
 
 def _own_form(weights: Weights) -> Literal["segment", "song"]:

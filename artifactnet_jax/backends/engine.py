@@ -260,6 +260,9 @@ def recipe_for(
     source = weights.sha256
     if weights.file is not None:
         own = str(weights.provenance.get("precision"))
+        if own == "int8":
+            cure = "export it again in fp16"
+            raise ValueError(f"{weights.file} is int8, for onnxruntime on a CPU: {cure}")
         if own != precision:
             raise ValueError(f"{weights.file} is {own}, not {precision}: export it again")
         with open(weights.file, "rb") as file:
