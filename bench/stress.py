@@ -22,6 +22,7 @@ Change = Callable[[np.ndarray, str], np.ndarray]  # audio and the track's id -> 
 
 SEGMENT = 4 * RATE  # samples; the least that a position keeps
 PASSES = (1, 3)  # of a separator
+ROOM_S = 0.4  # reverberation time of `rerecorded`
 
 
 def _codec(codec: str, kbps: int) -> Chain:
@@ -103,6 +104,29 @@ def _placed(place: float) -> Change:
     return change
 
 
+def rerecorded(audio: np.ndarray, track: str) -> np.ndarray:
+    """Played in a room and recorded there: diffuse reverberation, a loudspeaker's band, noise.
+
+    The room's response is the direct sound and noise of the same energy that decays by 60 dB in
+    `ROOM_S`; the band reaches from 100 Hz to 14 kHz, and white noise lies 45 dB below the music.
+    The level is that of the track, less where the peak forbids it.
+    """
+    digest = hashlib.sha256(track.encode("utf-8", "surrogateescape")).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:4], "little"))
+    size = round(ROOM_S * RATE)
+    room = rng.standard_normal(size) * 10 ** (-3 * np.arange(size) / size)
+    room /= np.sqrt(np.sum(room**2))
+    room[0] += 1.0
+    n = 2 ** int(np.ceil(np.log2(len(audio) + size)))
+    hz = np.fft.rfftfreq(n, 1 / RATE)
+    band = 1 / np.sqrt((1 + (100 / np.maximum(hz, 1.0)) ** 8) * (1 + (hz / 14_000) ** 16))
+    heard = np.fft.irfft(np.fft.rfft(audio, n) * np.fft.rfft(room, n) * band, n)[: len(audio)]
+    rms = np.sqrt(np.mean(np.square(audio, dtype=np.float64)))
+    heard *= rms / max(np.sqrt(np.mean(heard**2)), 1e-9)
+    heard += rms * 10 ** (-45 / 20) * rng.standard_normal(len(audio))
+    return (heard / max(1.0, float(np.abs(heard).max(initial=0.0)))).astype(np.float32)
+
+
 def laundered(audio: np.ndarray, teacher: Teacher, passes: int) -> np.ndarray:
     """The sum of the stems that a separator finds, taken apart again `passes` times in all."""
     for _ in range(passes):
@@ -121,6 +145,7 @@ SUITES: dict[str, dict[str, Change]] = {
         "1-semitone-up": lambda audio, track: shifted(audio, 1.0),
         "1-semitone-down": lambda audio, track: shifted(audio, -1.0),
     },
+    "rerecording": {"room": rerecorded},
     "position": {"first-half": _placed(0), "middle-half": _placed(0.5), "last-half": _placed(1)},
 }
 LAUNDERING = tuple(f"laundered-{passes}" for passes in PASSES)

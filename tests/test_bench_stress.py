@@ -94,6 +94,24 @@ def test_tempo_and_pitch(name, length, hz):
     assert changed.dtype == np.float32
 
 
+def test_a_room():
+    click = np.zeros(2 * RATE, np.float32)
+    click[1000] = 0.5
+    heard = only("room")(click, "x")
+    assert heard.shape == click.shape
+    assert np.argmax(np.abs(heard)) == pytest.approx(1000, abs=60)  # the direct sound comes first
+    levels = [np.sqrt(np.mean(heard[1000 + k : 1000 + k + 1764] ** 2)) for k in (2205, 11_025)]
+    # By Sabine's rule 60 dB in 0.4 s: 200 ms make 30 dB.
+    assert 20 * np.log10(levels[0] / levels[1]) == pytest.approx(30, abs=3)
+    music = noise()
+    played = only("room")(music, "x")
+    assert np.sqrt(np.mean(played**2)) == pytest.approx(np.sqrt(np.mean(music**2)), rel=0.05)
+    assert energy_above(played, 18_000) < 0.1 * energy_above(music, 18_000)
+    assert np.array_equal(played, only("room")(music, "x"))
+    assert not np.array_equal(played, only("room")(music, "y"))
+    assert np.abs(only("room")(np.zeros(RATE, np.float32), "x")).max() == 0
+
+
 def test_positions():
     audio = np.arange(20 * RATE, dtype=np.float32)
     half = 10 * RATE
