@@ -164,7 +164,7 @@ def test_a_narrow_version_has_a_narrow_band(music):
     source = texture._Statistics(rows, AudioCache(music / "cache"), CONFIG, texture.Fit())
     for k in range(len(rows)):
         hz, power = scipy.signal.welch(source._crop(k, 0, 50), 44_100, nperseg=1024)
-        band = power[(hz > 13_000) & (hz < 15_000)].mean() / power[hz < 3_000].mean()
+        band = power[(hz > 18_000) & (hz < 20_000)].mean() / power[hz < 3_000].mean()
         assert band < 0.03
 
 
