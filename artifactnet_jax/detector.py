@@ -55,8 +55,8 @@ class _Track:
 def open_weights(path: str | os.PathLike[str] | None, backend: str = "auto") -> Weights:
     """Weights of a file, of an ONNX model (converted once, then cached), or the embedded ones.
 
-    A graph that `export` wrote is taken as it is for a backend that runs it, and an engine always:
-    then there are no tensors. Raises WeightsError.
+    A graph that `export` wrote is taken as it is for a backend that runs it, and one in int8 and an
+    engine always: then there are no tensors. Raises WeightsError.
     """
     name = "" if path is None else os.fspath(path).lower()
     if path is not None and name.endswith(ENGINE_SUFFIX):
@@ -66,7 +66,7 @@ def open_weights(path: str | os.PathLike[str] | None, backend: str = "auto") -> 
     if path is not None and name.endswith(".onnx"):
         from artifactnet_jax.convert.cache import as_exported, load_onnx
 
-        graph = as_exported(path) if backend.startswith(("onnxruntime", "tensorrt")) else None
+        graph = as_exported(path, backend)
         return load_onnx(path) if graph is None else graph
     return load_weights(path)
 

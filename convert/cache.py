@@ -83,11 +83,12 @@ def exported(
     return os.fspath(path) if _kept(path, lambda: replace_file(path, model)) else model
 
 
-def as_exported(path: str | os.PathLike[str]) -> Weights | None:
-    """Weights that stand for a graph that `export` wrote, without tensors; None for other files.
+def as_exported(path: str | os.PathLike[str], backend: str) -> Weights | None:
+    """Weights that stand for a graph that `export` wrote, without tensors.
 
-    Only the graph's own notes are read, with neither `onnx` nor onnxruntime. Raises WeightsError
-    for a graph of that kind that cannot be scored with.
+    None for other files, and for a backend that does not run such graphs, which converts them; but
+    an int8 one cannot be converted. Only the graph's own notes are read, with neither `onnx` nor
+    onnxruntime. Raises WeightsError for a graph of that kind that cannot be scored with.
     """
     try:
         with open(path, "rb") as file:
@@ -95,7 +96,8 @@ def as_exported(path: str | os.PathLike[str]) -> Weights | None:
     except OSError as error:
         raise WeightsError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
     notes = metadata(data)
-    if "artifactnet_jax.config" not in notes:
+    runs = backend.startswith(("onnxruntime", "tensorrt")) or notes.get("precision") == "int8"
+    if "artifactnet_jax.config" not in notes or not runs:
         return None
     if notes.get("form") != "segment":
         cure = "export the weights with --form segment"

@@ -274,7 +274,7 @@ def test_an_exported_graph_stands_for_its_weights(tmp_path):
     weights, audio = song("segment")
     weights = dataclasses.replace(weights, licence="CC0", sha256="1" * 64)
     export(weights, tmp_path / "lean.onnx")
-    taken = as_exported(tmp_path / "lean.onnx")
+    taken = as_exported(tmp_path / "lean.onnx", "onnxruntime")
     assert (taken.name, taken.licence, taken.config) == ("segment", "CC0", weights.config)
     assert (taken.sha256, taken.provenance) == (weights.sha256, {"precision": "fp32"})
     np.testing.assert_array_equal(
@@ -287,12 +287,12 @@ def test_an_exported_graph_stands_for_its_weights(tmp_path):
 
     export(weights, tmp_path / "song.onnx", form="song")
     with pytest.raises(WeightsError, match="whole songs: export the weights with --form segment"):
-        as_exported(tmp_path / "song.onnx")
+        as_exported(tmp_path / "song.onnx", "onnxruntime")
     with pytest.raises(WeightsError, match="cannot be read"):
-        as_exported(tmp_path / "none.onnx")
+        as_exported(tmp_path / "none.onnx", "onnxruntime")
     for foreign in (b"", b"\x08", b"\x72\xff", b"RIFF" * 9):
         (tmp_path / "foreign.onnx").write_bytes(foreign)
-        assert as_exported(tmp_path / "foreign.onnx") is None
+        assert as_exported(tmp_path / "foreign.onnx", "onnxruntime") is None
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "lean.onnx").read_bytes()[:-40])
     torn = dataclasses.replace(taken, file=str(tmp_path / "cut.onnx"))
     with pytest.raises(BackendError, match=r"cut\.onnx: .*: export it again"):

@@ -238,7 +238,7 @@ def test_metadata_are_those_that_onnx_reads(tmp_path, tiny):
     assert metadata(model.SerializeToString()) == expected
     assert json.loads(expected["artifactnet_jax.config"]) == json.loads(json.dumps(TINY.to_dict()))
     (tmp_path / "m.onnx").write_bytes(onnx.ModelProto().SerializeToString())
-    assert as_exported(tmp_path / "m.onnx") is None
+    assert as_exported(tmp_path / "m.onnx", "onnxruntime") is None
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -250,16 +250,16 @@ def test_metadata_of_any_bytes(data):
 def test_exports_that_are_of_no_use(tmp_path, tiny):
     export(load_weights(tiny), tmp_path / "song.onnx", form="song")
     with pytest.raises(WeightsError, match=r"song\.onnx: a graph of whole songs: export .* --form"):
-        as_exported(tmp_path / "song.onnx")
+        as_exported(tmp_path / "song.onnx", "onnxruntime")
     with pytest.raises(WeightsError, match="cannot be read: No such file"):
-        as_exported(tmp_path / "none.onnx")
+        as_exported(tmp_path / "none.onnx", "onnxruntime")
     model = build_onnx(load_weights(tiny))
     for prop in model.metadata_props:
         if prop.key == "artifactnet_jax.config":
             prop.value = "{}"
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(WeightsError, match="damaged notes"):
-        as_exported(tmp_path / "m.onnx")
+        as_exported(tmp_path / "m.onnx", "onnxruntime")
 
 
 def test_names_tell_recipes_apart_and_suit_any_file_system():

@@ -137,7 +137,8 @@ def load_backend(
         is_engine = weights.file.endswith(ENGINE_SUFFIX)
         if name != "tensorrt" and (is_engine or not name.startswith("onnxruntime")):
             what = "an engine" if is_engine else "an exported graph"
-            cure = "use --backend tensorrt, or name the weights file"
+            own = "tensorrt" if is_engine else "onnxruntime"
+            cure = f"use --backend {own}, or name the weights file"
             raise ValueError(f"{weights.file} is {what}, which {name} cannot run: {cure}")
     if weights.graph is not None:
         if name != "xla":
