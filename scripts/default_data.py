@@ -3,6 +3,7 @@
     python scripts/default_data.py fetch RAW
     python scripts/default_data.py manifest RAW --clips CLIPS/manifest.csv -o data.csv
     python scripts/default_data.py excerpts data.csv EXCERPTS
+    python scripts/default_data.py shorts data.csv SHORTS
 
 `fetch` brings what anyone can install, without installing it: Debian packages by `apt-get download`
 and `dpkg-deb -x` (about 3.4 GB), npm packages by `npm pack` (0.2 GB). What is there is left alone.
@@ -13,7 +14,9 @@ and `dpkg-deb -x` (about 3.4 GB), npm packages by `npm pack` (0.2 GB). What is t
 | npm weshop-music-package-NAME 0.1.0: 166 tracks by Suno v5 | AI | CC0 1.0 |
 | clips of demo pages (`--clips`), about 5 s each | both | of their authors; not distributed here |
 
-`excerpts` writes 10 s of five recordings of every real source, for `artifactnet-jax rvq`.
+`excerpts` writes 10 s of five recordings of every real source, for `artifactnet-jax rvq`. `shorts`
+is for `residuals` and `train`, which read whole recordings: a manifest of the clips and of 10 s of
+six recordings of every game and of sixty tracks by Suno, in the parts of data.csv.
 
 `--clips` is a CSV with path (relative to it), label (1 AI or re-synthesised by a neural codec, 0
 real), kind, source and model; such clips are cut from the demo pages of papers on generators and
@@ -72,6 +75,7 @@ SUNO = (
 BROKEN = {"wesnoth-1.16-music": "northerners.ogg"}  # its end does not decode
 MUSIC = {".ogg", ".oga", ".opus", ".mp3", ".flac"}
 EXCERPTS, EXCERPT_S = 5, 10  # of a source; seconds
+SHORTS = {0: 6, 1: 60}  # of a source of long recordings, by label
 MIN_S = 20.0  # s; shorter files in a game are effects
 PAGES = ("codicodec", "flowdec", "bigvgan", "mucodec", "snac", "vbrrvq", "mrcqt")
 FAMILIES = {
@@ -222,6 +226,39 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
     print(f"{folder}: {len(written)} excerpts", file=sys.stderr)
 
 
+def shorts(data: Path, folder: Path, cache: str | None) -> None:
+    """Write excerpts of long recordings, and a manifest of them and of the short ones."""
+    import numpy as np
+
+    from artifactnet_jax.train.data import AudioCache
+    from artifactnet_jax.train.manifest import read_manifest
+
+    store, rng = AudioCache(cache), np.random.default_rng(3)
+    folder.mkdir(parents=True, exist_ok=True)
+    sources: dict[str, list] = {}
+    for row in read_manifest(data):
+        sources.setdefault(row.source, []).append(row)
+    written = []
+    for source, rows in sorted(sources.items()):
+        rng.shuffle(rows)
+        long = source.startswith("deb-") or source == "suno-v5"
+        for number, row in enumerate(rows[: SHORTS[rows[0].label]] if long else rows):
+            path = Path(row.path)
+            if long:
+                audio = store.get(row.path)
+                length = min(len(audio), EXCERPT_S * 44_100)
+                start = int(rng.integers(0, len(audio) - length + 1))
+                path = folder / f"{source}-{number}.flac"
+                soundfile.write(path, audio[start : start + length], 44_100)
+            facts = (row.label, row.kind, row.source, row.model, row.group, row.split)
+            written.append((str(path.resolve()), *facts))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label", "kind", "source", "model", "group", "split"))
+        table.writerows(written)
+    print(f"{folder}: {len(written)} recordings", file=sys.stderr)
+
+
 def main() -> None:
     """Run one of the steps."""
     parser = argparse.ArgumentParser(description="data of the default weights; see the docstring")
@@ -232,15 +269,17 @@ def main() -> None:
     second.add_argument("raw", type=Path)
     second.add_argument("--clips", type=Path)
     second.add_argument("-o", "--output", type=Path, required=True)
-    third = steps.add_parser("excerpts")
-    third.add_argument("data", type=Path)
-    third.add_argument("folder", type=Path)
-    third.add_argument("--cache")
+    for name in ("excerpts", "shorts"):
+        step = steps.add_parser(name)
+        step.add_argument("data", type=Path)
+        step.add_argument("folder", type=Path)
+        step.add_argument("--cache")
     args = parser.parse_args()
     if args.step == "fetch":
         fetch(args.raw)
-    elif args.step == "excerpts":
-        excerpts(args.data, args.folder, args.cache)
+    elif args.step in ("excerpts", "shorts"):
+        make = excerpts if args.step == "excerpts" else shorts
+        make(args.data, args.folder, args.cache)
     else:
         manifest(args.raw, args.clips, args.output)
 
