@@ -22,7 +22,7 @@ test: $(BIN)/uv
 	$(MAKE) lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# The default weights again: downloads 3.6 GB, then about 40 minutes on two cores. CLIPS is the manifest of
+# The default weights again: downloads 3.6 GB, then about half an hour on two cores. CLIPS is the manifest of
 # short clips of generators and codecs, which are not ours to pass on: see scripts/default_data.py.
 RAW ?= raw
 CLIPS ?= $(error name the manifest of the clips: make train-default CLIPS=.../manifest.csv)
