@@ -54,12 +54,16 @@ CHAINS = {
 }
 
 
+def _seed(track: str) -> int:
+    """What a track's noise is drawn from: the same every time."""
+    digest = hashlib.sha256(track.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
 def _chain(chain: Chain) -> Change:
     def change(audio: np.ndarray, track: str) -> np.ndarray:
         if chain.noise_db is not None:
-            digest = hashlib.sha256(track.encode("utf-8", "surrogateescape")).digest()
-            seed = int.from_bytes(digest[:4], "little")
-            return dataclasses.replace(chain, noise_seed=seed).apply(audio[:, None])[0]
+            return dataclasses.replace(chain, noise_seed=_seed(track)).apply(audio[:, None])[0]
         return chain.apply(audio[:, None])[0]
 
     return change
@@ -111,8 +115,7 @@ def rerecorded(audio: np.ndarray, track: str) -> np.ndarray:
     `ROOM_S`; the band reaches from 100 Hz to 14 kHz, and white noise lies 45 dB below the music.
     The level is that of the track, less where the peak forbids it.
     """
-    digest = hashlib.sha256(track.encode("utf-8", "surrogateescape")).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:4], "little"))
+    rng = np.random.default_rng(_seed(track))
     size = round(ROOM_S * RATE)
     room = rng.standard_normal(size) * 10 ** (-3 * np.arange(size) / size)
     room /= np.sqrt(np.sum(room**2))

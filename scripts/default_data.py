@@ -41,6 +41,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
@@ -159,6 +160,21 @@ def group_of(source: str) -> str:
     return source
 
 
+def write(output: Path, rows: list[tuple]) -> None:
+    """Write the rows of a manifest."""
+    with output.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label", "kind", "source", "model", "group", "split"))
+        table.writerows(rows)
+
+
+def excerpt(audio: Any, rng: Any) -> Any:
+    """`EXCERPT_S` from anywhere in a recording [n, channels] at 44.1 kHz, or all of it."""
+    length = min(len(audio), EXCERPT_S * 44_100)
+    start = int(rng.integers(0, len(audio) - length + 1))
+    return audio[start : start + length]
+
+
 def manifest(raw: Path, clips: Path | None, output: Path) -> None:
     """Write the manifest of everything that is there."""
     rows = []
@@ -185,10 +201,7 @@ def manifest(raw: Path, clips: Path | None, output: Path) -> None:
                     seen.add(path)
                     source, label = row["source"], int(row["label"])
                     add(path, label, row["kind"], source, row["model"], group_of(source))
-    with output.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "label", "kind", "source", "model", "group", "split"))
-        table.writerows(rows)
+    write(output, rows)
     print(f"{output}: {len(rows)} tracks, {len({row[5] for row in rows})} groups", file=sys.stderr)
 
 
@@ -210,10 +223,8 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
     for source in sorted(real):
         rng.shuffle(real[source])
         for number in real[source][:EXCERPTS]:
-            audio = store.get(rows[number].path)
-            length = min(len(audio), EXCERPT_S * 44_100)
-            start = int(rng.integers(0, len(audio) - length + 1))
-            mono = audio[start : start + length].astype(np.float32).mean(axis=1) / 32768
+            audio = excerpt(store.get(rows[number].path), rng)
+            mono = audio.astype(np.float32).mean(axis=1) / 32768
             if np.sqrt(np.mean(mono**2)) < 1e-3:
                 continue
             path = folder / f"{number}.flac"
@@ -245,17 +256,11 @@ def shorts(data: Path, folder: Path, cache: str | None) -> None:
         for number, row in enumerate(rows[: SHORTS[rows[0].label]] if long else rows):
             path = Path(row.path)
             if long:
-                audio = store.get(row.path)
-                length = min(len(audio), EXCERPT_S * 44_100)
-                start = int(rng.integers(0, len(audio) - length + 1))
                 path = folder / f"{source}-{number}.flac"
-                soundfile.write(path, audio[start : start + length], 44_100)
+                soundfile.write(path, excerpt(store.get(row.path), rng), 44_100)
             facts = (row.label, row.kind, row.source, row.model, row.group, row.split)
             written.append((str(path.resolve()), *facts))
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "label", "kind", "source", "model", "group", "split"))
-        table.writerows(written)
+    write(folder / "manifest.csv", written)
     print(f"{folder}: {len(written)} recordings", file=sys.stderr)
 
 

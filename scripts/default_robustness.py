@@ -147,6 +147,7 @@ def main() -> None:
     delta = codec_delta(tracks, {v: dict(enumerate(score[:, j])) for j, v in enumerate(names)})
     assert delta is not None
     threshold = config.verdict.threshold
+    teacher = open_teacher(args.teacher) if args.teacher else None
 
     def figures(changed: np.ndarray, before: np.ndarray) -> dict[str, float | int]:
         return {
@@ -169,8 +170,7 @@ def main() -> None:
                 for j, version in enumerate(LAUNDERED)
             },
         }
-        if args.teacher:
-            teacher = open_teacher(args.teacher)
+        if teacher is not None:
             chosen = of_class[k][:: max(1, -(-len(own) // args.separated))]
             stems = [score_of(laundered(plain(i, longer), teacher, 1)) for i in chosen.tolist()]
             table[name]["laundered"]["separated"] = figures(np.array(stems), score[chosen, 0])

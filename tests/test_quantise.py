@@ -109,16 +109,8 @@ def test_tracks_that_cannot_be_read_are_named_and_do_not_stop_the_others(
     broken.write_bytes(b"RIFF")
     names = [tracks / "a.wav", tracks / "b.wav", broken, tracks / "c.flac"]
     done = command(
-        *(
-            "export",
-            weights_path,
-            "-o",
-            tmp_path / "m.onnx",
-            "--precision",
-            "int8",
-            "--calibrate",
-            *names,
-        )
+        *("export", weights_path, "-o", tmp_path / "m.onnx"),
+        *("--precision", "int8", "--calibrate", *names),
     )
     assert done.code == 1
     assert "broken.wav" in done.err
