@@ -726,7 +726,7 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="changed versions of a single segment; of several half as many each (3)",
     )
     texture.add_argument(
-        "--steps", type=_positive, default=4000, metavar="N", help="of a fit (4000)"
+        "--steps", type=_positive, default=2500, metavar="N", help="of a fit (2500)"
     )
     texture.add_argument(
         "--folds", type=_positive, default=6, metavar="N", help="parts that are left out in turn"

@@ -3,6 +3,7 @@
     python scripts/default_data.py fetch RAW
     python scripts/default_data.py manifest RAW --clips CLIPS/manifest.csv -o data.csv
     python scripts/default_data.py excerpts data.csv EXCERPTS
+    python scripts/default_data.py inverted EXCERPTS INVERTED
     python scripts/default_data.py shorts data.csv SHORTS
 
 `fetch` brings what anyone can install, without installing it: Debian packages by `apt-get download`
@@ -14,9 +15,13 @@ and `dpkg-deb -x` (about 3.4 GB), npm packages by `npm pack` (0.2 GB). What is t
 | npm weshop-music-package-NAME 0.1.0: 166 tracks by Suno v5 | AI | CC0 1.0 |
 | clips of demo pages (`--clips`), about 5 s each | both | of their authors; not distributed here |
 
-`excerpts` writes 10 s of five recordings of every real source, for `artifactnet-jax rvq`. `shorts`
-is for `residuals` and `train`, which read whole recordings: a manifest of the clips and of 10 s of
-six recordings of every game and of sixty tracks by Suno, in the parts of data.csv.
+`excerpts` writes 10 s of five recordings of every real source, for `artifactnet-jax rvq`.
+`inverted` makes of 5 s of each what a vocoder that learnt nothing would: a mel spectrogram of
+random size, in half of them with a little noise, turned back into sound by the pseudo-inverse and
+Griffin and Lim's iteration (librosa). Like those of `rvq` they are AI recordings to fit to, and are
+not judged. `shorts` is for `residuals` and `train`, which read whole recordings: a manifest of the
+clips and of 10 s of six recordings of every game and of sixty tracks by Suno, in the parts of
+data.csv.
 
 `--clips` is a CSV with path (relative to it), label (1 AI or re-synthesised by a neural codec, 0
 real), kind, source and model; such clips are cut from the demo pages of papers on generators and
@@ -27,6 +32,9 @@ Rows that no split may part are of one `group`: a package, a demo page with both
 what codecs made of them, and generators of one family (Stable Audio Open and what was distilled
 from it, the MusicGen ones, the Presto ones), whichever page they come from. `split` is "train" for
 what the network of the shipped weights has seen, "validation" for what it has not.
+
+The music of games is of the kind "game": it is most of the real music, and easy; `texture` counts
+it no more than all other real music where it sets thresholds.
 
 Not used, so that others can test on it: RESERVED.
 """
@@ -40,6 +48,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +85,21 @@ SUNO = (
 BROKEN = {"wesnoth-1.16-music": "northerners.ogg"}  # its end does not decode
 MUSIC = {".ogg", ".oga", ".opus", ".mp3", ".flac"}
 EXCERPTS, EXCERPT_S = 5, 10  # of a source; seconds
+STFTS = (
+    (1024, 256),
+    (2048, 512),
+    (1024, 512),
+    (2048, 256),
+    (1920, 480),
+    (1280, 320),
+)  # of inverted
+MELS, MEL_TOPS, ROUNDS = (
+    (64, 80, 96, 128, 160, 200),
+    (12_000, 16_000, 20_000, 22_050),
+    (4, 8, 16, 32),
+)
 SHORTS = {0: 6, 1: 60}  # of a source of long recordings, by label
+SILENT = 1e-3  # root mean square of an excerpt that is left out
 MIN_S = 20.0  # s; shorter files in a game are effects
 PAGES = ("codicodec", "flowdec", "bigvgan", "mucodec", "snac", "vbrrvq", "mrcqt")
 FAMILIES = {
@@ -188,7 +211,7 @@ def manifest(raw: Path, clips: Path | None, output: Path) -> None:
         for path in tracks(raw / "deb" / name):
             if path.name == BROKEN.get(name):
                 continue
-            add(str(path.resolve()), 0, "real", f"deb-{name}", "", group)
+            add(str(path.resolve()), 0, "game", f"deb-{name}", "", group)
     for name in SUNO:
         for path in tracks(raw / "npm" / name):
             add(str(path.resolve()), 1, "ai", "suno-v5", "Suno v5", "suno")
@@ -217,7 +240,7 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     real: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
-        if row.kind == "real":
+        if row.label == 0:
             real.setdefault(row.source, []).append(number)
     written = []
     for source in sorted(real):
@@ -225,7 +248,7 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
         for number in real[source][:EXCERPTS]:
             audio = excerpt(store.get(rows[number].path), rng)
             mono = audio.astype(np.float32).mean(axis=1) / 32768
-            if np.sqrt(np.mean(mono**2)) < 1e-3:
+            if np.sqrt(np.mean(mono**2)) < SILENT:
                 continue
             path = folder / f"{number}.flac"
             soundfile.write(path, mono, 44_100)
@@ -235,6 +258,64 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
         table.writerow(("path", "label", "source", "group"))
         table.writerows(written)
     print(f"{folder}: {len(written)} excerpts", file=sys.stderr)
+
+
+def inverted(excerpts: Path, folder: Path) -> None:
+    """Write excerpts after `invert`, each in the group of its original."""
+    from artifactnet_jax.train.manifest import read_manifest
+
+    rows = read_manifest(excerpts / "manifest.csv")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{Path(row.path).stem}.flac" for row in rows]
+    with ProcessPoolExecutor() as pool:
+        done = pool.map(invert, range(len(rows)), [row.path for row in rows], paths, chunksize=8)
+        written = [
+            (path.name, 1, "codec-recon", f"mel-{row.source}", "mel-inversion", row.group, "")
+            for path, row, heard in zip(paths, rows, done, strict=True)
+            if heard
+        ]
+    write(folder / "manifest.csv", written)
+    print(f"{folder}: {len(written)} recordings", file=sys.stderr)
+
+
+def invert(seed: int, source: str, path: Path) -> bool:
+    """Write 5 s of a recording after its mel spectrogram has been turned back into sound.
+
+    False, and nothing is written, where these 5 s are silent.
+    """
+    import librosa
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    rng = np.random.default_rng(seed)
+    audio, rate = soundfile.read(source, dtype="float32")
+    size = min(len(audio), 5 * rate)
+    start = int(rng.integers(len(audio) - size + 1))
+    audio = audio[start : start + size]
+    if np.sqrt(np.mean(audio**2)) < SILENT:
+        return False
+    n_fft, hop = STFTS[rng.integers(len(STFTS))]
+    mel = librosa.filters.mel(
+        sr=rate, n_fft=n_fft, n_mels=int(rng.choice(MELS)), fmax=float(rng.choice(MEL_TOPS))
+    )
+    kept = mel @ np.abs(librosa.stft(audio, n_fft=n_fft, hop_length=hop))
+    if rng.random() < 0.5:
+        error = rng.standard_normal(kept.shape) * rng.uniform(0, 0.2)  # as of a model, in nepers
+        kept = (kept * np.exp(error)).astype(np.float32)
+    with threadpool_limits(1, "blas"):
+        magnitude = np.maximum(np.linalg.pinv(mel) @ kept, 0)
+    sound = librosa.griffinlim(
+        magnitude,
+        n_iter=int(rng.choice(ROUNDS)),
+        hop_length=hop,
+        n_fft=n_fft,
+        length=size,
+        momentum=float(rng.choice((0, 0.99))),
+        random_state=seed,
+    )
+    sound *= np.sqrt(np.mean(audio**2) / max(np.mean(sound**2), 1e-9))
+    soundfile.write(path, sound / max(1.0, 1.01 * np.abs(sound).max()), rate)
+    return True
 
 
 def shorts(data: Path, folder: Path, cache: str | None) -> None:
@@ -274,6 +355,9 @@ def main() -> None:
     second.add_argument("raw", type=Path)
     second.add_argument("--clips", type=Path)
     second.add_argument("-o", "--output", type=Path, required=True)
+    fourth = steps.add_parser("inverted")
+    fourth.add_argument("excerpts", type=Path)
+    fourth.add_argument("folder", type=Path)
     for name in ("excerpts", "shorts"):
         step = steps.add_parser(name)
         step.add_argument("data", type=Path)
@@ -282,6 +366,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.step == "fetch":
         fetch(args.raw)
+    elif args.step == "inverted":
+        inverted(args.excerpts, args.folder)
     elif args.step in ("excerpts", "shorts"):
         make = excerpts if args.step == "excerpts" else shorts
         make(args.data, args.folder, args.cache)

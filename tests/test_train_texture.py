@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from artifactnet_jax.config import Texture
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.results import CommandError
+from artifactnet_jax.texture import logit
 from artifactnet_jax.train import texture
 from artifactnet_jax.train.data import AudioCache
 from artifactnet_jax.train.manifest import Row, read_manifest
@@ -206,3 +207,48 @@ def test_an_operating_point_that_no_threshold_reaches_is_an_error():
     assert list(points) == ["balanced"]
     with pytest.raises(CommandError, match=r"no threshold reaches fpr5.*--point balanced"):
         texture.reached(points, "fpr5")
+
+
+def test_a_head_taught_by_several_knows_more_than_one_taught_by_one():
+    """Labels by a known direction and noise: how near its logits come to it is what it learnt."""
+    rng = np.random.default_rng(0)
+    head = dataclasses.replace(CONFIG.texture, hidden=(8,))
+    direction = rng.standard_normal(40)
+
+    def taken(n: int) -> tuple[list[Row], list[texture.Taken]]:
+        values = rng.standard_normal((n, 1, 40)).astype(np.float32)
+        label = (values[:, 0] @ direction + 4 * rng.standard_normal(n) > 0).astype(int)
+        rows = [row(k, f"s{i}") for i, k in enumerate(label.tolist())]
+        return rows, [texture.Taken(v, v) for v in values]
+
+    known, unknown = taken(200), np.concatenate([t.plain for t in taken(400)[1]])
+
+    def learnt(members: int, seed: int) -> float:
+        fit = texture.Fit(steps=600, batch=64, members=members, seed=seed)
+        logits = logit(unknown, head, texture.head(head, *known, fit))
+        return float(np.corrcoef(logits, unknown @ direction)[0, 1])
+
+    assert min(learnt(8, seed) for seed in range(3)) > max(learnt(1, seed) for seed in range(3))
+
+
+def test_kinds_of_real_music_count_alike_for_thresholds():
+    rows = [dataclasses.replace(row(0, f"g{k}"), kind="game") for k in range(6)]
+    rows += [dataclasses.replace(row(0, f"r{k}"), kind="real") for k in range(2)]
+    rows += [dataclasses.replace(row(1, f"a{k}"), kind="ai") for k in range(2)]
+    weight = np.array([*[1 / 8] * 8, 0.9, 0.1])
+    alike = texture.kinds_alike(rows, weight)
+    np.testing.assert_allclose(alike, [*[1 / 12] * 6, 1 / 4, 1 / 4, 0.9, 0.1])
+    assert weight[0] == 1 / 8  # a copy
+
+
+def test_thresholds_do_not_hide_the_hard_kind_behind_the_common_one():
+    """4 % of the real music and half of the hard kind: "fpr5" is above it all the same."""
+    rows = [dataclasses.replace(row(0, f"g{k}"), kind="game") for k in range(48)]
+    rows += [dataclasses.replace(row(0, f"r{k}"), kind="real") for k in range(4)]
+    rows += [row(1, f"a{k}") for k in range(52)]
+    label = np.array([r.label for r in rows])
+    score = np.array([0.1] * 48 + [0.2, 0.2, 0.6, 0.6] + [0.7] * 52)
+    weight = texture.row_weights(rows, 0.5)
+    assert texture.operating_points(label, score, weight)["fpr5"] < 0.6
+    alike = texture.kinds_alike(rows, weight)
+    assert 0.6 < texture.operating_points(label, score, alike)["fpr5"] < 0.7

@@ -5,7 +5,8 @@ segments of every track as it is, of as many changed by the random chain that ev
 draws from too (`augment`), label unseen, and of one more cut to a narrow band. They are kept in the
 cache; a run that was stopped goes on from there. The fit itself takes a minute: mixed-up pairs,
 dropout, and each source counting by its size to the power `source_power` within its label, as
-everywhere in training.
+everywhere in training. Fits differ by chance, and their mean is better than any of them; so several
+heads are fitted, and the one that is kept is taught to give their mean: it costs what one costs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ MARGINS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # log-odds
 NARROW = (3_500.0, 16_000.0)  # Hz: where the band of a track's narrow version ends
 LEAST_SPREAD = 1e-3  # of a statistic that hardly differs between tracks
 
+Params = list[tuple[jax.Array, jax.Array]]  # kernels [I, O] and biases [O], or of M heads: [M, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
@@ -79,7 +82,8 @@ class Fit:
     every_s: float = 6.0
     draws: int = 3  # changed versions of a recording's only segment; of several half as many each
     narrow: int = 1  # versions of a recording's first segment, changed and cut to a narrow band
-    steps: int = 4000
+    members: int = 8  # heads whose mean logit the one that is kept is taught to give
+    steps: int = 2500  # of the members; it is taught in twice as many
     batch: int = 256
     rate: float = 1e-3
     weight_decay: float = 0.02
@@ -197,7 +201,10 @@ def network_logits(
 def head(
     texture: Texture, rows: Sequence[Row], statistics: Sequence[Taken], fit: Fit
 ) -> dict[str, np.ndarray]:
-    """The head's tensors, fitted to what `collect` gives: the same for the same input."""
+    """The head's tensors, fitted to what `collect` gives: the same for the same input.
+
+    It is taught the mean logit of `fit.members` heads, each fitted to the labels.
+    """
     values = np.concatenate([part for taken in statistics for part in (taken.plain, taken.changed)])
     sizes = [len(taken.plain) + len(taken.changed) for taken in statistics]
     label = np.repeat([row.label for row in rows], sizes)
@@ -207,53 +214,89 @@ def head(
     mean, spread = mean.astype(np.float32), spread.astype(np.float32)
     x = normalised(values, mean, spread, texture)
     rng = np.random.default_rng(fit.seed)
-    edges = np.cumsum(weight)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, fit.rate, fit.steps // 5, fit.steps)
-    optimiser = optax.adamw(schedule, weight_decay=fit.weight_decay)
-
-    def trained(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, len(texture.hidden) + 1)
-        x = _dropped(x, fit.input_dropout, keys[0])
-        for (kernel, bias), own in zip(params[:-1], keys[1:], strict=True):
-            x = jnp.maximum(_linear(x, kernel, bias), 0)
-            x = _dropped(x, fit.dropout, own)
-        return _linear(x, *params[-1])[:, 0]
-
-    def loss(params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-        return binary_cross_entropy(trained(params, x, key), y, fit.label_smoothing)
-
-    @jax.jit
-    def step(params: Any, state: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
-        slope = jax.grad(loss)(params, x, y, key)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counters in
-            change, state = optimiser.update(slope, state, params)
-            return optax.apply_updates(params, change), state
-
     sizes = [x.shape[1], *texture.hidden, 1]
-    params = [
-        (
-            jnp.asarray(rng.standard_normal((i, o)) / math.sqrt(i), jnp.float32),
-            jnp.zeros(o, jnp.float32),
-        )
-        for i, o in itertools.pairwise(sizes)
-    ]
-    state, key = optimiser.init(params), jax.random.key(fit.seed)
-    for number in range(fit.steps):
+
+    def start(members: int) -> Params:
+        return [
+            (
+                jnp.asarray(rng.standard_normal((members, i, o)) / math.sqrt(i), jnp.float32),
+                jnp.zeros((members, o), jnp.float32),
+            )
+            for i, o in itertools.pairwise(sizes)
+        ]
+
+    def fitting(params: Params, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+        first, *keys = jax.random.split(key, 1 + fit.members)
+        x = _dropped(x, fit.input_dropout, first)
+
+        def own(params: Params, key: jax.Array) -> jax.Array:
+            def drop(x: jax.Array, level: int) -> jax.Array:
+                return _dropped(x, fit.dropout, jax.random.fold_in(key, level))
+
+            return binary_cross_entropy(_logit(params, x, drop), y, fit.label_smoothing)
+
+        return jax.vmap(own)(params, jnp.stack(keys)).sum()  # none has a part in another's
+
+    def teaching(params: Params, x: jax.Array, _y: jax.Array, _key: jax.Array) -> jax.Array:
+        taught, wanted = (jax.vmap(_logit, (0, None))(p, x).mean(0) for p in (params, members))
+        return jnp.square(taught - wanted).mean()
+
+    pairs = _pairs(x, label, np.cumsum(weight), fit, rng)
+    members = _descended(start(fit.members), fitting, pairs, fit.steps, fit)
+    params = _descended(start(1), teaching, pairs, 2 * fit.steps, fit)
+    tensors = {"texture.mean": mean, "texture.spread": spread}
+    for level, (kernel, bias) in enumerate(params):
+        name = "texture.out" if level == len(texture.hidden) else f"texture.hidden.{level}"
+        tensors |= {f"{name}.kernel": np.asarray(kernel[0]), f"{name}.bias": np.asarray(bias[0])}
+    return tensors
+
+
+def _pairs(
+    x: np.ndarray, label: np.ndarray, edges: np.ndarray, fit: Fit, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches without end: versions drawn by weight, mixed in pairs; and their labels, likewise."""
+    while True:
         pick = np.minimum(np.searchsorted(edges, rng.random(fit.batch) * edges[-1]), len(x) - 1)
         a, y = x[pick], label[pick].astype(np.float32)
         if fit.mixup:
             share = rng.beta(fit.mixup, fit.mixup, (fit.batch, 1)).astype(np.float32)
             other = rng.permutation(fit.batch)
-            a, y = (
-                share * a + (1 - share) * a[other],
-                share[:, 0] * y + (1 - share[:, 0]) * y[other],
-            )
-        params, state = step(params, state, a, y, jax.random.fold_in(key, number))
-    tensors = {"texture.mean": mean, "texture.spread": spread}
-    for level, (kernel, bias) in enumerate(params):
-        name = "texture.out" if level == len(texture.hidden) else f"texture.hidden.{level}"
-        tensors |= {f"{name}.kernel": np.asarray(kernel), f"{name}.bias": np.asarray(bias)}
-    return tensors
+            a = share * a + (1 - share) * a[other]
+            y = share[:, 0] * y + (1 - share[:, 0]) * y[other]
+        yield a, y
+
+
+def _descended(
+    params: Params,
+    loss: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array],
+    pairs: Iterator[tuple[np.ndarray, np.ndarray]],
+    steps: int,
+    fit: Fit,
+) -> Params:
+    """The parameters after so many steps of AdamW: warm-up for a fifth of them, then a cosine."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, fit.rate, steps // 5, steps)
+    optimiser = optax.adamw(schedule, weight_decay=fit.weight_decay)
+
+    @jax.jit
+    def step(params: Params, state: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
+        slope = jax.grad(loss)(params, x, y, key)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counters in
+            change, state = optimiser.update(slope, state, params)
+            return optax.apply_updates(params, change), state
+
+    state, key = optimiser.init(params), jax.random.key(fit.seed)
+    for number, (x, y) in enumerate(itertools.islice(pairs, steps)):
+        params, state = step(params, state, x, y, jax.random.fold_in(key, number))
+    return params
+
+
+def _logit(
+    params: Params, x: jax.Array, drop: Callable[[jax.Array, int], jax.Array] = lambda x, level: x
+) -> jax.Array:
+    """One head's logits [B] of normalised statistics [B, K]; `drop` follows each hidden layer."""
+    for level, (kernel, bias) in enumerate(params[:-1]):
+        x = drop(jnp.maximum(_linear(x, kernel, bias), 0), level)
+    return _linear(x, *params[-1])[:, 0]
 
 
 def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -278,6 +321,21 @@ def row_weights(rows: Sequence[Row], source_power: float) -> np.ndarray:
         own = np.array([row.label == label for row in rows])
         weights[own] /= max(weights[own].sum(), 1e-12)
     return weights
+
+
+def kinds_alike(rows: Sequence[Row], weight: np.ndarray) -> np.ndarray:
+    """`weight` [rows] with the kinds of real music counting alike, however many tracks each has.
+
+    For thresholds: what most of the real tracks are need not be what a user's are.
+    """
+    done = weight.copy()
+    kinds = np.array([row.kind if row.label == 0 else "" for row in rows])
+    names = sorted(set(kinds) - {""})
+    real = kinds != ""
+    for name in names:
+        own = kinds == name
+        done[own] *= weight[real].sum() / len(names) / weight[own].sum()
+    return done
 
 
 def left_out(
@@ -453,8 +511,9 @@ def run(args: argparse.Namespace) -> int:
         ]
     )
     label = np.array([row.label for row in judged])
-    weight = row_weights(judged, fit.source_power)
-    points = operating_points(label, score_of, weight)
+    points = operating_points(
+        label, score_of, kinds_alike(judged, row_weights(judged, fit.source_power))
+    )
     everything = head(texture, [*rows, *helpers], [*statistics, *theirs], fit)
     tensors = combined(weights.tensors, everything, calibration)
     verdict = dataclasses.replace(
@@ -503,14 +562,16 @@ def judgement(
 
     The verdicts of a fold are those at the threshold of the other folds, so that it is no choice
     of the tracks that it is judged by. Intervals are of 95 %, over whole sources. `undecided` is
-    what a margin around the threshold (log-odds) leaves, and how often what remains is wrong.
+    what a margin around the threshold (log-odds) leaves, and how often what remains is wrong;
+    `called_ai` the share of every kind above the threshold.
     """
     label = np.array([row.label for row in rows])
     weight = row_weights(rows, source_power)
     distance = np.zeros(len(rows))  # from the threshold, log-odds
     for k in np.unique(fold):
         own, other = fold == k, fold != k
-        threshold = reached(operating_points(label[other], score[other], weight[other]), point)
+        alike = kinds_alike([rows[i] for i in np.flatnonzero(other)], weight[other])
+        threshold = reached(operating_points(label[other], score[other], alike), point)
         distance[own] = log_odds(score[own]) - log_odds(threshold)
     called = distance >= 0
 
@@ -545,6 +606,8 @@ def judgement(
         }
         covered = share(everything, decided, everything > 0)
         done["undecided"].append({"margin": margin, "coverage": covered, **wrong})
+    kind = np.array([row.kind for row in rows])
+    done["called_ai"] = {name: share(everything, called, kind == name) for name in sorted({*kind})}
     sources = {}
     for name in sorted({row.source for row in rows}):
         own = np.array([row.source == name for row in rows])
