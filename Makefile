@@ -24,11 +24,11 @@ test: $(BIN)/uv
 
 # The default weights again: downloads 3.6 GB, then some two hours on two cores. CLIPS is the manifest of
 # short clips of generators and codecs, which are not ours to pass on: see scripts/default_data.py. First
-# the network by the phases of the paper, on the part `train`; then the texture head beside it.
+# the network by phases of the paper, on the part `train`; then the texture head beside it.
 RAW ?= raw
 CLIPS ?= $(error name the manifest of the clips: make train-default CLIPS=.../manifest.csv)
 ARTIFACTNET := $(BIN)/artifactnet-jax
-PHASE := --set seconds=1.5 --set watch_every=100000 --set
+PHASE := --set licence=Apache-2.0 --set seconds=1.5 --set watch_every=100000 --set
 SHORTS := --data $(RAW)/shorts/manifest.csv --set draws=8
 train-default: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[train]' librosa
@@ -44,14 +44,12 @@ train-default: $(BIN)/uv
 		$(PHASE) batch=16 --set steps=300
 	$(ARTIFACTNET) train cnn $(SHORTS) --init $(RAW)/steer/weights.safetensors --out $(RAW)/again \
 		$(PHASE) batch=16 --set steps=500
-	$(ARTIFACTNET) train codec $(SHORTS) --init $(RAW)/again/weights.safetensors --out $(RAW)/codec \
-		$(PHASE) batch=4 --set steps=120
 	$(BIN)/python scripts/default_data.py excerpts $(RAW)/data.csv $(RAW)/excerpts
 	$(ARTIFACTNET) rvq --data $(RAW)/excerpts/manifest.csv --out $(RAW)/rvq --models 1 --steps 900
 	$(BIN)/python scripts/default_data.py inverted $(RAW)/excerpts $(RAW)/inverted
-	$(ARTIFACTNET) texture --data $(RAW)/data.csv --init $(RAW)/codec/weights.safetensors \
+	$(ARTIFACTNET) texture --data $(RAW)/data.csv --init $(RAW)/again/weights.safetensors \
 		--also $(RAW)/rvq/manifest.csv $(RAW)/inverted/manifest.csv \
-		-o $(RAW)/edge.safetensors --name edge-texture --half > $(RAW)/edge-report.json
+		--least-segments 5 -o $(RAW)/edge.safetensors --name edge-texture --half > $(RAW)/edge-report.json
 
 # The type checker reads the package as it is installed, so that it follows the folder mapping.
 lint:

@@ -729,6 +729,12 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--steps", type=_positive, default=2500, metavar="N", help="of a fit (2500)"
     )
     texture.add_argument(
+        "--least-segments",
+        type=_positive,
+        metavar="N",
+        help="that a shorter track is judged by, overlapping where need be (default: as in --init)",
+    )
+    texture.add_argument(
         "--folds", type=_positive, default=6, metavar="N", help="parts that are left out in turn"
     )
     texture.add_argument(

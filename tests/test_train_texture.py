@@ -100,6 +100,14 @@ def test_the_same_again_from_the_cache_is_the_same_file(fit, monkeypatch):
     assert (again.sha256, again.provenance) == (first.sha256, first.provenance)
 
 
+def test_how_many_segments_short_tracks_get_is_written(fit):
+    written = [
+        load_weights(fit(f"{number}.safetensors", *more)[1]).config.verdict.least_segments
+        for number, more in enumerate(((), ("--least-segments", "5")))
+    ]
+    assert written == [1, 5]
+
+
 def test_a_network_that_saw_everything_cannot_be_calibrated(fit, music, tmp_path):
     data = tmp_path / "all.csv"
     text = (music / "music.csv").read_text().replace("validation", "train")

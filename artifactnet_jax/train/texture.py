@@ -520,6 +520,7 @@ def run(args: argparse.Namespace) -> int:
         config.verdict,
         threshold=reached(points, args.point),
         operating_points=tuple(points.items()),
+        least_segments=args.least_segments or config.verdict.least_segments,
     )
     config = dataclasses.replace(config, texture=texture, verdict=verdict)
     alone = np.array([sigmoid(part.mean()) for part in own])
