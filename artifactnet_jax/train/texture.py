@@ -571,7 +571,7 @@ def judgement(
     distance = np.zeros(len(rows))  # from the threshold, log-odds
     for k in np.unique(fold):
         own, other = fold == k, fold != k
-        alike = kinds_alike([rows[i] for i in np.flatnonzero(other)], weight[other])
+        alike = kinds_alike([rows[i] for i in np.flatnonzero(other).tolist()], weight[other])
         threshold = reached(operating_points(label[other], score[other], alike), point)
         distance[own] = log_odds(score[own]) - log_odds(threshold)
     called = distance >= 0
