@@ -16,6 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from artifactnet_jax.audio import BAND_FLOOR, SegmentReader
+from artifactnet_jax.backends.numpy import NumpyBackend
 from artifactnet_jax.bench.detectors import RATE, ArtifactNet
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.reference import (
@@ -50,7 +51,7 @@ class Mechanism:
             cause = f"--mechanism: {detector.name} has no stages of a segment to look at"
             raise CommandError(f"{cause}: give artifactnet with native weights", USAGE)
         self._config = weights.config
-        self._backend: Any = detector.detector.backend
+        self._backend = NumpyBackend(weights)  # not every backend shows its stages
         self._network = Network(weights.config, weights.tensors)
         self._teacher = teacher
         self.mask_max: float | None = weights.config.unet.mask_max

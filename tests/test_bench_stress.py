@@ -301,6 +301,13 @@ def test_ablation_table_by_hand():
     assert mechanism.ablations([], [], 0.5) == []
 
 
+def test_a_backend_without_stages_will_do(looked, monkeypatch):
+    ours, _, (figures, _) = looked
+    monkeypatch.setattr(ours.detector, "backend", None)
+    inside = mechanism.Mechanism(ours, Takes(), [noise(4.0)])
+    assert inside.track(noise(4.0))[0]["mean_mask"] == pytest.approx(figures["mean_mask"])
+
+
 def test_silence_has_no_mechanism(looked):
     _, inside, _ = looked
     assert inside.track(np.zeros(RATE, np.float32)) == ({}, {})
