@@ -2,6 +2,7 @@
 # PYTHON chooses the interpreter of a new .venv (3.11 or newer for JAX; 3.10 runs `numpy` only).
 PYTHON ?= python3
 BIN := .venv/bin
+ARTIFACTNET := $(BIN)/artifactnet-jax
 
 .PHONY: install demo test lint clean train-default
 
@@ -13,7 +14,7 @@ install: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu]'
 
 demo: install
-	$(BIN)/artifactnet-jax score examples
+	$(ARTIFACTNET) score examples
 
 test: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train,live,report,ray,postgres]' --group dev
@@ -27,8 +28,7 @@ test: $(BIN)/uv
 # the network by phases of the paper, on the part `train`; then the texture head beside it.
 RAW ?= raw
 CLIPS ?= $(error name the manifest of the clips: make train-default CLIPS=.../manifest.csv)
-ARTIFACTNET := $(BIN)/artifactnet-jax
-PHASE := --set licence=Apache-2.0 --set seconds=1.5 --set watch_every=100000 --set
+PHASE := --set licence=Apache-2.0 --set seconds=1.5 --set batch=16 --set watch_every=100000
 SHORTS := --data $(RAW)/shorts/manifest.csv --set draws=8
 train-default: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[train]' librosa
@@ -37,13 +37,13 @@ train-default: $(BIN)/uv
 	$(BIN)/python scripts/default_data.py shorts $(RAW)/data.csv $(RAW)/shorts
 	$(ARTIFACTNET) residuals --data $(RAW)/shorts/manifest.csv --out $(RAW)/residuals
 	$(ARTIFACTNET) train distill --data $(RAW)/residuals/manifest.csv --out $(RAW)/distill \
-		$(PHASE) batch=16 --set steps=800
+		$(PHASE) --set steps=800
 	$(ARTIFACTNET) train cnn $(SHORTS) --init $(RAW)/distill/weights.safetensors --out $(RAW)/cnn \
-		$(PHASE) batch=16 --set steps=1500
+		$(PHASE) --set steps=1500
 	$(ARTIFACTNET) train steer $(SHORTS) --init $(RAW)/cnn/weights.safetensors --out $(RAW)/steer \
-		$(PHASE) batch=16 --set steps=300
+		$(PHASE) --set steps=300
 	$(ARTIFACTNET) train cnn $(SHORTS) --init $(RAW)/steer/weights.safetensors --out $(RAW)/again \
-		$(PHASE) batch=16 --set steps=500
+		$(PHASE) --set steps=500
 	$(BIN)/python scripts/default_data.py excerpts $(RAW)/data.csv $(RAW)/excerpts
 	$(ARTIFACTNET) rvq --data $(RAW)/excerpts/manifest.csv --out $(RAW)/rvq --models 1 --steps 900
 	$(BIN)/python scripts/default_data.py inverted $(RAW)/excerpts $(RAW)/inverted

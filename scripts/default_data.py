@@ -85,19 +85,11 @@ SUNO = (
 BROKEN = {"wesnoth-1.16-music": "northerners.ogg"}  # its end does not decode
 MUSIC = {".ogg", ".oga", ".opus", ".mp3", ".flac"}
 EXCERPTS, EXCERPT_S = 5, 10  # of a source; seconds
-STFTS = (
-    (1024, 256),
-    (2048, 512),
-    (1024, 512),
-    (2048, 256),
-    (1920, 480),
-    (1280, 320),
-)  # of inverted
-MELS, MEL_TOPS, ROUNDS = (
-    (64, 80, 96, 128, 160, 200),
-    (12_000, 16_000, 20_000, 22_050),
-    (4, 8, 16, 32),
-)
+INVERTED_S = 5  # s of an excerpt; what follows is drawn from for each
+STFTS = ((1024, 256), (2048, 512), (1024, 512), (2048, 256), (1920, 480), (1280, 320))  # n_fft, hop
+MELS = (64, 80, 96, 128, 160, 200)
+MEL_TOPS = (12_000, 16_000, 20_000, 22_050)  # Hz
+ROUNDS = (4, 8, 16, 32)  # of Griffin and Lim's iteration
 SHORTS = {0: 6, 1: 60}  # of a source of long recordings, by label
 SILENT = 1e-3  # root mean square of an excerpt that is left out
 MIN_S = 20.0  # s; shorter files in a game are effects
@@ -191,9 +183,9 @@ def write(output: Path, rows: list[tuple]) -> None:
         table.writerows(rows)
 
 
-def excerpt(audio: Any, rng: Any) -> Any:
-    """`EXCERPT_S` from anywhere in a recording [n, channels] at 44.1 kHz, or all of it."""
-    length = min(len(audio), EXCERPT_S * 44_100)
+def excerpt(audio: Any, rng: Any, seconds: int = EXCERPT_S) -> Any:
+    """So many seconds from anywhere in a recording [n, ...] at 44.1 kHz, or all of it."""
+    length = min(len(audio), seconds * 44_100)
     start = int(rng.integers(0, len(audio) - length + 1))
     return audio[start : start + length]
 
@@ -279,9 +271,9 @@ def inverted(excerpts: Path, folder: Path) -> None:
 
 
 def invert(seed: int, source: str, path: Path) -> bool:
-    """Write 5 s of a recording after its mel spectrogram has been turned back into sound.
+    """Write `INVERTED_S` of a recording after its mel spectrogram has been turned back into sound.
 
-    False, and nothing is written, where these 5 s are silent.
+    False, and nothing is written, where they are silent.
     """
     import librosa
     import numpy as np
@@ -289,9 +281,7 @@ def invert(seed: int, source: str, path: Path) -> bool:
 
     rng = np.random.default_rng(seed)
     audio, rate = soundfile.read(source, dtype="float32")
-    size = min(len(audio), 5 * rate)
-    start = int(rng.integers(len(audio) - size + 1))
-    audio = audio[start : start + size]
+    audio = excerpt(audio, rng, INVERTED_S)
     if np.sqrt(np.mean(audio**2)) < SILENT:
         return False
     n_fft, hop = STFTS[rng.integers(len(STFTS))]
@@ -309,7 +299,7 @@ def invert(seed: int, source: str, path: Path) -> bool:
         n_iter=int(rng.choice(ROUNDS)),
         hop_length=hop,
         n_fft=n_fft,
-        length=size,
+        length=len(audio),
         momentum=float(rng.choice((0, 0.99))),
         random_state=seed,
     )
@@ -355,9 +345,9 @@ def main() -> None:
     second.add_argument("raw", type=Path)
     second.add_argument("--clips", type=Path)
     second.add_argument("-o", "--output", type=Path, required=True)
-    fourth = steps.add_parser("inverted")
-    fourth.add_argument("excerpts", type=Path)
-    fourth.add_argument("folder", type=Path)
+    third = steps.add_parser("inverted")
+    third.add_argument("excerpts", type=Path)
+    third.add_argument("folder", type=Path)
     for name in ("excerpts", "shorts"):
         step = steps.add_parser(name)
         step.add_argument("data", type=Path)

@@ -329,11 +329,11 @@ def kinds_alike(rows: Sequence[Row], weight: np.ndarray) -> np.ndarray:
     For thresholds: what most of the real tracks are need not be what a user's are.
     """
     done = weight.copy()
-    kinds = np.array([row.kind if row.label == 0 else "" for row in rows])
-    names = sorted(set(kinds) - {""})
-    real = kinds != ""
+    real = np.array([row.label == 0 for row in rows])
+    kind = np.array([row.kind for row in rows])
+    names = np.unique(kind[real])
     for name in names:
-        own = kinds == name
+        own = real & (kind == name)
         done[own] *= weight[real].sum() / len(names) / weight[own].sum()
     return done
 
