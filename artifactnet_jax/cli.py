@@ -889,13 +889,13 @@ def main(argv: list[str] | None = None) -> int:
         elif args.verb == "export":
             from artifactnet_jax.convert.command import export as run
         elif args.verb == "score" and args.engine == "ray":
-            from artifactnet_jax.distributed import run
+            from artifactnet_jax.ray_engine import run
         elif args.verb == "score":
             from artifactnet_jax.score import run
         elif args.verb == "live":
             from artifactnet_jax.live import run
         elif args.verb == "report":
-            from artifactnet_jax.evidence import run
+            from artifactnet_jax.report import run
         elif args.verb == "bench":
             run = _benchmark(args.kind)  # type: ignore[assignment]
         elif args.verb in ("serve", "token"):
@@ -913,9 +913,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _training(verb: str) -> Callable[[argparse.Namespace], int]:
     """The function behind a verb of `artifactnet_jax.train`; CommandError without its packages."""
-    modules = {"split": "manifest", "train": "run"}
+    modules = {"split": "data.manifest", "train": "train.run"}
     try:
-        module = importlib.import_module(f"artifactnet_jax.train.{modules.get(verb, verb)}")
+        module = importlib.import_module(f"artifactnet_jax.{modules.get(verb, f'train.{verb}')}")
     except ModuleNotFoundError as error:
         cause = f"{verb} needs a package that is missing ({error.name})"
         raise CommandError(f'{cause}: pip install "artifactnet-jax[train]"', NO_BACKEND) from error

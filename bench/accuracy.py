@@ -2,7 +2,7 @@
 
 What a run leaves in its folder: `results.jsonl`, a row for every track and detector, `stress.jsonl`
 with the same for every change, `run.json` (what was run), the fitted baselines, `public/DETECTOR/`
-in the public runner's forms, and what `artifactnet_jax.bench.report` writes.
+in the public runner's forms, and what `artifactnet_jax.bench.accuracy_report` writes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import __version__
+from artifactnet_jax import __version__, evaluation
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.bench import manifests, mechanism, metrics, public, report, sanity, stress
+from artifactnet_jax.bench import accuracy_report, manifests, mechanism, public, sanity, stress
 from artifactnet_jax.bench.detectors import (
     RATE,
     Adapter,
@@ -39,6 +39,8 @@ from artifactnet_jax.bench.detectors import (
     trained_parts,
 )
 from artifactnet_jax.bench.manifests import AudioReader, Track
+from artifactnet_jax.data.manifest import ManifestError
+from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import (
@@ -52,8 +54,6 @@ from artifactnet_jax.results import (
     printable,
 )
 from artifactnet_jax.score import output_problem, progress, writer, writing
-from artifactnet_jax.train.manifest import ManifestError
-from artifactnet_jax.train.teachers import Teacher, open_teacher
 
 BATCH = 8  # tracks in memory at once
 MEAN_TRACKS = 32  # of the part "train", whose channels' mean an ablation puts in their place
@@ -140,8 +140,8 @@ class _Lazy:
 def _check_threshold(threshold: float | str, tracks: Sequence[Track]) -> None:
     if isinstance(threshold, float):
         return
-    if threshold not in metrics.RULES:
-        known = ", ".join(metrics.RULES)
+    if threshold not in evaluation.RULES:
+        known = ", ".join(evaluation.RULES)
         raise CommandError(f"--threshold {threshold}: give a number or one of {known}", USAGE)
     labels = {track.label for track in tracks if track.split == "calibration"}
     if len(labels) < 2:
@@ -404,7 +404,7 @@ def _threshold(
         return threshold
     own = _metric_rows(name, [t for t in tracks if t.split == "calibration"], rows)
     try:
-        return metrics.choose_threshold(own, threshold)
+        return evaluation.choose_threshold(own, threshold)
     except ValueError as error:
         print(printable(f"{name}: threshold 0.5, as {threshold}: {error}"), file=sys.stderr)
         return 0.5
@@ -494,7 +494,7 @@ def _report(
         if args.mechanism and isinstance(detector, ArtifactNet):
             threshold = _threshold(args.threshold, detector.name, tracks, rows)
             looked.append(_look(detector, judged, known, teacher.open(), threshold))
-    report.write_report(
+    accuracy_report.write_report(
         out,
         everything,
         [row for (_, _, change), row in rows.items() if not change],
@@ -545,7 +545,7 @@ _HEADER = (
 def _line(
     name: str, own: list[dict[str, Any]], threshold: float, passes: list[dict[str, Any]]
 ) -> str:
-    figures = metrics.evaluate(own, threshold, resamples=1)["overall"]
+    figures = evaluation.evaluate(own, threshold, resamples=1)["overall"]
     values = figures["missing_left_out"]["metrics"]
 
     def text(key: str) -> str:

@@ -394,7 +394,7 @@ class Separation(Trained):
 
     def load(self, device: str) -> None:
         """Opens the teacher."""
-        from artifactnet_jax.train.teachers import open_teacher
+        from artifactnet_jax.data.teachers import open_teacher
 
         self._teacher = open_teacher(self._spec)
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.train.augment import CODECS, MARGIN, RATE, Augment, encode_decode
-from artifactnet_jax.train.data import AudioCache, Examples, batches, prepare
-from artifactnet_jax.train.manifest import read_manifest
+from artifactnet_jax.data.augment import CODECS, MARGIN, RATE, Augment, encode_decode
+from artifactnet_jax.data.manifest import read_manifest
+from artifactnet_jax.data.records import AudioCache, Examples, batches, prepare
 
 BATCH = 8
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,7 @@
 
 Four forms are read, and several manifests make one benchmark:
 
-- csv and parquet with the columns of `artifactnet_jax.train.manifest`;
+- csv and parquet with the columns of `artifactnet_jax.data.manifest`;
 - json: a list of objects with the same keys, or one of the public runner's manifests, as it is: v1
   ("bench"), v1.1 and v2 ("tracks"), v1.2 ("bench" with a schema), legacy ("train" and "test");
 - parquet shards with the audio in them: a file, or a folder of such files, with a column of bytes
@@ -28,10 +28,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from artifactnet_jax.data.manifest import LABELS, ManifestError, label_of, pyarrow_or, read_records
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import audio_in
 from artifactnet_jax.results import brief, printable
-from artifactnet_jax.train.manifest import LABELS, ManifestError, label_of, pyarrow_or, read_records
 
 REAL = "real hardneg"  # endings of public real sources
 _COHORTS = {"sonics": "SONICS", "mom": "MoM", "aime": "AIME", "suno": "CDN", "udio": "CDN"}

@@ -19,6 +19,8 @@ from artifactnet_jax.audio import BAND_FLOOR, SegmentReader
 from artifactnet_jax.backends.numpy import NumpyBackend
 from artifactnet_jax.bench.detectors import RATE, ArtifactNet
 from artifactnet_jax.config import FrontEnd
+from artifactnet_jax.data.manifest import LABELS
+from artifactnet_jax.data.teachers import Teacher
 from artifactnet_jax.reference import (
     Network,
     channels,
@@ -28,8 +30,6 @@ from artifactnet_jax.reference import (
     stft_magnitude,
 )
 from artifactnet_jax.results import USAGE, CommandError
-from artifactnet_jax.train.manifest import LABELS
-from artifactnet_jax.train.teachers import Teacher
 
 SEGMENTS = 3  # evenly spaced ones of a track
 FLAT_MASK = 0.01  # public runner: a mask whose standard deviation is smaller is a bug

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.config import REGRESSION
-from artifactnet_jax.train.manifest import LABELS
+from artifactnet_jax.data.manifest import LABELS
 
 LEAST_TPR, MOST_FPR = 0.90, 0.05
 SOFT = {"aime_stable_audio_v1": 0.60, "aime_stable_audio_v2": 0.60}  # least TPR

@@ -14,9 +14,9 @@ from typing import Any
 import av
 import numpy as np
 
-from artifactnet_jax.train.augment import RATE, Chain
-from artifactnet_jax.train.manifest import LABELS
-from artifactnet_jax.train.teachers import Teacher
+from artifactnet_jax.data.augment import RATE, Chain
+from artifactnet_jax.data.manifest import LABELS
+from artifactnet_jax.data.teachers import Teacher
 
 Change = Callable[[np.ndarray, str], np.ndarray]  # audio and the track's id -> audio
 

@@ -224,8 +224,8 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
     """Write mono FLAC excerpts of real recordings, each in the group of its original."""
     import numpy as np
 
-    from artifactnet_jax.train.data import AudioCache, prepare
-    from artifactnet_jax.train.manifest import read_manifest
+    from artifactnet_jax.data.manifest import read_manifest
+    from artifactnet_jax.data.records import AudioCache, prepare
 
     store, rng = AudioCache(cache), np.random.default_rng(7)
     rows, _ = prepare(read_manifest(data), store, max_bad=0.05, jobs=2)
@@ -254,7 +254,7 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
 
 def inverted(excerpts: Path, folder: Path) -> None:
     """Write excerpts after `invert`, each in the group of its original."""
-    from artifactnet_jax.train.manifest import read_manifest
+    from artifactnet_jax.data.manifest import read_manifest
 
     rows = read_manifest(excerpts / "manifest.csv")
     folder.mkdir(parents=True, exist_ok=True)
@@ -312,8 +312,8 @@ def shorts(data: Path, folder: Path, cache: str | None) -> None:
     """Write excerpts of long recordings, and a manifest of them and of the short ones."""
     import numpy as np
 
-    from artifactnet_jax.train.data import AudioCache
-    from artifactnet_jax.train.manifest import read_manifest
+    from artifactnet_jax.data.manifest import read_manifest
+    from artifactnet_jax.data.records import AudioCache
 
     store, rng = AudioCache(cache), np.random.default_rng(3)
     folder.mkdir(parents=True, exist_ok=True)

@@ -30,13 +30,13 @@ from threadpoolctl import threadpool_limits
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench.sanity import codec_delta
 from artifactnet_jax.bench.stress import CHAINS, SUITES, laundered
+from artifactnet_jax.data.augment import Chain, to_int16
+from artifactnet_jax.data.manifest import read_manifest, read_manifests
+from artifactnet_jax.data.records import AudioCache, Crops, prepare
+from artifactnet_jax.data.teachers import open_teacher
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.reference import stft_magnitude, texture_statistics
 from artifactnet_jax.texture import logit
-from artifactnet_jax.train.augment import Chain, to_int16
-from artifactnet_jax.train.data import AudioCache, Crops, prepare
-from artifactnet_jax.train.manifest import read_manifest, read_manifests
-from artifactnet_jax.train.teachers import open_teacher
 from artifactnet_jax.train.texture import Calibration, Fit, by_model, collect, head
 
 VERSIONS = {"as it is": Chain()}

@@ -10,7 +10,7 @@ from scipy import signal, stats
 
 pytest.importorskip("av")
 
-from artifactnet_jax.train.augment import (
+from artifactnet_jax.data.augment import (
     CODECS,
     PEAK,
     RATE,

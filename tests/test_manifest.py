@@ -22,8 +22,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from artifactnet_jax.train import manifest
-from artifactnet_jax.train.manifest import (
+from artifactnet_jax.data import manifest
+from artifactnet_jax.data.manifest import (
     ManifestError,
     Row,
     assign_splits,

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from artifactnet_jax.data.manifest import ManifestError, Row, read_manifest, write_manifest
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.train import mine
-from artifactnet_jax.train.manifest import ManifestError, Row, read_manifest, write_manifest
 from audio_files import noise, write
 
 COLUMNS = ("score", "segment_score", "segment_start_s", "wrong", "rank", "mined")

@@ -1,422 +1,425 @@
-"""The report of a benchmark: what is on the page, in its tables and in the files beside it.
-
-How the page looks is not tested here; that nothing is missing, broken or fetched is.
-"""
+"""The verb `report`: pages, what they show, and how they behave in a browser."""
 
 from __future__ import annotations
 
-import csv
+import html.parser
+import importlib.util
+import io
 import json
-import re
-from html.parser import HTMLParser
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, roc_curve
+import scipy.signal
+import soundfile
 
-from artifactnet_jax.bench.metrics import choose_threshold, evaluate
-from artifactnet_jax.bench.report import write_report
+pytest.importorskip("av")
+pytest.importorskip("matplotlib")
 
-NAMES = ["edge", 'a<b>&"|$x_1$ `c`', "module.name:" + "VeryLong" * 12]
-ODD = "音 <i>|$^$_" + "x" * 70  # a source
-VOID = ("meta", "wbr", "br")
-Row = dict[str, Any]
+from artifactnet_jax import report as report_verb
+from artifactnet_jax.audio import read_mono
+from artifactnet_jax.config import Config
+from artifactnet_jax.config import Verdict as Rules
+from artifactnet_jax.detector import Detector
+from artifactnet_jax.reference import effective_bandwidth
+from artifactnet_jax.results import SegmentScore, Verdict
+from artifactnet_jax.weights import Weights
+from audio_files import encode, noise, write
+from chromium import chromium, needs_chromium
+from tiny_model import TINY, save_tiny
 
-
-def tracks(split: str = "test", sources: int = 8) -> list[Row]:
-    """Ten tracks of each source, every other source AI; the last one's name is odd."""
-    rows = []
-    for s in range(sources):
-        source = ODD if s == sources - 1 else f"source {s}"
-        for k in range(10):
-            row: Row = {
-                "id": f"{s}/{k}",
-                "label": s % 2,
-                "source": source,
-                "lineage": f"{s}/{k // 2}",
-            }
-            row |= {"generator": f"G{s % 4}" if s % 2 else "", "group": "AB"[s % 4 // 2]}
-            rows.append(row | {"split": split})
-    return rows
-
-
-def results(rows: list[Row], names: list[str]) -> list[Row]:
-    """Scores that are worse from detector to detector; each misses one track."""
-    rng = np.random.default_rng(0)
-    found = []
-    for d, name in enumerate(names):
-        for k, row in enumerate(rows):
-            score = float(np.clip(rng.normal(0.3 + 0.4 * row["label"], 0.15 + 0.1 * d), 0, 1))
-            entry: Row = {"id": row["id"], "detector": name, "score": score, "error": None}
-            if k == d:
-                entry |= {"score": None, "error": {"kind": "decode", "message": "is <HTML>"}}
-            found.append(entry | {"segments": [], "seconds": 0.5 + d})
-    return found
-
-
-def detectors(names: list[str]) -> list[Row]:
-    return [
-        {"name": name, "params": None if d else 4_027_490, "gflops": None}
-        for d, name in enumerate(names)
-    ]
-
-
-def report(out: Path, rows: list[Row], found: list[Row], names: list[str], **kwargs: Any) -> Any:
-    given = {"threshold": 0.5, "stress": None, "sanity": None, "mechanism": None, "resamples": 30}
-    write_report(out, rows, found, detectors=detectors(names), **(given | kwargs))
-    return json.loads((out / "metrics.json").read_text())
-
-
-STRESS = [
-    {
-        "detector": name,
-        "changes": [
-            {
-                "stress": "mp3-128",
-                "n": 8,
-                "tpr": 0.75,
-                "plain_tpr": 1.0,
-                "fpr": 0.25,
-                "moved": 0.125,
-            }
-            | {"plain_fpr": 0.0, "mean_ai": 0.7, "mean_real": 0.2, "flips": 2},
-            {"stress": "$odd_1$ <name>", "n": 0, "tpr": None, "plain_tpr": None, "fpr": None}
-            | {"plain_fpr": None, "mean_ai": None, "mean_real": None, "moved": None, "flips": 0},
-        ],
-        "codec_delta": {"all": {"n": 4, "mean": 0.2, "median": 0.1, "p90": 0.3, "max": 0.4}}
-        | {"passed": False},
-    }
-    for name in NAMES
-]
-SANITY = [
-    {"detector": name, "subset": s, "label": 1, "n": 10, "scored": k, "rate": rate, "limit": 0.9}
-    | {"passed": rate == 1}
-    for name in NAMES
-    for s, k, rate in (("good", 10, 1.0), ("unheard", 0, None))
-]
-FIGURES = {"n": 10, "mean_mask": 0.25, "bandwidth_hz": 1996.4, "crest_db": 14.5}
-MECHANISM = [
-    {
-        "detector": "edge",
-        "teacher": "htdemucs",
-        "sources": [
-            {"source": "all ai", "label": 1, **FIGURES},
-            {"source": ODD, "label": 1, **FIGURES},
-        ],
-        "ablations": [{"ablation": "without mel_H", "n": 10, "f1": 0.5, "delta_auroc": None}],
-    }
-]
+RATE = 44_100
+EVIL = "<img src=x onerror=alert(1)>&\"' $title.wav"
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of three detectors with everything in it."""
-    out = tmp_path_factory.mktemp("full")
-    rows = tracks()
-    parts = {"stress": STRESS, "sanity": SANITY, "mechanism": MECHANISM}
-    report(out, rows, results(rows, NAMES), NAMES, **parts)
-    return out
+def tiny(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
 
 
-class Page(HTMLParser):
-    """Checks that elements are closed in order, and collects ids, references and texts."""
+@pytest.fixture(scope="module")
+def album(tmp_path_factory) -> Path:
+    """Three recordings, one with a name that means harm, and one file that is none."""
+    folder = tmp_path_factory.mktemp("album")
+    t = np.arange(9 * RATE) / RATE
+    chirp = scipy.signal.chirp(t, 200, 9, 12_000)
+    write(folder, "a chirp.wav", (8000 * chirp).astype(np.int16)[:, None])
+    (folder / "broken.flac").write_bytes(b"no audio")
+    (folder / EVIL).write_bytes(encode(noise(5), "wav"))
+    write(folder, "silent.wav", np.zeros((3 * RATE, 1), np.int16))
+    return folder
 
-    def __init__(self, text: str) -> None:
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, album, tiny) -> Path:
+    """The folder that the command has written for them."""
+    from artifactnet_jax.cli import main
+
+    folder = tmp_path_factory.mktemp("made") / "deep" / "report"
+    options = ["--weights", str(tiny), "--backend", "numpy", "-q"]
+    assert main(["report", str(album), "-o", str(folder), *options]) == 1
+    return folder
+
+
+def data_of(made: Path, start: str) -> dict[str, Any]:
+    (path,) = made.glob(f"{start}-*.json")
+    return json.loads(path.read_text())
+
+
+class Reader(html.parser.HTMLParser):
+    """Elements of a page with their attributes, and the text of some."""
+
+    def __init__(self, path: Path):
         super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.texts: list[str] = []
-        self.tags: set[str] = set()
-        self.feed(text)
-        self.close()
-        assert not self.open
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {}
+        self._inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        self._note(attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self._note(attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def _note(self, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value or "")
-            if name in ("href", "xlink:href", "src"):
-                self.references.append(value or "")
-            self.references += re.findall(r"url\(([^)]*)\)", value or "")
+        self.texts[self._inside] = self.texts.get(self._inside, "") + data
 
 
-def table(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+# --- What is written ------------------------------------------------------------------------------
 
 
-def test_page_is_well_formed_and_fetches_nothing(full: Path) -> None:
-    text = (full / "report.html").read_text(encoding="utf-8")
-    page = Page(text)
-    assert len(page.ids) == len(set(page.ids))
-    assert page.references
-    assert all(reference[0] == "#" and reference[1:] in page.ids for reference in page.references)
-    assert not re.search(r"https?:|@import|<(script|link|img|image|iframe)\b", text)
-    assert not page.tags & {"b", "i"}  # those of names
-    assert "prefers-color-scheme: dark" in text
+def test_rows_are_those_of_the_detector_and_failures_are_rows(made, album, tiny):
+    index = json.loads((made / "index.json").read_text())["tracks"]
+    names = sorted(path.name for path in album.iterdir())
+    assert [Path(row["path"]).name for row in index] == names
+    detector = Detector(tiny, "numpy")
+    for number, row in enumerate(index, 1):
+        if row["path"].endswith("broken.flac"):
+            assert row["error"]["kind"] == "unsupported"
+            assert not list(made.glob(f"{number}-*"))
+            continue
+        expected = json.loads(json.dumps(detector.score(row["path"]).to_dict()))
+        for each in (row, data_of(made, str(number))["result"]):
+            assert {**each, "timings": 0} == {**expected, "timings": 0}
+    text = Reader(made / "index.html").texts
+    assert "not audio in a known format" in text["td"]
+    assert len(list(made.iterdir())) == 3 * 2 + 2  # and nothing half written
 
 
-def test_names_are_shown_whole(full: Path) -> None:
-    said = "".join(Page((full / "report.html").read_text(encoding="utf-8")).texts)
-    for name in (*NAMES, ODD, "$odd_1$ <name>"):
-        assert name in said
+def test_names_of_files_are_text_and_nothing_else(made, album):
+    number = sorted(path.name for path in album.iterdir()).index(EVIL) + 1
+    (path,) = made.glob(f"{number}-*.html")
+    assert path.name == f"{number}-img-src-x-onerror-alert-1-title.html"
+    for page in (path, made / "index.html"):
+        seen = Reader(page)
+        kinds = [tag for tag, _ in seen.elements]
+        assert kinds.count("script") == (2 if page is path else 1)
+        for tag, attributes in seen.elements:
+            assert not any(name.startswith("on") for name in attributes)
+            if tag == "img":
+                assert str(attributes["src"]).startswith("data:image/png;base64,")
+        assert EVIL in seen.texts["h1" if page is path else "a"]
 
 
-def test_every_figure_has_its_data(full: Path) -> None:
-    text = (full / "report.html").read_text(encoding="utf-8")
-    named = set(re.findall(r"Data: (figures/\w+\.csv)", text))
-    assert named == {f"figures/{path.name}" for path in (full / "figures").iterdir()}
-    expected = "roc precision_recall f1_threshold calibration score_distributions cost"
-    expected += " ai_sources real_sources stress"
-    assert {Path(name).stem for name in named} == set(expected.split())
-    assert text.count("<figure") == len(named)
-    markdown = (full / "report.md").read_text(encoding="utf-8")
-    for name in named:
-        assert f"({name})" in markdown
-        assert {row["detector"] for row in table(full / name)} == set(NAMES)
+def test_pages_hold_all_that_they_show(made):
+    for page in made.glob("*.html"):
+        assert page.stat().st_size < report_verb.PAGE_BYTES
+        for tag, attributes in Reader(page).elements:
+            for name in ("src", "href", "xlink:href", "data", "action", "poster"):
+                value = attributes.get(name) or ""
+                local = value.endswith(".html") and "/" not in value and ":" not in value
+                assert not value or value.startswith(("data:", "#")) or local, (tag, value)
+        assert "@import" not in page.read_text()
+        assert "url(http" not in page.read_text()
 
 
-def test_data_of_curves(full: Path) -> None:
-    """Against scikit-learn, from the same scores."""
-    rows, name = tracks(), NAMES[1]
-    scores = {r["id"]: r["score"] for r in results(rows, NAMES) if r["detector"] == name}
-    kept = [row for row in rows if scores[row["id"]] is not None]
-    label = np.array([row["label"] for row in kept])
-    score = np.array([scores[row["id"]] for row in kept])
-    own = [row for row in table(full / "figures/roc.csv") if row["detector"] == name]
-    fpr, tpr, _ = roc_curve(label, score)
-    np.testing.assert_allclose([float(row["fpr"]) for row in own], fpr)
-    np.testing.assert_allclose([float(row["tpr"]) for row in own], tpr)
-    for row in table(full / "figures/f1_threshold.csv"):
-        if row["detector"] == name and row["threshold"] in ("0.25", "0.5"):
-            assert float(row["f1"]) == pytest.approx(
-                f1_score(label, score >= float(row["threshold"]))
-            )
-    own = [row for row in table(full / "figures/calibration.csv") if row["detector"] == name]
-    assert sum(int(row["tracks"]) for row in own) == len(kept)
-    found = sum(float(row["share_of_ai"]) * int(row["tracks"]) for row in own)
-    assert found == pytest.approx(label.sum())
-    shares = [r for r in table(full / "figures/score_distributions.csv") if r["detector"] == name]
-    assert sum(float(row["share"]) for row in shares) == pytest.approx(2)
-    for row in table(full / "figures/ai_sources.csv"):
-        if row["detector"] == name:
-            own_scores = [scores[r["id"]] for r in rows if r["source"] == row["source"]]
-            known = [s for s in own_scores if s is not None]
-            assert float(row["recall"]) == pytest.approx(np.mean(np.array(known) >= 0.5))
-            assert int(row["tracks"]) == len(known)
+def test_the_same_tracks_give_the_same_pages(made, album, tiny, command, tmp_path):
+    options = ("--weights", tiny, "--backend", "numpy", "-q", "-o", tmp_path)
+    done = command("report", album / "a chirp.wav", *options)
+    assert (done.code, done.out) == (0, f"{tmp_path / 'index.html'}\n")
+    ours = (tmp_path / "1-a-chirp.html").read_bytes()
+    number = sorted(path.name for path in album.iterdir()).index("a chirp.wav") + 1
+    assert ours == (made / f"{number}-a-chirp.html").read_bytes()
 
 
-def test_metrics_are_those_of_evaluate(full: Path) -> None:
-    rows = tracks()
-    scores = {r["id"]: r["score"] for r in results(rows, NAMES) if r["detector"] == "edge"}
-    found = json.loads((full / "metrics.json").read_text())
-    assert found["schema"] == "artifactnet-jax/bench/1"
-    own = found["detectors"]["edge"]
-    expected = evaluate([{**row, "score": scores[row["id"]]} for row in rows], 0.5, resamples=30)
-    assert own["judged"] == expected
-    assert (own["params"], own["seconds_per_track"]) == (4_027_490, 0.5)
-    assert [(pair["a"], pair["b"]) for pair in found["comparisons"]] == [
-        (NAMES[0], NAMES[1]),
-        (NAMES[0], NAMES[2]),
-        (NAMES[1], NAMES[2]),
-    ]
-    assert [(row["detector"], row["n"], row["kind"]) for row in found["failures"]] == [
-        (name, 1, "decode") for name in NAMES
-    ]
-    assert found["stress"] == STRESS
+# --- What is shown --------------------------------------------------------------------------------
 
 
-def section(markdown: str, title: str) -> str:
-    return markdown.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def test_figures_against_the_stages_of_the_backend_and_scipy(made, album, tiny):
+    path = album / "a chirp.wav"
+    data = data_of(made, str(sorted(p.name for p in album.iterdir()).index(path.name) + 1))
+    audio = read_mono(path, RATE, "x")
+    starts = [round(segment["start_s"] * RATE) for segment in data["result"]["segments"]]
+    assert [round(one["start_s"] * RATE) for one in data["looked_at"]] == starts
+    backend: Any = Detector(tiny, "numpy").backend
+    stages = [backend.stages(audio[s : s + RATE]) for s in starts]
+    energy = {k: sum(np.square(s[k]).sum(dtype=np.float64) for s in stages) for k in ("H", "P")}
+    residual = sum(np.square(s["residual"]).sum(axis=1, dtype=np.float64) for s in stages)
+    masks = np.stack([s["mask"] for s in stages]).astype(np.float64)
+    facts = data["figures"]
+    assert facts["H_energy_fraction"] == pytest.approx(energy["H"] / residual.sum(), rel=1e-4)
+    assert facts["P_energy_fraction"] == pytest.approx(energy["P"] / residual.sum(), rel=1e-4)
+    assert facts["mean_mask"] == pytest.approx(masks.mean(), rel=1e-4)
+    assert facts["mask_spread"] == pytest.approx(masks.std(), rel=1e-2)
+    assert facts["residual_bandwidth_hz"] == effective_bandwidth(residual, RATE)
+    logits = [float(s["logit"]) for s in stages]
+    assert facts["network_logit"] == pytest.approx(np.median(logits), abs=1e-4)
+    assert facts["texture_logit"] is None  # these weights have no such head
+    hz, power = scipy.signal.welch(audio.astype(np.float64), RATE, nperseg=2048)
+    within = np.searchsorted(np.cumsum(power), 0.95 * power.sum())
+    assert facts["input_bandwidth_hz"] == pytest.approx(hz[within], abs=100)
 
 
-def test_tables(full: Path) -> None:
-    markdown = (full / "report.md").read_text(encoding="utf-8")
-    for line in markdown.splitlines():  # a name's bar does not end a cell
-        if line.startswith("| "):
-            header_of = len(re.findall(r"(?<!\\)\|", line))
-            assert header_of > 2
-    ranked = re.findall(r"^\| (edge|a&lt|module)", section(markdown, "Results"), re.M)[:3]
-    assert ranked == ["edge", "a&lt", "module"]  # best F1 first
-    for title in ("Missing tracks left out", "Missing tracks counted as wrong"):
-        assert f"### {title}" in markdown
-    stress = section(markdown, "Stress")
-    assert re.search(
-        r"\| edge \| all \| 4 \| 0\.200 \| 0\.100 \| 0\.300 \| 0\.400 \| FAIL \|", stress
-    )
-    sanity = section(markdown, "Sanity").splitlines()
-    lines = [line for line in sanity if line.startswith(("| All", "| good", "| unheard"))]
-    assert lines[0].count("1/2 pass") == 3
-    assert lines[1].startswith(
-        "| unheard | AI | TPR ≥ 0.90 | -\u00a0FAIL (0/10)".replace("TPR ≥ ", "TPR\u00a0≥\u00a0")
-    )
-    assert lines[2].count("1.000\u00a0pass (10/10)") == 3
-    mechanism = section(markdown, "Mechanism")
-    assert "| Source | Label | N | Mean mask | Bandwidth, Hz | Crest, dB |" in mechanism
-    assert "| all ai | AI | 10 | 0.25 | 1996 | 14.5 |" in mechanism
-    assert r"| without mel\_H | 10 | 0.5 | - |" in mechanism
-    assert "is &lt;HTML&gt;" in section(markdown, "Missing tracks")
+def test_the_picture_of_a_chirp_rises_where_the_chirp_does(made, album):
+    import base64
+
+    data = data_of(made, str(sorted(p.name for p in album.iterdir()).index("a chirp.wav") + 1))
+    facts = data["spectrograms"]
+    image = np.frombuffer(base64.b64decode(facts["uint8"]["input"]), np.uint8)
+    image = image.reshape(facts["rows"], facts["columns"])
+    t = (np.arange(facts["columns"]) + 0.5) * 9 / facts["columns"]
+    expected = 200 + (12_000 - 200) * t / 9
+    strongest = (image.argmax(axis=0) + 0.5) * facts["top_hz"] / facts["rows"]
+    assert np.abs(strongest - expected).max() < 2 * facts["top_hz"] / facts["rows"] + 100
 
 
-def test_stress_data(full: Path) -> None:
-    own = [row for row in table(full / "figures/stress.csv") if row["detector"] == "edge"]
-    assert [(row["stress"], row["tpr"], row["fpr"]) for row in own] == [
-        ("as it is", "1.0", "0.0"),
-        ("mp3-128", "0.75", "0.25"),
-        ("$odd_1$ <name>", "", ""),
-    ]
+def test_what_was_not_looked_at_is_blank_or_said():
+    """Segments of 1 s at 0 and 5 s of 8: each is drawn until the next one, or the end."""
+    one = {"input": np.array([[1.0, 1.0], [0.0, 0.1]])}
+    seen = [report_verb.Look(s, one, {}, None, None) for s in (0.0, 5.0)]
+    image = report_verb.picture("input", seen, TINY.front_end, 8.0)
+    assert image.shape == (2, report_verb.COLUMNS)
+    assert (image[0] == report_verb.LEVELS - 1).all()
+    # 10 dB down of 90, in 64 levels; and the floor.
+    assert set(image[1].tolist()) == {0, int(64 * (1 - 10 / 90))}
+    late = report_verb.picture("input", seen[1:], TINY.front_end, 8.0)
+    blank = math.floor(report_verb.COLUMNS * 5 / 8)
+    assert (late[:, :blank] == report_verb.LEVELS).all()
+    assert (late[:, blank:] < report_verb.LEVELS).all()
 
 
-def test_worst_sources_come_first(tmp_path: Path) -> None:
-    rows = tracks(sources=20)
-    found = results(rows, ["d"])
-    for result in found:  # every AI track found, no real one called AI, but of two sources
-        number, _, track = result["id"].partition("/")
-        right = int(number) % 2
-        wrong = (number == "6") or (number == "9" and track > "4")
-        result |= {"score": float(right != wrong), "error": None}
-    report(tmp_path, rows, found, ["d"])
-    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    lines = [
-        line
-        for line in section(markdown, "Where it fails").splitlines()
-        if line.startswith("| source")
-    ]
-    assert lines[0].startswith("| source 6 | real | 10 | 1.000")
-    assert lines[1].startswith("| source 9 | AI | 10 | 0.500")
-    assert "0.000" in lines[2]
-    assert "The other 5" in markdown
+def test_what_a_track_is_filled_up_with_is_not_drawn():
+    """A track of 0.5 s in a segment of 1 s, the second half of which is zeros."""
+    one = {"input": np.array([[1.0, 1.0, 0.0, 0.0]])}
+    seen = [report_verb.Look(0.0, one, {}, None, None)]
+    image = report_verb.picture("input", seen, TINY.front_end, 0.5)
+    assert (image == report_verb.LEVELS - 1).all()
 
 
-def test_the_same_input_gives_the_same_files(tmp_path: Path) -> None:
-    rows = tracks(sources=4)
-    found = results(rows, ["d"])
-    for name in ("a", "b"):
-        report(tmp_path / name, rows, found, ["d"], stress=STRESS[:1])
-    for path in (tmp_path / "a").rglob("*.*"):
-        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+def weights_with(**changes: Any) -> Weights:
+    config = Config("x", verdict=Rules(**changes.pop("verdict", {})))
+    return Weights("x", config, {}, "0", "none", changes.pop("provenance", {}))
 
 
-def test_six_detectors_and_unknown_results(tmp_path: Path) -> None:
-    """Results of other detectors and tracks are not counted; one without results misses all."""
-    rows, names = tracks(sources=4), [f"d{k}" for k in range(6)]
-    found = results(rows, names[:5])
-    other = [{**found[1], "detector": "x"}, {**found[1], "id": "x"}]
-    metrics = report(tmp_path, rows, found + other, names)
-    Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    blocks = {name: own["judged"]["overall"] for name, own in metrics["detectors"].items()}
-    assert [block["n"] for block in blocks.values()] == [39] * 5 + [0]
-    wrong = blocks["d5"]["missing_as_wrong"]["confusion"]
-    assert wrong == {"tp": 0, "fp": 20, "fn": 20, "tn": 0}
-    failures = [row for row in metrics["failures"] if row["detector"] == "d5"]
-    assert [(row["kind"], row["n"]) for row in failures] == [("missing", 40)]
-    assert len(metrics["comparisons"]) == 15
+def verdict_of(score: float, n: int = 1, **changes: Any) -> Verdict:
+    facts: dict[str, Any] = {
+        "path": "x.wav",
+        "verdict": "ai" if score >= 0.5 else "real",
+        "score": score,
+        "threshold": 0.5,
+        "segments": tuple(SegmentScore(4.0 * k, score) for k in range(n)),
+        "duration_s": 4.0 * n,
+        "sample_rate": RATE,
+        "channels": 1,
+        "weights": {"name": "x", "sha256": "0", "preset": "edge"},
+        "backend": "numpy",
+        "dtype": "float32",
+        "aggregate": "median",
+        "plan": "all",
+    }
+    return Verdict(**facts | changes)
 
 
-def test_chosen_thresholds(tmp_path: Path) -> None:
-    """Calibration tracks give them, and are not judged by them."""
-    known, rows = tracks("calibration"), tracks("test")
-    for row in known:
-        row["id"] = "c" + row["id"]
-    every = known + rows
-    found = results(every, ["d", "blind"])
-    for result in found:
-        if result["detector"] == "blind" and result["id"].startswith("c"):
-            result["score"] = None
-    metrics = report(tmp_path, every, found, ["d", "blind"], threshold="fpr5")
-    own, blind = metrics["detectors"]["d"], metrics["detectors"]["blind"]
-    scores = {r["id"]: r["score"] for r in found if r["detector"] == "d"}
-    chosen = choose_threshold([{**row, "score": scores[row["id"]]} for row in known])
-    assert own["threshold"] == chosen != 0.5
-    assert own["threshold_origin"] == "highest TPR at FPR <= 5% on 80 calibration tracks"
-    assert own["judged"]["overall"]["attempted"] == 80
-    assert own["by_split"]["calibration"]["attempted"] == 80
-    assert own["at_0.5"]["attempted"] == 80
-    assert blind["threshold"] == 0.5
-    assert blind["threshold_origin"].startswith("fixed, as none could be chosen: the calibration")
-    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "At the threshold 0.5 instead" in markdown
-    assert own["threshold_origin"].replace("<", "&lt;").replace(">", "&gt;") in markdown.replace(
-        "&lt;=", "&lt;="
-    )
+POINTS = {"operating_points": (("fpr1", 0.9), ("fpr5", 0.7), ("balanced", 0.4))}
+MASK = {"mean_mask": 0.25, "mask_max": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("split", "threshold", "message"),
+    ("score", "facts", "there", "not_there"),
     [
-        ("test", "fpr5", "no track is of it"),
-        ("calibration", "fpr5", "none is left to judge"),
-        ("calibration", "best", "unknown|none is left"),
+        (0.95, {}, ["reaches fpr1 (0.900)", "1 % were called AI"], ["fpr5", "flat", "texture"]),
+        (0.75, {}, ["reaches fpr5 (0.700)", "5 %"], ["fpr1"]),
+        (0.5, {}, ["reaches no operating point, not even fpr5 (0.700)"], ["balanced"]),
+        (0.5, {**MASK, "mask_spread": 0.02}, ["0.250 in the mean", "nearly flat"], []),
+        (0.5, {**MASK, "mask_spread": 0.2}, ["0.250 in the mean", "0.200"], ["flat"]),
+        (
+            0.5,
+            {**MASK, "mask_spread": 0.2, "network_logit": 3.0, "texture_logit": -1.0},
+            ["comes from the network", "-1.00", "+3.00"],
+            [],
+        ),
+        (
+            0.5,
+            {**MASK, "mask_spread": 0.2, "network_logit": 0.5, "texture_logit": -1.0},
+            ["comes from the texture head"],
+            [],
+        ),
     ],
 )
-def test_no_threshold(tmp_path: Path, split: str, threshold: str, message: str) -> None:
-    """And what was written before stays."""
-    (tmp_path / "report.md").write_text("before")
-    rows = tracks(split, sources=2)
-    with pytest.raises(ValueError, match=message):
-        report(tmp_path, rows, results(rows, ["d"]), ["d"], threshold=threshold)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
-    assert (tmp_path / "report.md").read_text() == "before"
+def test_statements_follow_from_the_data(score, facts, there, not_there):
+    said = " ".join(report_verb.statements(weights_with(verdict=POINTS), verdict_of(score), facts))
+    assert "not calibrated" in said
+    assert all(text in said for text in there)
+    assert not any(text in said for text in not_there)
 
 
-def test_no_detector(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no detector"):
-        report(tmp_path, tracks(), [], [])
+def test_confidence_is_said_of_calibrated_weights_only():
+    calibrated = {"history": [{"phase": "texture", "calibration": {"own": 1.0}}]}
+    tuned = {"history": [*calibrated["history"], {"phase": "head"}]}
+    for provenance, expected in ((calibrated, "about 62 in 100"), (tuned, "not calibrated")):
+        weights = weights_with(provenance=provenance)
+        assert expected in report_verb.statements(weights, verdict_of(0.62), {})[0]
+
+
+def test_a_silent_track_has_a_page_without_a_score(made, album):
+    number = sorted(path.name for path in album.iterdir()).index("silent.wav") + 1
+    data = data_of(made, str(number))
+    assert data["statements"] == ["There is no score: every segment is silent."]
+    assert data["spectrograms"]["uint8"] == {}
+    (page,) = made.glob(f"{number}-*.html")
+    assert "Undecided" in Reader(page).texts["span"]
+
+
+def test_limits_are_those_of_the_card():
+    card = (Path(__file__).parent.parent / "MODEL_CARD.md").read_text()
+    part = card.split("## Where it fails\n")[1].split("\n## ")[0]
+    limits = report_verb.card_limits()
+    assert len(limits) == part.count("\n- ") + part.startswith("- ") > 3
+    words = " ".join(part.replace("`", "").split())
+    assert all(limit.split(":")[0] in words for limit in limits)
+    assert not any("](" in limit or "`" in limit for limit in limits)
+
+
+def test_weights_that_run_as_a_graph_show_their_input_alone():
+    audio = noise(1, channels=1)[:, 0].astype(np.float32) / 32768
+    seen = report_verb.look(audio, 0.0, TINY.front_end, None)
+    assert list(seen.power) == ["input"]
+    _, _, spectrum = scipy.signal.stft(
+        audio, RATE, nperseg=2048, noverlap=1536, boundary="even", padded=False
+    )
+    expected = np.square(np.abs(spectrum)) * 1024**2
+    frames = slice(5, -5)
+    total = seen.pictures["input"][:, frames].mean()
+    assert total == pytest.approx(expected[:, frames].mean(), rel=0.03)
+    said = report_verb.statements(weights_with(), verdict_of(0.5), {})
+    assert "nothing between input and score" in " ".join(said)
+
+
+# --- Sound and size -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("split", "development", "notice"),
-    [
-        ("test", False, None),
-        ("", False, "No track is of a split named test."),
-        ("train", False, "20 of the 20 judged tracks are development data"),
-        ("test", True, "10 of the 20 judged tracks are development data"),
-    ],
+    ("budget", "kbit", "rate"), [(200_000, 64, 44_100), (60_000, 32, 22_050), (24_000, 16, 16_000)]
 )
-def test_notice_of_development_data(
-    tmp_path: Path, split: str, development: bool, notice: str | None
-) -> None:
-    rows = tracks(split, sources=2)
-    for row in rows[:10]:
-        row["development"] = development
-    found = report(tmp_path, rows, results(rows, ["d"]), ["d"])
-    page = "".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts)
-    if notice is None:
-        assert found["notice"] is None
-    else:
-        assert found["notice"].startswith(notice)
-        assert found["notice"] in page
-        assert found["notice"] in (tmp_path / "report.md").read_text(encoding="utf-8")
+def test_the_sound_is_the_tracks_and_fits(tmp_path, budget, kbit, rate):
+    t = np.arange(12 * RATE) / RATE
+    tone = np.where(t < 6, np.sin(2 * np.pi * 440 * t), np.sin(2 * np.pi * 880 * t))
+    path = write(tmp_path, "x.wav", np.stack([8000 * tone] * 2, axis=1).astype(np.int16))
+    data, facts = report_verb.encode_audio(path, 12.0, budget)
+    assert len(data) <= budget
+    assert (facts["kbit_s"], facts["sample_rate"]) == (kbit, rate)
+    heard, at = soundfile.read(io.BytesIO(data))
+    assert (heard.ndim, at) == (1, rate)
+    assert len(heard) / at == pytest.approx(facts["seconds"], abs=0.1)
+    assert facts["shortened"] == (kbit == 16)
+    for start, hz in ((1, 440), (7, 880)):
+        part = heard[start * at : (start + 2) * at]
+        peak = np.abs(np.fft.rfft(part)).argmax() / 2
+        assert peak == pytest.approx(hz, abs=1)
+        assert np.sqrt(2) * part.std() == pytest.approx(8000 / 32768, rel=0.1)
 
 
-@pytest.mark.parametrize("scored", [True, False])
-def test_one_class_only(tmp_path: Path, scored: bool) -> None:
-    rows = [row for row in tracks() if row["label"] == 1]
-    found = results(rows, ["d"]) if scored else []
-    metrics = report(tmp_path, rows, found, ["d"])
-    Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    figures = metrics["detectors"]["d"]["judged"]["overall"]["missing_left_out"]["metrics"]
-    reason = "no real track" if scored else "no scored track"
-    assert figures["auroc"] == {"value": None, "interval": None, "reason": reason}
-    assert (figures["recall"]["value"] is not None) == scored
-    assert not (tmp_path / "figures/roc.csv").exists()
-    assert reason in (tmp_path / "report.md").read_text(encoding="utf-8")
+def test_a_page_of_a_day_stays_small_and_says_what_it_left_out(tmp_path, tiny):
+    path = write(tmp_path, "x.wav", noise(3, channels=1))
+    detector = Detector(tiny, "numpy")
+    verdict = verdict_of(0.75, 21_600, path=str(path))
+    text, data = report_verb.make_page(detector, verdict, [])
+    assert len(text.encode()) < report_verb.PAGE_BYTES
+    assert data["audio"]["shortened"]
+    assert data["audio"]["kbit_s"] == 16
+    assert "of 24:00:00" in text
+    assert "Of 1 of 21600 segments" in text  # of those chosen the file has but one
+    assert f"{21_600 / 6 - report_verb.LISTED:,.0f} more are in the JSON file" in text
+    assert len(data["result"]["segments"]) == 21_600
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_is_said_in_one_line(command, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for arguments in (("-", "-o", tmp_path / "x"), ("a.wav", "-o", tmp_path / "file" / "x")):
+        done = command("report", *arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name)
+    )
+    done = command("report", "a.wav", "-o", tmp_path / "x")
+    assert done.code == 3
+    assert 'pip install "artifactnet-jax[report]"' in done.err
+
+
+# --- In a browser ---------------------------------------------------------------------------------
+
+
+@needs_chromium
+def test_pages_in_a_browser(made, album):
+    number = sorted(path.name for path in album.iterdir()).index("a chirp.wav") + 1
+    path = made / f"{number}-a-chirp.html"
+    segments = data_of(made, str(number))["result"]["segments"]
+    wrong: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith(("file://", "data:")) or wrong.append(asked.url),
+        )
+        for each in sorted(made.glob("*.html")):
+            for width, scheme in ((400, "light"), (1280, "light"), (400, "dark")):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.emulate_media(color_scheme=scheme)
+                page.goto(each.as_uri())
+                root = "document.documentElement"
+                fits = page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+                assert fits, (each.name, width)
+                ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+                assert (int(ground[4:].split(",")[0]) < 100) == (scheme == "dark")
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(path.as_uri())
+        # The first audible frame of sound is there.
+        assert page.evaluate(
+            "new Promise((done) => { const a = document.querySelector('audio');"
+            "if (a.readyState >= 2) done(a.duration); a.oncanplay = () => done(a.duration);"
+            "a.onerror = () => done(-1); })"
+        ) == pytest.approx(9, abs=0.1)
+        time = "document.querySelector('audio').currentTime"
+        paused = "document.querySelector('audio').paused"
+        timeline = page.locator(".timeline")
+        for index in (6, 2):
+            start = segments[index]["start_s"]
+            timeline.scroll_into_view_if_needed()
+            box = timeline.bounding_box()
+            at = {"x": box["width"] * (start + 0.6) / 9, "y": box["height"] / 2}
+            timeline.click(position=at)
+            assert start <= page.evaluate(time) < start + 0.6
+            assert not page.evaluate(paused)
+            shown = timeline.get_attribute("aria-valuetext")
+            assert f"score {segments[index]['score']:.3f}" in shown
+        assert page.evaluate("document.activeElement.className") == "plot timeline"
+        page.keyboard.press("Space")
+        assert page.evaluate(paused)
+        page.keyboard.press("Home")
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        assert page.evaluate(time) == pytest.approx(segments[3]["start_s"], abs=0.01)
+        page.keyboard.press("Enter")
+        assert not page.evaluate(paused)
+        page.evaluate("document.querySelector('details').open = true")
+        page.locator("td button").nth(5).click()
+        assert 0 <= page.evaluate(time) - segments[5]["start_s"] < 0.5
+        assert page.locator("tr.now").count() == 1
+    assert wrong == []

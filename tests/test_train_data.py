@@ -23,12 +23,12 @@ pytest.importorskip("grain")
 
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.config import Config
+from artifactnet_jax.data import records
+from artifactnet_jax.data.augment import CODECS, RATE, Augment, encode_decode, to_int16
+from artifactnet_jax.data.manifest import Row
+from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.results import CommandError, Failure
-from artifactnet_jax.train import data
-from artifactnet_jax.train.augment import CODECS, RATE, Augment, encode_decode, to_int16
-from artifactnet_jax.train.data import AudioCache, Examples, FixedExamples, batches, prepare
-from artifactnet_jax.train.manifest import Row
 from audio_files import noise, write
 
 SAMPLES = 8_192
@@ -111,7 +111,7 @@ def test_the_mix_of_what_is_kept_is_what_is_scored(tmp_path, cache, name, rate):
 def test_a_recording_is_decoded_once(tmp_path, cache, monkeypatch):
     path = write(tmp_path, "a.wav", noise(0.2))
     first = np.array(cache.get(path))
-    monkeypatch.setattr(data, "open_audio", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(records, "open_audio", lambda path: pytest.fail("decoded again"))
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(AudioCache(tmp_path / "cache").get("a.wav"), first)
 
@@ -430,7 +430,7 @@ def test_fixed_draws_are_made_once(rows, cache, tmp_path, monkeypatch, versions)
     first = [made[i] for i in range(40)]
     assert {item["audio"].shape for item in first} == {(max(1, len(versions)), SAMPLES)}
     assert len({item["audio"].tobytes() for item in first}) == 2 * len(rows)
-    monkeypatch.setattr(data.Chain, "apply", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(records.Chain, "apply", lambda *_: pytest.fail("made again"))
     again = examples(rows, cache, **settings)
     assert all(same(item, again[i]) for i, item in enumerate(first))
 
@@ -580,7 +580,7 @@ def test_fixed_examples_are_the_same_each_time(rows, cache, versions, monkeypatc
         np.array_equal(a["audio"], b["audio"]) for a, b in zip(items[6:], fewer, strict=True)
     )
     if versions:
-        monkeypatch.setattr(data.Chain, "apply", lambda *_: pytest.fail("made again"))
+        monkeypatch.setattr(records.Chain, "apply", lambda *_: pytest.fail("made again"))
     assert all(same(a, b) for a, b in zip(items, made, strict=True))
     with pytest.raises(IndexError):
         made[12]

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from artifactnet_jax.data import manifest
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.train import loop, manifest, phases, run
+from artifactnet_jax.train import loop, phases, run
 from artifactnet_jax.train.phases import PHASES, SettingsError
 from artifactnet_jax.weights import load_weights, save_weights
 from audio_files import write

@@ -11,12 +11,12 @@ import scipy.signal
 from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax.config import Texture
+from artifactnet_jax.data.manifest import Row, read_manifest
+from artifactnet_jax.data.records import AudioCache
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.results import CommandError
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train import texture
-from artifactnet_jax.train.data import AudioCache
-from artifactnet_jax.train.manifest import Row, read_manifest
 from artifactnet_jax.weights import load_weights, random_tensors, save_weights
 from audio_files import write
 from tiny_model import TINY

@@ -1,1 +1,1 @@
-"""Training: data, phases, loop, teachers, self-synthesis. Nothing here is needed to score."""
+"""Training: phases, loop, losses, self-synthesis. Nothing here is needed to score."""

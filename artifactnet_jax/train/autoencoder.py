@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from artifactnet_jax.train.augment import RATE
+from artifactnet_jax.data.augment import RATE
 
 EMPHASIS = 0.85  # of a / z in 1 - a / z, before the encoder: the treble of music is faint
 FIRST_OVERLAP = 4  # strides that the kernel next to the waveform covers; the others two

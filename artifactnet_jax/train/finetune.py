@@ -28,14 +28,7 @@ from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax import __version__, score
 from artifactnet_jax.config import REGRESSION
-from artifactnet_jax.detector import Detector, open_weights
-from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printable
-from artifactnet_jax.train import mine, phases
-from artifactnet_jax.train import run as training
-from artifactnet_jax.train.data import AudioCache
-from artifactnet_jax.train.loop import Trainer
-from artifactnet_jax.train.manifest import (
+from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
     Row,
@@ -43,6 +36,13 @@ from artifactnet_jax.train.manifest import (
     check_rows,
     read_manifest,
 )
+from artifactnet_jax.data.records import AudioCache
+from artifactnet_jax.detector import Detector, open_weights
+from artifactnet_jax.files import replace_file
+from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.train import mine, phases
+from artifactnet_jax.train import run as training
+from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import Settings, SettingsError
 from artifactnet_jax.weights import Weights, WeightsError, weights_digest, write_weights
 

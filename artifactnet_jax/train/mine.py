@@ -12,6 +12,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from artifactnet_jax import score
+from artifactnet_jax.data.manifest import (
+    LABELS,
+    ManifestError,
+    Row,
+    check_output,
+    is_manifest,
+    read_manifest,
+    write_manifest,
+)
 from artifactnet_jax.detector import Detector, threshold_of
 from artifactnet_jax.files import find_audio
 from artifactnet_jax.results import (
@@ -21,15 +30,6 @@ from artifactnet_jax.results import (
     CommandError,
     Failure,
     printable,
-)
-from artifactnet_jax.train.manifest import (
-    LABELS,
-    ManifestError,
-    Row,
-    check_output,
-    is_manifest,
-    read_manifest,
-    write_manifest,
 )
 
 MINED = ("hard-negative", "missed")  # column `mined` of a wrong track, by label

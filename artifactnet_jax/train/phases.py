@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from artifactnet_jax.train.augment import CODECS, Augment
+from artifactnet_jax.data.augment import CODECS, Augment
 
 
 class SettingsError(ValueError):

@@ -29,6 +29,16 @@ import numpy as np
 
 from artifactnet_jax import score
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.data.manifest import (
+    LABELS,
+    ManifestError,
+    Row,
+    check_output,
+    read_manifest,
+    write_manifest,
+)
+from artifactnet_jax.data.records import AudioCache
+from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import replace_file, whole_file
 from artifactnet_jax.results import (
@@ -40,16 +50,6 @@ from artifactnet_jax.results import (
     brief,
     printable,
 )
-from artifactnet_jax.train.data import AudioCache
-from artifactnet_jax.train.manifest import (
-    LABELS,
-    ManifestError,
-    Row,
-    check_output,
-    read_manifest,
-    write_manifest,
-)
-from artifactnet_jax.train.teachers import SAMPLE_RATE, Teacher, open_teacher
 
 SCHEMA = "artifactnet-jax/residuals/1"
 

@@ -38,13 +38,13 @@ from sklearn.metrics import roc_auc_score
 from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config
+from artifactnet_jax.data.manifest import ManifestError, Row, check_rows, read_manifests
+from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failure, brief, to_json
 from artifactnet_jax.train import phases
-from artifactnet_jax.train.data import AudioCache, Examples, FixedExamples, batches, prepare
 from artifactnet_jax.train.loop import State, Trainer
-from artifactnet_jax.train.manifest import ManifestError, Row, check_rows, read_manifests
 from artifactnet_jax.train.phases import Settings, SettingsError
 from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
 

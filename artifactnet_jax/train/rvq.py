@@ -42,10 +42,18 @@ from safetensors.numpy import save
 from artifactnet_jax import dsp, score
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import FrontEnd
+from artifactnet_jax.data.augment import RATE, to_int16
+from artifactnet_jax.data.manifest import (
+    ManifestError,
+    Row,
+    check_output,
+    read_manifest,
+    write_manifest,
+)
+from artifactnet_jax.data.records import AudioCache, prepare
 from artifactnet_jax.files import replace_file, whole_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, brief, printable
-from artifactnet_jax.train.augment import RATE, to_int16
 from artifactnet_jax.train.autoencoder import (
     EMPHASIS,
     Autoencoder,
@@ -58,15 +66,7 @@ from artifactnet_jax.train.autoencoder import (
     quantise,
     straight_through,
 )
-from artifactnet_jax.train.data import AudioCache, prepare
 from artifactnet_jax.train.losses import multi_resolution_stft, waveform_l1
-from artifactnet_jax.train.manifest import (
-    ManifestError,
-    Row,
-    check_output,
-    read_manifest,
-    write_manifest,
-)
 from artifactnet_jax.train.residuals import storing
 
 FORMAT = "artifactnet-jax/rvq/1"

@@ -34,6 +34,16 @@ from threadpoolctl import threadpool_limits
 from artifactnet_jax import __version__, score
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
+from artifactnet_jax.data.augment import Augment, Chain, to_int16
+from artifactnet_jax.data.manifest import (
+    LABELS,
+    ManifestError,
+    Row,
+    assign_splits,
+    check_rows,
+    read_manifests,
+)
+from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.detector import log_odds, open_weights
 from artifactnet_jax.reference import (
     Network,
@@ -51,17 +61,7 @@ from artifactnet_jax.results import (
     brief,
 )
 from artifactnet_jax.texture import logit, normalised
-from artifactnet_jax.train.augment import Augment, Chain, to_int16
-from artifactnet_jax.train.data import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.train.losses import binary_cross_entropy
-from artifactnet_jax.train.manifest import (
-    LABELS,
-    ManifestError,
-    Row,
-    assign_splits,
-    check_rows,
-    read_manifests,
-)
 from artifactnet_jax.train.run import Teller, check_native, history, prepare_shown, progress
 from artifactnet_jax.weights import Weights, WeightsError, save_weights
 

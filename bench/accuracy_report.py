@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifactnet_jax.bench import metrics
-from artifactnet_jax.bench.metrics import BINS, bins_of
+from artifactnet_jax import evaluation
+from artifactnet_jax.evaluation import BINS, bins_of
 from artifactnet_jax.files import replace_file
 
 if TYPE_CHECKING:
@@ -63,14 +63,14 @@ def write_report(
     `message`), `seconds`. A track without a result is missing. detectors: `name`, `params` (None:
     unknown), `gflops` (None: unknown), and maybe `seconds` per track (default: the median of its
     results) and `second_share`, of tracks that a tiered detector sent on. threshold: a number, or a
-    rule of `metrics.RULES`, by which each detector's is chosen on the split "calibration"; where
+    rule of `evaluation.RULES`, by which each detector's is chosen on the split "calibration"; where
     its scores there do not allow it, it is 0.5, and the page says so.
 
     stress: for each detector `changes`, as of `stress.summarise`, and `codec_delta`, as of
     `sanity.codec_delta`. sanity: rows as of `sanity.judge`, with `detector`. mechanism: for each
     detector `sources` and `ablations`, rows as of `mechanism.by_source` and `mechanism.ablations`.
 
-    Raises ValueError: no detectors, rows that `metrics.evaluate` refuses, or a rule without a
+    Raises ValueError: no detectors, rows that `evaluation.evaluate` refuses, or a rule without a
     calibration split; OSError.
     """
     study = _Study(manifest_rows, results, detectors, threshold, resamples, seed)
@@ -137,11 +137,13 @@ class _Study:
         if not isinstance(threshold, str):
             return float(threshold), "fixed"
         chosen = [row for row in self.scored[name] if row.get("split") == "calibration"]
-        limit = f"FPR <= {metrics.RULES.get(threshold, 0):.0%} on {len(chosen)} calibration tracks"
+        limit = (
+            f"FPR <= {evaluation.RULES.get(threshold, 0):.0%} on {len(chosen)} calibration tracks"
+        )
         try:
-            return metrics.choose_threshold(chosen, threshold), f"highest TPR at {limit}"
+            return evaluation.choose_threshold(chosen, threshold), f"highest TPR at {limit}"
         except ValueError as error:
-            if threshold not in metrics.RULES:
+            if threshold not in evaluation.RULES:
                 raise
             return 0.5, f"fixed, as none could be chosen: {error}"
 
@@ -188,9 +190,9 @@ class _Study:
             entry: dict[str, Any] = {"params": detail.get("params"), "gflops": detail.get("gflops")}
             entry |= {"seconds_per_track": self.seconds(name)}
             entry |= {"threshold": value, "threshold_origin": origin}
-            entry["judged"] = metrics.evaluate(self.judged[name], value, **self.drawing)
+            entry["judged"] = evaluation.evaluate(self.judged[name], value, **self.drawing)
             entry["by_split"] = {
-                split: metrics.judge(
+                split: evaluation.judge(
                     [row for row in self.scored[name] if row.get("split") == split],
                     value,
                     **self.drawing,
@@ -198,11 +200,11 @@ class _Study:
                 for split in self.splits
             }
             if value != 0.5:
-                entry["at_0.5"] = metrics.judge(self.judged[name], 0.5, **self.drawing)
+                entry["at_0.5"] = evaluation.judge(self.judged[name], 0.5, **self.drawing)
             by_detector[name] = entry
         pairs = []
         for a, b in itertools.combinations(self.names, 2):
-            pair = metrics.compare(
+            pair = evaluation.compare(
                 self.judged[a],
                 self.judged[b],
                 threshold_a=self.thresholds[a][0],
@@ -357,7 +359,7 @@ def _results(study: _Study, found: Mapping[str, Any]) -> Section:
         entry, block = entries[name], entries[name]["judged"]["overall"]
         scored = f"{block['n']}/{block['attempted']}"
         first.append([name, scored, *row(name, block, "missing_left_out", TITLES)])
-        counted = [key for key in TITLES if key in metrics.COUNTED]
+        counted = [key for key in TITLES if key in evaluation.COUNTED]
         lost = Cell(str(block["missing"]), state="bad" if block["missing"] else "")
         wrong.append([name, lost, *row(name, block, "missing_as_wrong", counted)])
         limit = Cell(_limit(entry["threshold"]))
@@ -372,7 +374,7 @@ def _results(study: _Study, found: Mapping[str, Any]) -> Section:
         for split, other in entry["by_split"].items():
             cells = row(name, other, "missing_left_out", brief)
             splits.append([name, split, f"{other['n']}/{other['attempted']}", *cells])
-    counted_titles = [TITLES[key] for key in TITLES if key in metrics.COUNTED]
+    counted_titles = [TITLES[key] for key in TITLES if key in evaluation.COUNTED]
     confusion = ("TP", "FP", "FN", "TN")
     lost_too = [f"{count}, missing wrong" for count in confusion]
     parts = [
@@ -1158,7 +1160,7 @@ def _slug(title: str) -> str:
 
 
 def _definitions() -> str:
-    return (metrics.__doc__ or "").strip()
+    return (evaluation.__doc__ or "").strip()
 
 
 def _about(study: _Study) -> str:

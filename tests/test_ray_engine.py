@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactnet_jax import distributed
+from artifactnet_jax import ray_engine
 from artifactnet_jax.results import CommandError
 from artifactnet_jax.weights import load_weights
 from audio_files import noise, write
@@ -99,7 +99,7 @@ def test_a_catalogue_from_its_first_run_to_its_third(tmp_path, tracks, score, ca
 
     alone = score(music, remote / "7.flac").rows
     for path, row in alone.items():
-        name = distributed._utf8(Path(path).name)
+        name = ray_engine._utf8(Path(path).name)
         other = found[name]
         if "error" in row:
             assert other["verdict"] == "error"
@@ -134,8 +134,8 @@ def test_a_catalogue_from_its_first_run_to_its_third(tmp_path, tracks, score, ca
 
 def test_rows_that_cannot_be_compared_do_not_share_a_folder(tmp_path):
     common = {"threshold": 0.5, "plan": "all"}
-    distributed.Folder(str(tmp_path / "new" / "out")).begin(common, resume=False)
-    again = distributed.Folder(f"file://{tmp_path}/new/out")
+    ray_engine.Folder(str(tmp_path / "new" / "out")).begin(common, resume=False)
+    again = ray_engine.Folder(f"file://{tmp_path}/new/out")
     with pytest.raises(CommandError, match="--resume goes on"):
         again.begin(common, resume=False)
     with pytest.raises(CommandError, match="rows with other plan: give the same"):
@@ -144,7 +144,7 @@ def test_rows_that_cannot_be_compared_do_not_share_a_folder(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     with pytest.raises(CommandError, match="is not empty"):
-        distributed.Folder(str(tmp_path / "mine")).begin(common, resume=True)
+        ray_engine.Folder(str(tmp_path / "mine")).begin(common, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def busy() -> list[int]:
 def test_a_killed_worker_loses_nothing_and_a_long_track_holds_nobody_back(
     tmp_path, weights_path, detector, monkeypatch
 ):
-    class Long(distributed._Scorer):
+    class Long(ray_engine._Scorer):
         """Does not end with the first block before it may. (Local: workers get its code.)"""
 
         def _rows(self, entries):
@@ -204,13 +204,13 @@ def test_a_killed_worker_loses_nothing_and_a_long_track_holds_nobody_back(
 
     for k in range(18):
         write(tmp_path, f"{k}.wav", noise(4 + k % 3 * 4, seed=k))
-    entries = distributed.list_entries([str(tmp_path)])
+    entries = ray_engine.list_entries([str(tmp_path)])
     first, may_end = str(tmp_path / "0.wav"), tmp_path / "may end"
     assert next(iter(entries)) == first
-    monkeypatch.setattr(distributed, "_Scorer", Long)
-    pool = distributed.Pool(workers=2)
+    monkeypatch.setattr(ray_engine, "_Scorer", Long)
+    pool = ray_engine.Pool(workers=2)
     got: list[dict] = []
-    for row in distributed.score_many(entries, load_weights(weights_path), "numpy", pool=pool):
+    for row in ray_engine.score_many(entries, load_weights(weights_path), "numpy", pool=pool):
         got.append(row)
         if len(got) == 1:
             victim = busy()[0]
@@ -227,7 +227,7 @@ def test_a_killed_worker_loses_nothing_and_a_long_track_holds_nobody_back(
 
 
 def test_a_file_that_kills_every_worker_is_a_row(tmp_path, weights_path, monkeypatch):
-    class Deadly(distributed._Scorer):
+    class Deadly(ray_engine._Scorer):
         """Dies of one file, as of a decoder's bug."""
 
         tries = 1
@@ -238,14 +238,14 @@ def test_a_file_that_kills_every_worker_is_a_row(tmp_path, weights_path, monkeyp
                 os.kill(os.getpid(), signal.SIGKILL)
             return super()._rows(entries)
 
-    monkeypatch.setattr(distributed, "_Scorer", Deadly)
-    monkeypatch.setattr(distributed, "BLOCKS", 1)  # so that the innocent share its block
+    monkeypatch.setattr(ray_engine, "_Scorer", Deadly)
+    monkeypatch.setattr(ray_engine, "BLOCKS", 1)  # so that the innocent share its block
     for k in range(3):
         write(tmp_path, f"{k}.wav", noise(4, seed=k))
     write(tmp_path, "poison.wav", noise(4, seed=9))
-    entries = distributed.list_entries([str(tmp_path)])
-    pool = distributed.Pool(workers=1)
-    rows = list(distributed.score_many(entries, load_weights(weights_path), "numpy", pool=pool))
+    entries = ray_engine.list_entries([str(tmp_path)])
+    pool = ray_engine.Pool(workers=1)
+    rows = list(ray_engine.score_many(entries, load_weights(weights_path), "numpy", pool=pool))
     assert sorted(row["path"] for row in rows) == list(entries)
     (bad,) = [row for row in rows if "error" in row]
     assert bad["path"].endswith("poison.wav")
@@ -254,7 +254,7 @@ def test_a_file_that_kills_every_worker_is_a_row(tmp_path, weights_path, monkeyp
 
 def test_sizing_by_hand():
     """A million tracks of 60 segments at 0.3 s: 1.8e7 core-seconds, 5,000 core-hours."""
-    size = distributed.sizing(1e6, segment_s=0.3, segments=60, price=0.05)
+    size = ray_engine.sizing(1e6, segment_s=0.3, segments=60, price=0.05)
     assert size == {"core_hours": pytest.approx(5000), "cost": pytest.approx(250)}
 
 
@@ -263,32 +263,32 @@ def test_what_there_is_in_stores_folders_and_manifests(tmp_path, tracks):
     sound = (tracks / "a.wav").read_bytes()
     for name in ("/shop/a.wav", "/shop/deep/b c.flac", "/shop/deep/cover.jpg"):
         memory.pipe(name, sound)
-    listed = distributed.list_entries(["memory://shop"], recursive=True)
+    listed = ray_engine.list_entries(["memory://shop"], recursive=True)
     assert list(listed) == ["memory://shop/a.wav", "memory://shop/deep/b c.flac"]
-    assert list(distributed.list_entries(["memory://shop"])) == ["memory://shop/a.wav"]
-    with distributed._open("memory://shop/deep/b c.flac") as file:
+    assert list(ray_engine.list_entries(["memory://shop"])) == ["memory://shop/a.wav"]
+    with ray_engine._open("memory://shop/deep/b c.flac") as file:
         assert file.name == "memory://shop/deep/b c.flac"
-        assert distributed._digest(file) == sha256(tracks / "a.wav")
+        assert ray_engine._digest(file) == sha256(tracks / "a.wav")
         assert file.read() == sound
 
     odd = tmp_path / "odd %20 #1?.wav"
     odd.write_bytes(sound)
-    assert list(distributed.list_entries([f"file://{tmp_path}"])) == [f"file://{odd}"]
-    with distributed._open(f"file://{odd}") as file:
+    assert list(ray_engine.list_entries([f"file://{tmp_path}"])) == [f"file://{odd}"]
+    with ray_engine._open(f"file://{odd}") as file:
         assert file.read() == sound
 
     where = f"file://{tracks}"
-    assert list(distributed.list_entries([where])) == [
+    assert list(ray_engine.list_entries([where])) == [
         f"{where}/{name}" for name in ("a.wav", "b.wav", "c.flac")
     ]
     table = pa.table({"path": ["a.wav", f"{where}/b.wav", None], "sha256": ["AB", None, None]})
     pq.write_table(table, tracks.parent / "m.parquet")
-    assert distributed.list_entries([str(tracks.parent / "m.parquet")]) == {
+    assert ray_engine.list_entries([str(tracks.parent / "m.parquet")]) == {
         str(tracks.parent / "a.wav"): "ab",
         f"{where}/b.wav": "",
     }
     (tmp_path / "list.txt").write_text(f"s3://far/away.mp3\n{tracks}/c.flac\n")
-    assert list(distributed.list_entries([f"@{tmp_path}/list.txt"])) == [
+    assert list(ray_engine.list_entries([f"@{tmp_path}/list.txt"])) == [
         "s3://far/away.mp3",
         str(tracks / "c.flac"),
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from artifactnet_jax.bench.metrics import (
+from artifactnet_jax.evaluation import (
     METRICS,
     RANKED,
     _Sample,

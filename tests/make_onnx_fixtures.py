@@ -6,10 +6,10 @@ is the whole detector: audio -> STFT -> UNet mask -> HPSS -> mel -> seven channe
 builds that the tests and the zoo are made of, each by what differs. One torch module family makes
 them all. Each file is checked: onnxruntime and torch agree within 1e-4.
 
-    python scripts/make_onnx_fixtures.py fixtures tests/onnx   # the small ones that are committed
-    python scripts/make_onnx_fixtures.py zoo FOLDER [NAME...]  # all of LAYOUTS, or those named
-    python scripts/make_onnx_fixtures.py full FOLDER           # the inferred v94 layouts, full size
-    python scripts/make_onnx_fixtures.py random FOLDER --count 20 --seed 1
+    python tests/make_onnx_fixtures.py fixtures tests/onnx   # the small ones that are committed
+    python tests/make_onnx_fixtures.py zoo FOLDER [NAME...]  # all of LAYOUTS, or those named
+    python tests/make_onnx_fixtures.py full FOLDER           # the inferred v94 layouts, full size
+    python tests/make_onnx_fixtures.py random FOLDER --count 20 --seed 1
 
 Beside NAME.onnx (and NAME.onnx.data) lies NAME.json: the layout, parameter counts and, on segments
 0, 1, ... of `tests/onnx_audio.py`, onnxruntime's scores. Needs torch, onnx, onnxscript and
@@ -27,7 +27,6 @@ import logging
 import math
 import random
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +39,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from onnx_audio import segments
 
 CHANNELS = ("mel_res", "mel_H", "mel_P", "delta", "delta2", "ratio", "flux")

@@ -23,11 +23,11 @@ import soxr
 
 from artifactnet_jax.audio import Meter, to_mono
 from artifactnet_jax.config import Verdict
+from artifactnet_jax.data.augment import MARGIN, RATE, Augment, Chain, to_int16
+from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.decode import AudioError, Decoded, open_audio
 from artifactnet_jax.files import cache_folder, whole_file
 from artifactnet_jax.results import SOME_FAILED, USAGE, CommandError, Failure, printable
-from artifactnet_jax.train.augment import MARGIN, RATE, Augment, Chain, to_int16
-from artifactnet_jax.train.manifest import Row
 
 MIN_S = 0.1  # s; shorter recordings are refused: a crop of them is all padding
 SILENCE = 10 ** (-50 / 20)  # full scale, rms; a quieter crop is drawn again
