@@ -108,6 +108,29 @@ def test_how_many_segments_short_tracks_get_is_written(fit):
     assert written == [1, 5]
 
 
+def test_limits_are_stored_with_the_weights(fit, tmp_path):
+    sentences = tmp_path / "limits.txt"
+    sentences.write_text("Loops are called AI too often.\n\n  Speech was not measured. \n")
+    done, out = fit("limited.safetensors", "--limits", sentences)
+    assert done.code == 0, done.err
+    expected = ["Loops are called AI too often.", "Speech was not measured."]
+    assert load_weights(out).provenance["limits"] == expected
+    done, out = fit()
+    assert "limits" not in load_weights(out).provenance
+
+
+@pytest.mark.parametrize("content", [b"\n \n", b"\xff\xfe", None])
+def test_limits_that_cannot_be_read_are_wrong_usage(fit, tmp_path, content):
+    sentences = tmp_path / "limits.txt"
+    if content is not None:
+        sentences.write_bytes(content)
+    done, out = fit("x.safetensors", "--limits", sentences)
+    assert done.code == 2
+    assert str(sentences) in done.err
+    assert done.err.count("\n") == 1
+    assert not out.exists()
+
+
 def test_a_network_that_saw_everything_cannot_be_calibrated(fit, music, tmp_path):
     data = tmp_path / "all.csv"
     text = (music / "music.csv").read_text().replace("validation", "train")

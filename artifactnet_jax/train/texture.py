@@ -463,6 +463,20 @@ def combined(
     return done
 
 
+def read_limits(path: str) -> list[str]:
+    """Where weights fail: the lines of a text file, a sentence each.
+
+    Raises CommandError when the file cannot be read or holds no sentence.
+    """
+    try:
+        limits = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: {brief(error)}", USAGE) from error
+    if not any(limits):
+        raise CommandError(f"{path}: no sentence in it; leave --limits out for none", USAGE)
+    return [sentence for sentence in limits if sentence]
+
+
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, write and report what the arguments name; returns the exit code."""
     fit = dataclasses.replace(
@@ -481,6 +495,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{cause}: divide the manifest with artifactnet-jax split", USAGE)
     if problem := score.output_problem(args.output):
         raise CommandError(f"{args.output}: {problem}", USAGE)
+    limits = {"limits": read_limits(args.limits)} if args.limits else {}
     config = weights.config
     if config.texture is None:
         config = dataclasses.replace(config, texture=Texture())
@@ -550,6 +565,7 @@ def run(args: argparse.Namespace) -> int:
                     "trained_by": f"artifactnet-jax {__version__}",
                     "history": [*history(weights), {"phase": "texture", **kept}],
                     "note": "not evidence by itself",
+                    **limits,
                 },
                 dtype=np.float16 if args.half else np.float32,
             )
