@@ -169,6 +169,19 @@ def choose_threshold(rows: Rows, rule: str = "fpr5") -> float:
     return float(thresholds[allowed & (tpr == tpr[allowed].max())].min())
 
 
+def tpr_at_fpr(
+    label: np.ndarray, score: np.ndarray, most: float, weight: np.ndarray | None = None
+) -> float:
+    """The highest TPR of any threshold whose FPR is at most `most`; rows count `weight` each.
+
+    Every score is a threshold: points on a straight piece of the ROC curve are not left out.
+    """
+    from sklearn.metrics import roc_curve
+
+    fpr, tpr, _ = roc_curve(label, score, sample_weight=weight, drop_intermediate=False)
+    return float(tpr[fpr <= most + ROUNDING].max())
+
+
 def compare(
     rows_a: Rows,
     rows_b: Rows,
@@ -338,8 +351,8 @@ class _Sample:
         return values | {
             "auroc": float(roc_auc_score(label, score)),
             "auprc": float(average_precision_score(label, score)),
-            "tpr_at_fpr5": float(tpr[fpr <= 0.05 + ROUNDING].max()),
-            "tpr_at_fpr1": float(tpr[fpr <= 0.01 + ROUNDING].max()),
+            "tpr_at_fpr5": tpr_at_fpr(label, score, 0.05),
+            "tpr_at_fpr1": tpr_at_fpr(label, score, 0.01),
             "eer": float(below),
             "ece": float(np.abs(gaps).sum() / len(label)),
         }

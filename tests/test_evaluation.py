@@ -16,6 +16,7 @@ from artifactnet_jax.evaluation import (
     choose_threshold,
     compare,
     evaluate,
+    tpr_at_fpr,
 )
 
 
@@ -78,6 +79,30 @@ def test_limits_of_the_false_positive_rate() -> None:
     found = values(evaluate(make([0.99, 0.9, 0.6, 0.5], real), 0.5, resamples=10)["overall"])
     assert found["tpr_at_fpr1"] == pytest.approx(2 / 4)
     assert found["tpr_at_fpr5"] == pytest.approx(3 / 4)
+
+
+def test_a_point_on_a_straight_piece_of_the_roc_curve_counts() -> None:
+    """The diagonal in steps of 1/40: at an FPR of 2/40 it is 2/40."""
+    label, score = np.array([0, 1] * 40), np.repeat(np.arange(40) / 40, 2)
+    assert tpr_at_fpr(label, score, 0.05) == pytest.approx(2 / 40)
+    fpr, tpr, _ = sk.roc_curve(label, score)  # leaves that point out
+    assert tpr[fpr <= 0.05].max() == 1 / 40
+
+
+def test_tpr_at_an_fpr_of_weighted_and_tied_rows_is_the_best_of_all_thresholds() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        label = np.append(rng.integers(0, 2, 40), [0, 1])
+        score = np.round(rng.random(42), 1)
+        weight = rng.integers(0, 4, 42) / 4
+        weight[-2:] = 1
+        for most in (0.01, 0.05, 0.3):
+            best = 0.0
+            for threshold in score:
+                rates = [weight[(label == k) & (score >= threshold)].sum() for k in (0, 1)]
+                fpr, tpr = (n / weight[label == k].sum() for k, n in enumerate(rates))
+                best = max(best, tpr if fpr <= most else 0)
+            assert tpr_at_fpr(label, score, most, weight) == pytest.approx(best, abs=1e-12)
 
 
 def test_calibration_error_within_a_bin() -> None:

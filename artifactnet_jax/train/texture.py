@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from artifactnet_jax import __version__, score
@@ -45,6 +45,7 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.detector import log_odds, open_weights
+from artifactnet_jax.evaluation import tpr_at_fpr
 from artifactnet_jax.reference import (
     Network,
     loudest,
@@ -588,7 +589,7 @@ def judgement(
 
     figures = {
         "auc": lambda w: _auc(label, score, weight * w),
-        "tpr_at_fpr5": lambda w: _tpr(label, score, weight * w, 0.05),
+        "tpr_at_fpr5": lambda w: tpr_at_fpr(label, score, 0.05, weight * w),
         "f1": f1,
         "fpr": lambda w: share(w, called, label == 0),
         "tpr": lambda w: share(w, called, label == 1),
@@ -643,11 +644,6 @@ def bootstrap(
         values.append(statistic(count[unit]))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), statistic(np.ones(len(rows))), float(high)
-
-
-def _tpr(label: np.ndarray, score: np.ndarray, weight: np.ndarray, most: float) -> float:
-    false, found, _ = roc_curve(label, score, sample_weight=weight)
-    return float(found[np.searchsorted(false, most + 1e-9, side="right") - 1])
 
 
 def _auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
