@@ -179,9 +179,7 @@ class Published:
     f1: float = 0.9829  # unseen test partition, n = 2,263, threshold 0.5
     fpr: float = 0.0149
     auc: float = 0.997
-    fpr5_threshold: float = 0.28
     cross_codec_delta: float = 0.16
-    seconds_per_track: tuple[float, float] = (5.0, 10.0)  # 4-minute track, RTX 4090
 
 
 @dataclasses.dataclass(frozen=True)
