@@ -32,19 +32,21 @@ def load_onnx(path: str | os.PathLike[str]) -> Weights:
 
     What was found and the model's licence are then said once on stderr. Raises WeightsError.
     """
+    from artifactnet_jax.convert.graph import read_graph
+
     try:
-        from artifactnet_jax.convert.graph import read_graph
+        graph = read_graph(path)
+        cached = cache_folder("converted") / f"{graph.sha256[:40]}-{REVISION}.safetensors"
+        if cached.is_file():
+            with contextlib.suppress(WeightsError):  # a damaged entry is made anew
+                return load_weights(cached)
+        # Only now: it starts jax, which a cached model does not need.
         from artifactnet_jax.convert.importer import import_model
     except ImportError as error:
         cure = "pip install 'artifactnet-jax[convert]', or convert it elsewhere to a weights file"
         raise WeightsError(
             f"{os.fspath(path)}: an ONNX model needs {error.name}: {cure}"
         ) from error
-    graph = read_graph(path)
-    cached = cache_folder("converted") / f"{graph.sha256[:40]}-{REVISION}.safetensors"
-    if cached.is_file():
-        with contextlib.suppress(WeightsError):  # a damaged entry is made anew
-            return load_weights(cached)
     print(f"artifactnet-jax: converting {os.fspath(path)} (once)", file=sys.stderr)
     weights = import_model(path)
     route = weights.provenance["route"]

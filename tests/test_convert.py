@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,13 @@ from artifactnet_jax.convert.original import session
 from artifactnet_jax.files import cache_folder
 from artifactnet_jax.filterbank import mel_filterbank
 from artifactnet_jax.reference import Network
-from artifactnet_jax.weights import Weights, load_weights, random_tensors, write_weights
+from artifactnet_jax.weights import (
+    Weights,
+    WeightsError,
+    load_weights,
+    random_tensors,
+    write_weights,
+)
 from onnx_audio import RATE, SAMPLES, segments
 from unet_family import SMALL, member
 
@@ -304,6 +312,37 @@ def test_score_takes_an_onnx_file(command, own_cache, audio, tmp_path):
     entry.write_bytes(b"damaged")
     assert command(*arguments, "--format", "jsonl", track).code == 0
     assert load_weights(entry).name == "plain"
+
+
+def test_a_converted_model_in_the_cache_does_not_load_jax(own_cache, tmp_path):
+    first = load_onnx(FOLDER / "plain.onnx")
+    code = f"""
+import sys
+from artifactnet_jax import Detector
+found = Detector({os.fspath(FOLDER / "plain.onnx")!r}, "numpy")
+assert not {{"jax", "jaxlib", "flax"}} & set(sys.modules)
+print(found.weights.sha256)
+"""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == first.sha256
+
+
+@pytest.mark.parametrize("package", ["jax", "onnx"])
+def test_a_package_that_converting_needs_is_named(own_cache, monkeypatch, package):
+    for name in [name for name in sys.modules if name.startswith("artifactnet_jax.convert.imp")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(WeightsError, match=rf"plain.onnx: an ONNX model needs {package}: pip inst"):
+        load_onnx(FOLDER / "plain.onnx")
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(own_cache, tmp_path, capsys):

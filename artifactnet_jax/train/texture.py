@@ -46,6 +46,7 @@ from artifactnet_jax.data.manifest import (
 from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.detector import log_odds, open_weights
 from artifactnet_jax.evaluation import operating_points, tpr_at_fpr
+from artifactnet_jax.files import writing
 from artifactnet_jax.reference import (
     Network,
     loudest,
@@ -514,22 +515,24 @@ def run(args: argparse.Namespace) -> int:
     }
     kept = {key: report[key] for key in ("rows", "also", "fit", "calibration", "operating_points")}
     try:
-        save_weights(
-            args.output,
-            config,
-            tensors,
-            name=args.name or Path(args.output).stem,
-            licence=weights.licence,
-            provenance={
-                "trained_by": f"artifactnet-jax {__version__}",
-                "history": [*history(weights), {"phase": "texture", **kept}],
-                "note": "not evidence by itself",
-            },
-            dtype=np.float16 if args.half else np.float32,
-        )
-    except (OSError, WeightsError) as error:
+        with writing(args.output):
+            save_weights(
+                args.output,
+                config,
+                tensors,
+                name=args.name or Path(args.output).stem,
+                licence=weights.licence,
+                provenance={
+                    "trained_by": f"artifactnet-jax {__version__}",
+                    "history": [*history(weights), {"phase": "texture", **kept}],
+                    "note": "not evidence by itself",
+                },
+                dtype=np.float16 if args.half else np.float32,
+            )
+    except WeightsError as error:
         raise CommandError(f"{args.output}: {brief(error)}", SOME_FAILED) from error
-    print(json.dumps(report, indent=1))
+    with writing("stdout"):
+        print(json.dumps(report, indent=1))
     return SOME_FAILED if failures else OK
 
 
