@@ -45,7 +45,7 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.detector import log_odds, open_weights
-from artifactnet_jax.evaluation import tpr_at_fpr
+from artifactnet_jax.evaluation import operating_points, tpr_at_fpr
 from artifactnet_jax.files import writing
 from artifactnet_jax.reference import (
     Network,
@@ -415,30 +415,6 @@ def calibrate(
         return Calibration(own_share, network_share, float(both.intercept_[0]))
     alone = regress(x[:, :1])
     return Calibration(float(alone.coef_[0, 0]), 0.0, float(alone.intercept_[0]))
-
-
-def operating_points(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> dict[str, float]:
-    """Thresholds from tracks that were left out, each as low as it may be.
-
-    "fprN" calls at most N % of the (weighted) real tracks AI, and is missing where no threshold
-    does; "balanced" has the largest sum of the shares of both classes that are judged right.
-    """
-    real = label == 0
-    candidates = np.unique(np.nextafter(score.astype(np.float32), np.float32(2)).astype(float))
-    candidates = np.minimum(candidates, 1.0)
-
-    def share(own: np.ndarray, threshold: float) -> float:
-        return float(weight[own & (score >= threshold)].sum() / weight[own].sum())
-
-    false = np.array([share(real, t) for t in candidates])
-    found = np.array([share(~real, t) for t in candidates])
-    points = {}
-    for percent in (1, 2, 5):
-        allowed = candidates[false <= percent / 100]
-        if len(allowed):
-            points[f"fpr{percent}"] = float(allowed[0])
-    points["balanced"] = float(candidates[np.argmax(found - false)])
-    return points
 
 
 def reached(points: Mapping[str, float], name: str) -> float:
