@@ -468,8 +468,8 @@ def _report(
         name = fact["name"]
         threshold = _threshold(args.threshold, name, tracks, rows)
         own = _metric_rows(name, judged, rows)
-        judgement = sanity.judge(own, threshold, _subsets(args.subsets))
-        passes += [{"detector": name, **row} for row in judgement]
+        subsets = sanity.evaluate(own, threshold, _subsets(args.subsets))
+        passes += [{"detector": name, **row} for row in subsets]
         views_of: dict[str, dict[str, float | None]] = defaultdict(dict)
         for (track_id, detector_name, change), row in rows.items():
             if change and detector_name == name:
@@ -486,7 +486,7 @@ def _report(
         if baseline:
             after = public.read_per_source(str(folder_of / "per_source.json"))
             worse += [{"detector": name, **row} for row in sanity.regressions(baseline, after)]
-        lines.append(_line(name, own, threshold, judgement))
+        lines.append(_line(name, own, threshold, subsets))
     for detector in detectors:
         if args.mechanism and isinstance(detector, ArtifactNet):
             threshold = _threshold(args.threshold, detector.name, tracks, rows)

@@ -30,7 +30,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count, leave_memory
@@ -38,6 +37,7 @@ from artifactnet_jax.config import Config
 from artifactnet_jax.data.manifest import ManifestError, Row, check_rows, read_manifests
 from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
 from artifactnet_jax.detector import open_weights
+from artifactnet_jax.evaluation import auc
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failure, brief, to_json
 from artifactnet_jax.train import phases
@@ -451,7 +451,7 @@ class _Loop:
                 np.repeat(label, logit.shape[1])
                 for (_, _, label), logit in zip(pending, logits, strict=True)
             ]
-            means["auc"] = _auc(np.concatenate(labels), np.concatenate([x.ravel() for x in logits]))
+            means["auc"] = auc(np.concatenate(labels), np.concatenate([x.ravel() for x in logits]))
         segments = self.settings.batch * max(1, len(self.settings.versions))
         speed = len(pending) / seconds if seconds > 0 else 0.0
         waiting = min(1.0, idle / seconds) if seconds > 0 else 0.0
@@ -518,7 +518,7 @@ class _Loop:
         if logits:
             logit = np.concatenate(logits)
             label = np.concatenate(labels)
-            found["auc"] = _auc(np.repeat(label, logit.shape[1]), logit.ravel())
+            found["auc"] = auc(np.repeat(label, logit.shape[1]), logit.ravel())
             if logit.shape[1] > 1:
                 p = 1 / (1 + np.exp(-np.clip(logit.astype(np.float64), -500, 500)))
                 delta = p.max(axis=1) - p.min(axis=1)
@@ -567,11 +567,6 @@ def _when_ready(value: jax.Array) -> float:
     """The time at which the device has computed this."""
     value.block_until_ready()
     return time.perf_counter()
-
-
-def _auc(label: np.ndarray, logit: np.ndarray) -> float | None:
-    """Area under the ROC curve; None with one class."""
-    return float(roc_auc_score(label, logit)) if 0 < label.mean() < 1 else None
 
 
 def _numbered(leaves: Sequence[Any]) -> dict[str, Any]:
