@@ -27,15 +27,14 @@ import numpy as np
 
 from artifactnet_jax import __version__, score
 from artifactnet_jax.config import REGRESSION
+from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
     Row,
-    assign_splits,
-    check_rows,
     read_manifest,
 )
-from artifactnet_jax.data.records import AudioCache
+from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import Detector, open_weights
 from artifactnet_jax.evaluation import auc
 from artifactnet_jax.files import make_folder, replace_file, writing

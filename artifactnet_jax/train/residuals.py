@@ -29,6 +29,7 @@ import numpy as np
 
 from artifactnet_jax import score
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
@@ -37,7 +38,6 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from artifactnet_jax.data.records import AudioCache
 from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import make_folder, replace_file, whole_file

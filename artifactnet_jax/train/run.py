@@ -34,8 +34,10 @@ import orbax.checkpoint as ocp
 from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.config import Config
-from artifactnet_jax.data.manifest import ManifestError, Row, check_rows, read_manifests
-from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
+from artifactnet_jax.data.decoded import AudioCache, prepare
+from artifactnet_jax.data.manifest import ManifestError, Row, read_manifests
+from artifactnet_jax.data.records import Examples, FixedExamples, batches
+from artifactnet_jax.data.splits import check_rows
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.evaluation import auc
 from artifactnet_jax.files import replace_file

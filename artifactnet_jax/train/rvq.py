@@ -43,6 +43,7 @@ from artifactnet_jax import dsp, score
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.augment import RATE, to_int16
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import (
     ManifestError,
     Row,
@@ -50,7 +51,6 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from artifactnet_jax.data.records import AudioCache, prepare
 from artifactnet_jax.files import make_folder, replace_file, whole_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, brief, printable

@@ -34,15 +34,16 @@ from artifactnet_jax import __version__, score
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.data.augment import Augment, Chain, to_int16
+from artifactnet_jax.data.decoded import AudioCache, read_array, write_array
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
     Row,
-    assign_splits,
-    check_rows,
     read_manifests,
 )
-from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
+from artifactnet_jax.data.records import Crops
+from artifactnet_jax.data.splits import assign_splits, check_rows
+from artifactnet_jax.decode import to_float
 from artifactnet_jax.detector import log_odds, open_weights
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
 from artifactnet_jax.files import writing
@@ -147,7 +148,7 @@ class _Statistics(Crops):
             cutoff = float(low * (high / low) ** rng.random())
             chain = dataclasses.replace(chain, cutoff=cutoff, resampled=bool(rng.integers(2)))
         crop = self.crop(k, rng, chain)[0]
-        return to_int16(crop).astype(np.float32) / np.float32(32768)  # as a file would hold it
+        return to_float(to_int16(crop))  # as a file would hold it
 
     def _draw(self, segment: int, version: int) -> str:
         """What a draw is known by: nothing of the fit is in it, so all fits share statistics."""
