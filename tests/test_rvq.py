@@ -520,7 +520,7 @@ def test_positives_and_resuming(rvq_command, data, monkeypatch):
 
     other = rvq_command("--models", 2, "--per-track", 1)
     assert other.code == 2
-    assert "per_track was 2 there, and is 1 now" in other.err
+    assert "holds another run (per_track 2 there, 1 here)" in other.err
     own = rvq_command("--data", out / "manifest.csv", "--models", 2, "--per-track", 2)
     assert own.code == 2
     assert "it is what the command writes" in own.err

@@ -40,7 +40,7 @@ from artifactnet_jax.data.records import Examples, FixedExamples, batches
 from artifactnet_jax.data.splits import check_rows
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.evaluation import auc
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import claim, replace_file
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failure, brief, to_json
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import State, Trainer
@@ -261,21 +261,11 @@ def _claim(
         "settings": {key: value for key, value in flat.items() if key not in phases.FREE},
     }
     path = folder / "run.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["decisive"]
-    except FileNotFoundError:
-        found = decisive
-        if any((folder / name).exists() for name in ("checkpoints", "weights.safetensors")):
-            cause = f"{folder} holds checkpoints or weights, but no run.json"
-            raise CommandError(f"{cause}: give another --out", USAGE) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{path}: {brief(error)}: give another --out", USAGE) from error
-    if found != decisive:
-        old, new = _flatten(found), _flatten(decisive)
-        other = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-        what = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} here" for key in other[:3])
-        raise CommandError(f"{folder} holds another run ({what}): give another --out", USAGE)
-    told = {
+    made = [name for name in ("checkpoints", "weights.safetensors") if (folder / name).exists()]
+    if made and not path.exists():
+        cause = f"{folder} holds checkpoints or weights, but no run.json"
+        raise CommandError(f"{cause}: give another --out", USAGE)
+    facts = {
         "decisive": decisive,
         "settings": flat,
         "init": weights.summary() if weights else None,
@@ -284,13 +274,9 @@ def _claim(
         "versions": {"artifactnet-jax": __version__, "jax": jax.__version__},
         "devices": [str(device) for device in jax.devices()],
     }
+    claim(path, facts, lambda facts: facts["decisive"])
     with _full_disk(folder):
-        replace_file(path, json.dumps(told, indent=1).encode())
-
-
-def _flatten(data: dict[str, Any]) -> dict[str, Any]:
-    nested = {f"{k}.{j}": w for k, v in data.items() if isinstance(v, dict) for j, w in v.items()}
-    return {k: v for k, v in data.items() if not isinstance(v, dict)} | nested
+        replace_file(path, json.dumps(facts, indent=1).encode())
 
 
 def _watch_batches(
