@@ -596,7 +596,7 @@ def test_it_refuses_in_one_line(command, music, tmp_path, monkeypatch, changes, 
 
 def test_a_foreign_graph_cannot_be_trained(music, monkeypatch):
     graph = dataclasses.replace(load_weights(music / "w.safetensors"), graph={"nodes": []})
-    monkeypatch.setattr(finetune, "open_weights", lambda path: graph)
+    monkeypatch.setattr(finetune.training, "open_weights", lambda path: graph)
     line = [str(argument) for argument in arguments(music, music / "x.safetensors")]
     with pytest.raises(CommandError, match="only native models can be trained"):
         finetune.run(build_parser().parse_args(line))

@@ -42,8 +42,8 @@ from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printa
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
 from artifactnet_jax.train.loop import Trainer
-from artifactnet_jax.train.phases import Settings, SettingsError
-from artifactnet_jax.weights import Weights, WeightsError, weights_digest, write_weights
+from artifactnet_jax.train.phases import Settings
+from artifactnet_jax.weights import Weights, weights_digest, write_weights
 
 DEFAULTS = ("steps=300", "batch=8", "watch_every=100", "checkpoint_every=100")  # over the phase's
 PARTS = {"train": 0.6, "test": 0.3, "validation": 0.1}  # the first ones, of a very small set
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     threshold = weights.config.verdict.threshold
     try:
         hard, keep, warnings = _held_out(*_rows(args))
-    except (ManifestError, ValueError) as error:
+    except ValueError as error:
         raise CommandError(str(error), USAGE) from error
     for text in warnings:
         print(printable(f"warning: {text}"), file=sys.stderr)
@@ -172,18 +172,14 @@ def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
     """Settings and weights, found wanting now rather than after the mining."""
     if problem := score.output_problem(args.out):
         raise CommandError(f"--out {args.out}: {problem}", USAGE)
-    try:
-        weights = open_weights(args.weights)
-        boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
-        settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
-        training.check_native(weights)
-        # Splits are made and checked here, and sources are no longer told apart in training.
-        settings = dataclasses.replace(settings, split_by="group")
-        if args.jobs and not settings.workers:
-            settings = dataclasses.replace(settings, workers=args.jobs)
-        Trainer(weights.config, weights.tensors, settings)
-    except (SettingsError, WeightsError) as error:
-        raise CommandError(str(error), USAGE) from error
+    weights = training.native_weights(args.weights)
+    boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
+    settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
+    # Splits are made and checked here, and sources are no longer told apart in training.
+    settings = dataclasses.replace(settings, split_by="group")
+    if args.jobs and not settings.workers:
+        settings = dataclasses.replace(settings, workers=args.jobs)
+    Trainer(weights.config, weights.tensors, settings)
     if args.weights and os.path.exists(args.out) and os.path.samefile(args.weights, args.out):
         raise CommandError(f"--out {args.out} is --weights: name another file", USAGE)
     return settings, weights

@@ -14,7 +14,6 @@ from typing import Any
 from artifactnet_jax import score
 from artifactnet_jax.data.manifest import (
     LABELS,
-    ManifestError,
     Row,
     check_output,
     is_manifest,
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         check_output(args.output)
         rows = rows_of(args.paths, args.label, args.recursive)
-    except (ManifestError, ValueError) as error:
+    except ValueError as error:
         raise CommandError(str(error), USAGE) from error
     detector = score.open_detector(args.weights, args.backend, jobs=args.jobs)
     try:

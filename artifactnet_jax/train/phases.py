@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from artifactnet_jax.data.augment import CODECS, Augment
+from artifactnet_jax.results import USAGE, CommandError
 
 
-class SettingsError(ValueError):
+class SettingsError(CommandError):
     """A setting that does not exist or cannot have that value; the message says which may."""
+
+    def __init__(self, message: str):
+        super().__init__(message, USAGE)
 
 
 @dataclasses.dataclass(frozen=True)
