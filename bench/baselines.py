@@ -187,7 +187,7 @@ class Separation(Trained):
 
 
 def _torch(name: str, *packages: str) -> list[Any]:
-    """torch and the other packages; CommandError when one is missing."""
+    """The package torch and the others; CommandError when one is missing."""
     try:
         return [importlib.import_module(package) for package in ("torch", *packages)]
     except ImportError as error:

@@ -287,7 +287,7 @@ def compared(*sources: tuple[str, int, int, int, int]) -> dict[tuple[str, str], 
         for k, one in enumerate(tracks(source, label, n)):
             rows.append(one)
             before[one.path], after[one.path] = (0.2 + 0.6 * (k < m) for m in (was, now))
-    return {(c.label, c.source): c for c in finetune.compare("keep", rows, before, after, 0.5)}
+    return {(c.label, c.source): c for c in finetune.evaluate("keep", rows, before, after, 0.5)}
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def _parquet(name: str) -> tuple[list[str], Cells]:
 
 
 def pyarrow_or(cure: str) -> tuple[Any, Any]:
-    """pyarrow and its parquet module; CommandError, with the cure, where they are missing."""
+    """Package pyarrow and its module parquet; CommandError, with the cure, where it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""The phases of training, as data: what moves, what is minimised, and every default.
+"""The phases of training, as data: what is trained, what is minimised, and every default.
 
 distill, steer, codec are phases 1 to 3 of the paper (III-B), head its round 2 (V-A); cnn trains
 the classifier on the seven channels. encoder and joint are ours: plain joint training from random
@@ -32,15 +32,15 @@ class SettingsError(CommandError):
 class Settings:
     """Everything that decides a run, besides its data and where it starts from."""
 
-    moves: tuple[str, ...] = ("unet", "cnn")  # parts whose parameters move; all others are frozen
-    batch_statistics: Literal["update", "frozen"] = "update"  # of the parts that move
+    trainable: tuple[str, ...] = ("unet", "cnn")  # parts that are trained; all others are frozen
+    batch_statistics: Literal["update", "frozen"] = "update"  # of the trainable parts
     needs_init: bool = False  # random weights make no sense here
 
     # Weights of the terms of the loss; a term of weight 0 is not computed.
     distill: float = 0.0  # L1 + multi-resolution STFT against the teacher's residual
     bce: float = 0.0  # binary cross-entropy of the score
-    auxiliary: float = 0.0  # the same of a throw-away classifier on the bottleneck
-    consistency: float = 0.0  # spread of the score over codec versions of a track
+    auxiliary: float = 0.0  # cross-entropy of an auxiliary classifier on the bottleneck
+    consistency: float = 0.0  # range of the score over codec versions of a track
     label_smoothing: float = 0.05
     boundary: float = 0.5  # score at which the cross-entropy is even; for tuning: the threshold
 
@@ -49,11 +49,11 @@ class Settings:
     seconds: float = 4.0  # length of a crop; shorter trains faster, scoring always takes 4 s
     versions: tuple[str, ...] = ()  # codecs that each track is shown in, all in one batch
     accumulate: int = 1  # batches per update
-    rate: float = 1e-3  # peak learning rate of AdamW
-    unet_rate: float = 1.0  # factor on it for the UNet
-    cnn_rate: float = 1.0  # factor on it for the CNN
-    warmup: float = 0.05  # share of the steps with a rising rate
-    final_rate: float = 0.02  # share of the peak rate that the cosine ends at
+    learning_rate: float = 1e-3  # of AdamW, at its peak
+    unet_learning_rate_scale: float = 1.0  # factor on it for the UNet
+    cnn_learning_rate_scale: float = 1.0  # factor on it for the CNN
+    warmup: float = 0.05  # share of the steps with a rising learning rate
+    final_learning_rate: float = 0.02  # share of the peak that the cosine ends at
     weight_decay: float = 1e-2  # of kernels only
     clip: float = 1.0  # global norm of the gradient
     ema: float = 0.99  # decay of the moving average that is watched and written; 0: none
@@ -85,23 +85,32 @@ class Settings:
 
 _PARTS = ("unet", "cnn", "texture")
 PHASES: dict[str, Settings] = {
-    "distill": Settings(moves=("unet",), distill=1.0),
-    "cnn": Settings(moves=("cnn",), bce=1.0),
-    "steer": Settings(moves=("unet",), needs_init=True, bce=1.0, rate=3e-4),
+    "distill": Settings(trainable=("unet",), distill=1.0),
+    "cnn": Settings(trainable=("cnn",), bce=1.0),
+    "steer": Settings(trainable=("unet",), needs_init=True, bce=1.0, learning_rate=3e-4),
     "codec": Settings(
-        needs_init=True, bce=1.0, consistency=0.5, versions=CODECS, batch=8, rate=3e-4
+        needs_init=True, bce=1.0, consistency=0.5, versions=CODECS, batch=8, learning_rate=3e-4
     ),
     "head": Settings(
-        moves=("cnn", "texture"),
+        trainable=("cnn", "texture"),
         batch_statistics="frozen",
         needs_init=True,
         bce=1.0,
-        rate=1e-4,
+        learning_rate=1e-4,
         steps=500,
     ),
-    "encoder": Settings(moves=("unet",), auxiliary=1.0, rate=1.5e-3),
-    "joint": Settings(bce=1.0, auxiliary=0.5, rate=1.5e-3),
+    "encoder": Settings(trainable=("unet",), auxiliary=1.0, learning_rate=1.5e-3),
+    "joint": Settings(bce=1.0, auxiliary=0.5, learning_rate=1.5e-3),
 }
+# Settings that are called otherwise in files and on the command line.
+_KEYS = {
+    "trainable": "moves",
+    "learning_rate": "rate",
+    "unet_learning_rate_scale": "unet_rate",
+    "cnn_learning_rate_scale": "cnn_rate",
+    "final_learning_rate": "final_rate",
+}
+_FIELDS = {key: name for name, key in _KEYS.items()}
 # What may differ between a run and its continuation: none of it moves a weight.
 FREE = (
     *("workers", "log_every", "watch_every", "watch_tracks", "checkpoint_every", "licence"),
@@ -139,6 +148,7 @@ def from_flat(values: dict[str, Any]) -> Settings:
     parts: dict[str, dict[str, Any]] = {"": {}, "augment": {}}
     for key, value in values.items():
         part, _, name = key.rpartition(".")
+        name = _FIELDS.get(name, name)
         hint = typing.get_type_hints(Augment if part else Settings)[name]
         parts[part][name] = _convert(key, value, hint)
     try:
@@ -151,7 +161,8 @@ def from_flat(values: dict[str, Any]) -> Settings:
 
 
 def _flat(settings: Settings) -> dict[str, Any]:
-    own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)}
+    names = [field.name for field in dataclasses.fields(Settings)]
+    own = {_KEYS.get(name, name): getattr(settings, name) for name in names}
     augment = own.pop("augment")
     return own | {
         f"augment.{f.name}": getattr(augment, f.name) for f in dataclasses.fields(Augment)
@@ -217,23 +228,24 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    s = settings
+    s, values = settings, _flat(settings)
     positive = ("steps", "batch", "accumulate", "log_every", "watch_every", "checkpoint_every")
     for name in (*positive, "patience", "seconds", "rate", "clip"):
-        if not getattr(s, name) > 0:
-            raise SettingsError(f"{name}={getattr(s, name)}: it must be above 0")
+        if not values[name] > 0:
+            raise SettingsError(f"{name}={values[name]}: it must be above 0")
     for name in ("label_smoothing", "warmup", "final_rate", "ema", "max_bad"):
-        if not 0 <= getattr(s, name) <= 1:
-            raise SettingsError(f"{name}={getattr(s, name)}: it must lie in [0, 1]")
+        if not 0 <= values[name] <= 1:
+            raise SettingsError(f"{name}={values[name]}: it must lie in [0, 1]")
     for name in ("distill", "bce", "auxiliary", "consistency", "weight_decay", "draws", "workers"):
-        if not getattr(s, name) >= 0:
-            raise SettingsError(f"{name}={getattr(s, name)}: it must not be below 0")
+        if not values[name] >= 0:
+            raise SettingsError(f"{name}={values[name]}: it must not be below 0")
     if not 0 < s.boundary < 1:
         raise SettingsError(f"boundary={s.boundary}: it must lie between 0 and 1")
     if not s.distill + s.bce + s.auxiliary:
         raise SettingsError("distill, bce and auxiliary are all 0: there is nothing to minimise")
-    if not s.moves or not all(part.split(".")[0] in _PARTS for part in s.moves):
-        raise SettingsError(f"moves={','.join(s.moves)}: name unet, cnn or parts such as cnn.out")
+    if not s.trainable or not all(part.split(".")[0] in _PARTS for part in s.trainable):
+        named = ",".join(s.trainable)
+        raise SettingsError(f"moves={named}: name unet, cnn or parts such as cnn.out")
     if unknown := set(s.versions) - set(CODECS):
         raise SettingsError(f"versions: no codec {sorted(unknown)}: use {','.join(CODECS)}")
     if s.consistency and len(s.versions) < 2:

@@ -356,7 +356,7 @@ def measure(model: Model, tracks: Sequence[Track]) -> dict[str, float]:
 
 
 def distances(made: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """ "si_sdr", "lsd", "mel" and "high" of `measure`: two [N, n], silent crops left out."""
+    """Figures "si_sdr", "lsd", "mel", "high" of `measure`: two [N, n], silent crops left out."""
     front_end = FrontEnd()
     kept = np.abs(real).max(axis=1) > 1e-5
     if not kept.any():
@@ -373,7 +373,7 @@ def distances(made: np.ndarray, real: np.ndarray) -> dict[str, float]:
     bands = [power @ mel_filterbank(front_end).T for power in bins]
 
     def gap(powers: list[np.ndarray]) -> np.ndarray:
-        """made - real in dB; nothing counts that is FLOOR_DB below the strongest of the crop."""
+        """Level of made over real in dB; what is FLOOR_DB below the crop's strongest counts not."""
         floor = powers[1].max(axis=(1, 2), keepdims=True) * 10 ** (-FLOOR_DB / 10)
         made_db, real_db = (10 * np.log10(np.maximum(power, floor)) for power in powers)
         return made_db - real_db

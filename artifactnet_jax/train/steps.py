@@ -48,6 +48,7 @@ class Loop:
             )
 
     def close(self) -> None:
+        """Close the checkpoints' manager."""
         self._manager.close()
 
     def run(self, examples: Examples, looks: list[Any], jobs: int) -> State:
