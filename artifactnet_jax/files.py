@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from artifactnet_jax.results import printable
+from artifactnet_jax.results import SOME_FAILED, USAGE, CommandError, brief, printable
 
 _SUFFIXES = (
     ".wav .wave .w64 .rf64 .flac .aif .aiff .aifc .au .snd .caf .ogg .oga .opus .mp2 .mp3 .m4a "
@@ -92,6 +93,37 @@ class TemporaryCopy(io.BufferedRandom):
     def __init__(self, name: str):
         super().__init__(cast(io.FileIO, tempfile.TemporaryFile(buffering=0)))  # noqa: SIM115
         self.name = name
+
+
+@contextlib.contextmanager
+def writing(where: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a failure to write `where` into the end of the command: a full disk is no wrong usage.
+
+    Raises:
+        CommandError: an OSError, exit code 1. BrokenPipeError passes: the reader has had enough.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        cause = f"cannot write to {os.fspath(where)}: {error.strerror or brief(error)}"
+        raise CommandError(f"{cause}; free space or name another file", SOME_FAILED) from error
+
+
+def make_folder(path: str | os.PathLike[str], option: str, mode: int = 0o777) -> None:
+    """Make the folder that `option` names, and those above it, where they are missing.
+
+    Raises:
+        CommandError: exit code 1 on a full disk; 2 where another name is the cure.
+    """
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "free space or name another folder" if full else "name another folder"
+        cause = f"{option} {printable(os.fspath(path))}: {error.strerror}"
+        raise CommandError(f"{cause}: {cure}", SOME_FAILED if full else USAGE) from error
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:

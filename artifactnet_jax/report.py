@@ -34,7 +34,7 @@ from artifactnet_jax import config as cfg
 from artifactnet_jax.audio import SegmentReader, resampled
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError, open_audio
-from artifactnet_jax.files import replace_file, sha256_of
+from artifactnet_jax.files import make_folder, replace_file, sha256_of, writing
 from artifactnet_jax.reference import (
     Network,
     channels,
@@ -53,7 +53,7 @@ from artifactnet_jax.results import (
     Verdict,
     printable,
 )
-from artifactnet_jax.score import find_inputs, open_detector, progress, writing
+from artifactnet_jax.score import find_inputs, open_detector, progress
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
@@ -100,12 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if "-" in paths:
         raise CommandError("report reads a track twice, which stdin cannot: save it first", USAGE)
     folder = Path(args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(
-            f"-o {args.output}: {error.strerror}: name another folder", USAGE
-        ) from error
+    make_folder(folder, "-o")
     detector = open_detector(
         args.weights,
         args.backend,

@@ -42,7 +42,7 @@ from artifactnet_jax.bench.manifests import AudioReader, Track
 from artifactnet_jax.data.manifest import ManifestError
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import make_folder, replace_file, writing
 from artifactnet_jax.results import (
     NO_BACKEND,
     OK,
@@ -53,7 +53,7 @@ from artifactnet_jax.results import (
     brief,
     printable,
 )
-from artifactnet_jax.score import output_problem, progress, writer, writing
+from artifactnet_jax.score import output_problem, progress, writer
 
 BATCH = 8  # tracks in memory at once
 MEAN_TRACKS = 32  # of the part "train", whose channels' mean an ablation puts in their place
@@ -152,10 +152,7 @@ def _check_threshold(threshold: float | str, tracks: Sequence[Track]) -> None:
 
 def _claim(out: Path, resume: bool) -> None:
     """The folder, made if need be; found wanting now rather than after hours."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out {out}: {error.strerror}", USAGE) from error
+    make_folder(out, "--out")
     for name in ("results.jsonl", "stress.jsonl", "run.json"):
         if problem := output_problem(str(out / name)):
             raise CommandError(f"--out {out}: {name}: {problem}", USAGE)

@@ -26,7 +26,7 @@ import numpy as np
 
 from artifactnet_jax import evaluation
 from artifactnet_jax.evaluation import BINS, bins_of
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import replace_file, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,20 +71,21 @@ def write_report(
     detector `sources` and `ablations`, rows as of `mechanism.by_source` and `mechanism.ablations`.
 
     Raises ValueError: no detectors, rows that `evaluation.evaluate` refuses, or a rule without a
-    calibration split; OSError.
+    calibration split. CommandError: the disk takes no more.
     """
     study = _Study(manifest_rows, results, detectors, threshold, resamples, seed)
     found = study.found(stress or (), sanity or (), mechanism or ())
     sections = _sections(study, found)
     out = Path(out)
-    (out / FIGURES).mkdir(parents=True, exist_ok=True)
-    for part in itertools.chain.from_iterable(section.parts for section in sections):
-        if isinstance(part, Chart):
-            replace_file(out / part.file, _csv([part.columns, *part.data]))
-    replace_file(out / "report.md", _markdown(study, sections).encode())
-    replace_file(out / "report.html", _html(study, sections).encode())
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-    replace_file(out / "metrics.json", text.encode())
+    with writing(out):
+        (out / FIGURES).mkdir(parents=True, exist_ok=True)
+        for part in itertools.chain.from_iterable(section.parts for section in sections):
+            if isinstance(part, Chart):
+                replace_file(out / part.file, _csv([part.columns, *part.data]))
+        replace_file(out / "report.md", _markdown(study, sections).encode())
+        replace_file(out / "report.html", _html(study, sections).encode())
+        replace_file(out / "metrics.json", text.encode())
 
 
 # --- what is reported ------------------------------------------------------------------------

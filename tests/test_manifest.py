@@ -31,6 +31,7 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from artifactnet_jax.results import SOME_FAILED, CommandError
 
 PARTS = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
@@ -346,8 +347,9 @@ def test_where_a_manifest_cannot_be_written(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(manifest, "replace_file", full)
-    with pytest.raises(ManifestError, match=r"m\.csv: cannot be written: No space left .*; free"):
+    with pytest.raises(CommandError, match=r"write to .*m\.csv: No space left .*; free") as error:
         write_manifest(tmp_path / "m.csv", [row("a.wav")])
+    assert error.value.code == SOME_FAILED
 
 
 # --- splits ----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import replace_file, writing
 from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError, brief, printable
 
 SUFFIXES = (".csv", ".parquet")
@@ -282,7 +282,7 @@ def write_manifest(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
 
     Paths at or below the manifest's folder are written relative to it, others absolute, so that
     the folder can be moved as a whole. The columns `residual` and `weight` appear where any row has
-    one. Raises ManifestError.
+    one. Raises ManifestError as of `check_output`; CommandError: the disk takes no more.
     """
     name = os.fsdecode(path)
     check_output(name)
@@ -302,11 +302,8 @@ def write_manifest(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
     for column in dict.fromkeys(column for extra in extras for column in extra):
         table[column] = [extra.get(column, "") for extra in extras]
     data = (_to_csv if name.lower().endswith(".csv") else _to_parquet)(table)
-    try:
+    with writing(name):
         replace_file(os.path.realpath(name), data)  # a link stays, what it names is replaced
-    except OSError as error:
-        cause = f"cannot be written: {error.strerror or brief(error)}"
-        raise _error(name, f"{cause}; free space or name another file") from error
 
 
 def _relative(path: str, folder: str) -> str:

@@ -38,7 +38,7 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.data.records import AudioCache
 from artifactnet_jax.detector import Detector, open_weights
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import make_folder, replace_file, writing
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
@@ -86,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
     for text in warnings:
         print(printable(f"warning: {text}"), file=sys.stderr)
     folder = Path(f"{args.out}.run")
-    with score.writing(str(folder)):
-        folder.mkdir(exist_ok=True)
+    make_folder(folder, "--out")
     scorer, seconds = _Scorer(args, folder), _Seconds()
 
     ranked, before = _mine(hard, keep, weights, settings, scorer)
@@ -154,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
         "seconds": seconds.by_stage,
         "versions": {"artifactnet-jax": __version__},
     }
-    with score.writing(f"{args.out}.report.json"):
+    with writing(f"{args.out}.report.json"):
         text = json.dumps(report, indent=1, allow_nan=False)
         replace_file(f"{args.out}.report.json", text.encode())
     _table(report, changes)
@@ -516,7 +515,7 @@ def _signed(weights: Weights, out: str, found: dict[str, Any]) -> Weights:
 
 
 def _save(path: Path, weights: Weights) -> None:
-    with score.writing(str(path)):
+    with writing(str(path)):
         write_weights(weights, path)
 
 

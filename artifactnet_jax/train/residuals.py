@@ -40,7 +40,7 @@ from artifactnet_jax.data.manifest import (
 from artifactnet_jax.data.records import AudioCache
 from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import replace_file, whole_file
+from artifactnet_jax.files import make_folder, replace_file, whole_file
 from artifactnet_jax.results import (
     OK,
     SOME_FAILED,
@@ -77,12 +77,10 @@ def run(args: argparse.Namespace) -> int:
             cause = "it is what the command writes"
             raise CommandError(f"--data {args.data}: {cause}; give the one before it", USAGE)
         folder = os.path.join(args.out, "residuals")
-        os.makedirs(folder, exist_ok=True)
+        make_folder(folder, "--out")
         check_output(manifest)
     except ManifestError as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"--out {args.out}: {error.strerror}; name another", USAGE) from error
     teacher = open_teacher(args.teacher, args.teacher_weights)
     if teacher.note:
         print(teacher.note, file=sys.stderr)
@@ -113,16 +111,14 @@ def run(args: argparse.Namespace) -> int:
                     _append(file, result)
                 tell(result)
     except BaseException:
-        with contextlib.suppress(ManifestError):  # of a full disk, perhaps: what ends this counts
+        # Of a full disk, perhaps: what ends this counts.
+        with contextlib.suppress(ManifestError, CommandError):
             _write(manifest, rows, done, folder)
         raise
     seconds = time.monotonic() - started
     if not done:
         raise CommandError(f"none of the {failed} tracks could be used", SOME_FAILED)
-    try:
-        _write(manifest, rows, done, folder)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    _write(manifest, rows, done, folder)
     _report(rows, done, kept, failed, seconds)
     return SOME_FAILED if failed else OK
 

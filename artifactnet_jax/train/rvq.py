@@ -51,7 +51,7 @@ from artifactnet_jax.data.manifest import (
     write_manifest,
 )
 from artifactnet_jax.data.records import AudioCache, prepare
-from artifactnet_jax.files import replace_file, whole_file
+from artifactnet_jax.files import make_folder, replace_file, whole_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, brief, printable
 from artifactnet_jax.train.autoencoder import (
@@ -479,10 +479,7 @@ def run(args: argparse.Namespace) -> int:
     tracks = [Track.open(row, cache) for row in good]
     models, diverged = _models(args, family, tracks)
     written = _positives(args, models, tracks, cache)
-    try:
-        write_manifest(_manifest(args), written)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    write_manifest(_manifest(args), written)
     if not args.quiet:
         text = f"{len(written)} positives of {len(tracks)} tracks"
         print(f"{text}, listed in {printable(_manifest(args))}", file=sys.stderr)
@@ -503,13 +500,10 @@ def _real_rows(args: argparse.Namespace) -> list[Row]:
         if not rows:
             cause = f"{printable(args.data)}: no row is real (label 0)"
             raise CommandError(f"{cause}: give real music, which is what rvq learns from", USAGE)
-        os.makedirs(os.path.join(args.out, "models"), exist_ok=True)
+        make_folder(os.path.join(args.out, "models"), "--out")
         check_output(_manifest(args))
     except ManifestError as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        cause = f"--out {printable(args.out)}: {error.strerror}"
-        raise CommandError(f"{cause}; name another", USAGE) from error
     return rows
 
 
