@@ -44,7 +44,7 @@ from artifactnet_jax.bench.baselines import (
     SpecTTTra,
     Trained,
 )
-from artifactnet_jax.config import Config, FrontEnd, Verdict, flops
+from artifactnet_jax.config import Config, Decision, FrontEnd, flops
 from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, Failure, brief, printable
 
 BAND = (0.2, 0.8)  # of a tiered detector: scores between these go to the second one
@@ -108,7 +108,7 @@ class Onnx(Adapter):
     first 60 s. onnxruntime runs one thread on the CPU and optimises nothing.
     """
 
-    SEGMENTS = Verdict.runner_segments
+    SEGMENTS = Decision.runner_segments
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -142,7 +142,7 @@ class Onnx(Adapter):
     def score(self, audio: np.ndarray) -> Scored:
         """See the class."""
         plan: Segments = "first60" if self.song else self.SEGMENTS
-        reader = SegmentReader((audio, RATE), self._front_end, Verdict(), plan)
+        reader = SegmentReader((audio, RATE), self._front_end, Decision(), plan)
         segments = np.stack([segment.samples for segment in reader])
         if self.song:
             return Scored(self._run(segments))
