@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 from artifactnet_jax.data.manifest import LABELS, ManifestError, label_of, pyarrow_or, read_records
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import audio_in
-from artifactnet_jax.results import brief, printable
+from artifactnet_jax.text import brief, printable
 
 REAL = "real hardneg"  # endings of public real sources
 _COHORTS = {"sonics": "SONICS", "mom": "MoM", "aime": "AIME", "suno": "CDN", "udio": "CDN"}

@@ -21,7 +21,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 from artifactnet_jax.data.manifest import Row, check_rows, read_manifest
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.train import autoencoder, losses, rvq
 from artifactnet_jax.train.autoencoder import Codebooks, Codec
 from artifactnet_jax.train.rvq import Model, Track

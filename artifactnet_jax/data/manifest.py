@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.files import replace_file, writing
-from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError, brief, printable
+from artifactnet_jax.files import output_problem, replace_file, writing
+from artifactnet_jax.text import NO_BACKEND, OK, USAGE, CommandError, brief, printable
 
 SUFFIXES = (".csv", ".parquet")
 _CURE = 'pip install "artifactnet-jax[train]", or use csv'
@@ -266,13 +266,8 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """ManifestError when a manifest cannot be written there: before the work, not after."""
     name = os.fsdecode(path)
     _check_suffix(name)
-    folder = os.path.dirname(os.path.abspath(name))
-    if not os.path.isdir(folder):
-        raise _error(name, "its folder does not exist: create it first")
-    if os.path.exists(name) and not os.path.isfile(name):
-        raise _error(name, "not a regular file: name another")
-    if not all(os.access(p, os.W_OK) for p in (folder, name) if os.path.exists(p)):
-        raise _error(name, "no permission to write there: name another file")
+    if problem := output_problem(name):
+        raise _error(name, problem)
     if name.lower().endswith(".parquet"):
         pyarrow_or(_CURE)
 

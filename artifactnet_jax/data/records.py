@@ -25,9 +25,10 @@ from artifactnet_jax.audio import Meter, to_mono
 from artifactnet_jax.config import Verdict
 from artifactnet_jax.data.augment import MARGIN, RATE, Augment, Chain, to_int16
 from artifactnet_jax.data.manifest import Row
-from artifactnet_jax.decode import AudioError, Decoded, open_audio
+from artifactnet_jax.decode import AudioError, Decoded, open_audio, to_float
 from artifactnet_jax.files import cache_folder, whole_file
-from artifactnet_jax.results import SOME_FAILED, USAGE, CommandError, Failure, printable
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, printable
 
 MIN_S = 0.1  # s; shorter recordings are refused: a crop of them is all padding
 SILENCE = 10 ** (-50 / 20)  # full scale, rms; a quieter crop is drawn again
@@ -231,7 +232,7 @@ def _check(row: Row, cache: AudioCache, residual: bool) -> Row | Failure:
 def _audible(audio: np.ndarray) -> bool:
     """Whether the mix to mono, which may cancel out, ever exceeds the level of silence."""
     for start in range(0, len(audio), RATE):
-        if np.abs(to_mono(_to_float(audio[start : start + RATE]))).max() > Verdict.silence_peak:
+        if np.abs(to_mono(to_float(audio[start : start + RATE]))).max() > Verdict.silence_peak:
             return True
     return False
 
@@ -278,7 +279,7 @@ class Crops:
         audio, length = self.audio(k), chain.source_samples(self._samples)
         start = _audible_start(audio, length, rng, near)
         first, stop = max(0, start - MARGIN), min(len(audio), start + length + MARGIN)
-        changed = chain.apply(_to_float(audio[first:stop]))
+        changed = chain.apply(to_float(audio[first:stop]))
         skip = round((start - first) / chain.speed)
         crop = changed[:, skip : skip + self._samples]
         return np.pad(crop, ((0, 0), (0, self._samples - crop.shape[1])))
@@ -294,7 +295,7 @@ class Crops:
             raise CommandError(f"{cause}: run artifactnet-jax residuals again", SOME_FAILED)
         start = _audible_start(audio, self._samples, rng, near)
         stop = start + self._samples
-        mono = to_mono(_to_float(audio[start:stop]))
+        mono = to_mono(to_float(audio[start:stop]))
         gain = chain.level(mono) * np.float32(10 ** (chain.gain_db / 20))
         pair = {"audio": mono, "residual": residual[start:stop].astype(np.float32)}
         short = self._samples - len(mono)
@@ -318,7 +319,7 @@ class Crops:
         if stored is None or stored.shape != (versions, self._samples):
             stored = to_int16(make(self.generator(k, name)))
             write_array(path, stored)
-        return _to_float(stored)
+        return to_float(stored)
 
     def path(self, k: int, name: str) -> str:
         """Where what is made once of a draw of row k is kept."""
@@ -450,10 +451,6 @@ class FixedExamples(Crops, Sequence[dict[str, np.ndarray]]):
         return self._item(k, audio=self._stored(k, name, len(versions), make))
 
 
-def _to_float(pcm: np.ndarray) -> np.ndarray:
-    return pcm.astype(np.float32) / np.float32(32768)
-
-
 def _key(cache: AudioCache, row: Row) -> str:
     try:
         return cache.key(row.path)
@@ -501,7 +498,7 @@ def _audible_start(
     best, loudest = 0, -1.0
     for _ in range(TRIES if last > 0 else 0):
         start = int(rng.integers(low, high + 1))
-        mono = to_mono(_to_float(audio[start : start + length]))
+        mono = to_mono(to_float(audio[start : start + length]))
         rms = math.sqrt(float(np.dot(mono, mono)) / len(mono))
         if rms > loudest:
             best, loudest = start, rms

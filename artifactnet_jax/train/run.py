@@ -42,7 +42,8 @@ from artifactnet_jax.data.manifest import ManifestError, Row, check_rows, read_m
 from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failure, brief, to_json
+from artifactnet_jax.results import Failure, to_json
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import State, Trainer
 from artifactnet_jax.train.phases import Settings, SettingsError
