@@ -745,6 +745,11 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="operating point whose threshold becomes the default (fpr5)",
     )
     texture.add_argument("--half", action="store_true", help="store in float16")
+    texture.add_argument(
+        "--limits",
+        metavar="FILE",
+        help="where the weights fail, a sentence a line: stored with them, shown by report",
+    )
     texture.add_argument("--seed", type=int, default=0)
     for verb in (train, mine, finetune, residuals, rvq, texture):
         verb.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")

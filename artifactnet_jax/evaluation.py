@@ -48,6 +48,7 @@ RANKED = ("auroc", "auprc", "tpr_at_fpr5", "tpr_at_fpr1", "eer", "ece")
 METRICS = COUNTED + RANKED
 BINS = 15  # of the calibration error
 RULES = {"fpr1": 0.01, "fpr5": 0.05}  # highest FPR of a chosen threshold
+POINTS = (1, 2, 5)  # %, highest FPR of an operating point
 ROUNDING = 1e-12  # of a rate that is compared with such a limit
 _CELLS = 2_000_000  # weights of resamples that are held at once
 _OUTCOMES = ("tp", "fp", "fn", "tn")
@@ -144,12 +145,10 @@ def judge(rows: Rows, threshold: float, *, resamples: int = 2000, seed: int = 0)
 
 
 def choose_threshold(rows: Rows, rule: str = "fpr5") -> float:
-    """The threshold with the highest TPR at no more than the FPR of the rule, of `RULES`.
+    """The threshold of a rule of `RULES` on rows of the split "calibration": `threshold_at_fpr`.
 
-    Candidates are the scores of the rows and the next number above the highest, which calls no
-    track AI (it may lie above 1); of equals the lowest is taken. Missing scores are left out.
-    Raises ValueError: an unknown rule, a row of another split than "calibration" (above all
-    "test"), or scores of one class only.
+    Missing scores are left out. Raises ValueError: an unknown rule, a row of another split (above
+    all "test"), or scores of one class only.
     """
     if rule not in RULES:
         raise ValueError(f"threshold rule {rule!r} is unknown: choose from {', '.join(RULES)}")
@@ -158,28 +157,59 @@ def choose_threshold(rows: Rows, rule: str = "fpr5") -> float:
         if row.get("split") != "calibration":
             cause = f"track {row['id']} is of the split {row.get('split') or 'none'!r}"
             raise ValueError(f"{cause}: a threshold is chosen on the split 'calibration' only")
-    from sklearn.metrics import roc_curve
-
     label, score = _arrays(rows)
     if reason := _lacking(label):
         raise ValueError(f"the calibration split has {reason}: a threshold needs both classes")
-    fpr, tpr, thresholds = roc_curve(label, score, drop_intermediate=False)
-    thresholds[0] = math.nextafter(score.max(), math.inf)  # is infinite
-    allowed = fpr <= RULES[rule] + ROUNDING
-    return float(thresholds[allowed & (tpr == tpr[allowed].max())].min())
+    return threshold_at_fpr(label, score, RULES[rule])
+
+
+def threshold_at_fpr(
+    label: np.ndarray, score: np.ndarray, most: float, weight: np.ndarray | None = None
+) -> float:
+    """The threshold with the highest TPR at an FPR of at most `most`; rows count `weight` each.
+
+    Candidates are the scores and the next number above the highest, which calls no track AI (it may
+    lie above 1). Of equals the lowest is taken.
+    """
+    fpr, _, thresholds = _roc(label, score, weight)
+    return float(thresholds[fpr <= most + ROUNDING].min())
+
+
+def operating_points(
+    label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, float]:
+    """Thresholds by name: "fprN" as `threshold_at_fpr` of N %, and "balanced".
+
+    "balanced" has the largest sum of the shares of both classes that are called right; of equals
+    the lowest is taken. A point above 1, the largest score there may be, is left out.
+    """
+    fpr, tpr, thresholds = _roc(label, score, weight)
+    best = tpr - fpr >= (tpr - fpr).max() - ROUNDING
+    points = {f"fpr{n}": threshold_at_fpr(label, score, n / 100, weight) for n in POINTS}
+    points["balanced"] = float(thresholds[best].min())
+    return {name: threshold for name, threshold in points.items() if threshold <= 1}
 
 
 def tpr_at_fpr(
     label: np.ndarray, score: np.ndarray, most: float, weight: np.ndarray | None = None
 ) -> float:
-    """The highest TPR of any threshold whose FPR is at most `most`; rows count `weight` each.
+    """The highest TPR of any threshold whose FPR is at most `most`; rows count `weight` each."""
+    fpr, tpr, _ = _roc(label, score, weight)
+    return float(tpr[fpr <= most + ROUNDING].max())
 
-    Every score is a threshold: points on a straight piece of the ROC curve are not left out.
+
+def _roc(
+    label: np.ndarray, score: np.ndarray, weight: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """FPR, TPR and threshold, [points] each: every score, after the next number above them all.
+
+    No point on a straight piece of the curve is left out.
     """
     from sklearn.metrics import roc_curve
 
-    fpr, tpr, _ = roc_curve(label, score, sample_weight=weight, drop_intermediate=False)
-    return float(tpr[fpr <= most + ROUNDING].max())
+    fpr, tpr, thresholds = roc_curve(label, score, sample_weight=weight, drop_intermediate=False)
+    thresholds[0] = math.nextafter(score.max(), math.inf)  # is infinite
+    return fpr, tpr, thresholds
 
 
 def compare(

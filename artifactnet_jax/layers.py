@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 INPUT = "input"
 BN_EPSILON = 1e-5  # of the presets' batch norms
+FOLDED_VARIANCE = 1 - BN_EPSILON  # float32: marks a norm that is folded into its convolution
 
 Shape = tuple[int, ...]  # (C, H, W) or (C,)
 

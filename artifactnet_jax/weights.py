@@ -22,7 +22,7 @@ import numpy as np
 from artifactnet_jax import config as cfg
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
-from artifactnet_jax.layers import tensor_shapes
+from artifactnet_jax.layers import FOLDED_VARIANCE, tensor_shapes
 from artifactnet_jax.texture import texture_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
@@ -213,15 +213,19 @@ def save_weights(
 ) -> None:
     """Write a weights file atomically; `dtype` float16 halves it. WeightsError on bad tensors.
 
+    The variance of a folded norm stays float32: float16 rounds it to 1, which marks nothing.
     With `graph` the tensors are its constants, and keep their dtypes.
     """
     from safetensors.numpy import save
 
+    def stored_dtype(name: str, tensor: np.ndarray) -> Any:
+        if graph is not None:
+            return None
+        folded = name.endswith(".var") and (tensor == np.float32(FOLDED_VARIANCE)).all()
+        return np.float32 if folded else dtype
+
     with np.errstate(over="ignore"):  # an overflow to inf is reported by name below
-        stored = {
-            k: np.asarray(v, dtype=dtype if graph is None else None, order="C")
-            for k, v in tensors.items()
-        }
+        stored = {k: np.asarray(v, stored_dtype(k, v), order="C") for k, v in tensors.items()}
     _check(os.fspath(path), config, stored, graph)
     config_json = _json(config.to_dict())
     graph_json = _json(graph) if graph is not None else ""

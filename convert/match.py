@@ -10,7 +10,7 @@ import numpy as np
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.convert.networks import Network
-from artifactnet_jax.layers import BN_EPSILON, INPUT, Layer, preset_layers
+from artifactnet_jax.layers import BN_EPSILON, FOLDED_VARIANCE, INPUT, Layer, preset_layers
 
 _TAIL = ("slice", "sigmoid", "mul")  # they commute, and exporters write them in any order
 
@@ -182,7 +182,7 @@ def _filled(
         assert bias is not None  # a folded norm leaves one
         tensors[f"{norm}.scale"] = np.ones(features, np.float32)
         tensors[f"{norm}.mean"] = np.zeros(features, np.float32)
-        tensors[f"{norm}.var"] = np.full(features, 1 - BN_EPSILON, np.float32)
+        tensors[f"{norm}.var"] = np.full(features, FOLDED_VARIANCE, np.float32)
         tensors[f"{norm}.bias"] = np.zeros(features, np.float32) if own_bias else bias
         if own_bias:
             tensors[f"{full}.bias"] = bias

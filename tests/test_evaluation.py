@@ -16,6 +16,8 @@ from artifactnet_jax.evaluation import (
     choose_threshold,
     compare,
     evaluate,
+    operating_points,
+    threshold_at_fpr,
     tpr_at_fpr,
 )
 
@@ -86,7 +88,7 @@ def test_a_point_on_a_straight_piece_of_the_roc_curve_counts() -> None:
     label, score = np.array([0, 1] * 40), np.repeat(np.arange(40) / 40, 2)
     assert tpr_at_fpr(label, score, 0.05) == pytest.approx(2 / 40)
     fpr, tpr, _ = sk.roc_curve(label, score)  # leaves that point out
-    assert tpr[fpr <= 0.05].max() == 0
+    assert tpr[fpr <= 0.05].max() == 1 / 40
 
 
 def test_tpr_at_an_fpr_of_weighted_and_tied_rows_is_the_best_of_all_thresholds() -> None:
@@ -338,6 +340,32 @@ def test_a_threshold_needs_both_classes_and_a_known_rule() -> None:
         choose_threshold(calibration(AI, [None]))
     with pytest.raises(ValueError, match="'best' is unknown: choose from fpr1, fpr5"):
         choose_threshold(calibration(AI, REAL), "best")
+
+
+def test_operating_points_by_hand() -> None:
+    score = np.array([*np.arange(100) / 200, 0.3, 0.47, 0.6, 0.7])
+    label = np.array([0] * 100 + [1] * 4)
+    points = operating_points(label, score)
+    assert points == {
+        "fpr1": 0.495,
+        "fpr2": 0.49,
+        "fpr5": 0.475,  # at 0.47: six of a hundred
+        "balanced": 0.47,  # 3 of 4, and 6 of 100
+    }
+    assert ((score >= points["fpr5"]) & (label == 0)).sum() == 5
+
+
+def test_one_rule_for_a_threshold_at_an_fpr() -> None:
+    """Of `bench accuracy` and `texture`: the lowest score that is above all but two of 40 real."""
+    real, ai = np.linspace(0, 0.5, 40), np.linspace(0.3, 0.9, 40)
+    rows = calibration([float(x) for x in ai], [float(x) for x in real])
+    label, score = np.repeat([1, 0], 40), np.concatenate([ai, real])
+    chosen = choose_threshold(rows)
+    assert chosen == score[score > real[-3]].min() == pytest.approx(0.4846, abs=1e-4)
+    for weight in (None, np.full(80, 0.3)):
+        assert operating_points(label, score, weight)["fpr5"] == chosen
+    weight = np.where(score == real[-1], 5.0, 1.0)  # 5 of 44 alone: the next score is an AI track's
+    assert threshold_at_fpr(label, score, 0.05, weight) == ai[ai > real[-1]].min()
 
 
 def test_comparison_worked_by_hand() -> None:

@@ -90,6 +90,18 @@ assert set(artifactnet_jax.__all__) <= set(dir(artifactnet_jax))
     assert not modules_after(code, tmp_path) & HEAVY
 
 
+@pytest.mark.parametrize("module", ["backends.xla", "train.run", "bench.training"])
+def test_importing_a_module_leaves_the_environment(tmp_path, module):
+    pytest.importorskip("orbax.checkpoint")
+    code = f"""
+import os, jax, orbax.checkpoint, sklearn.metrics  # these set some of their own
+before = dict(os.environ)
+import artifactnet_jax.{module}
+assert dict(os.environ) == before
+"""
+    modules_after(code, tmp_path)
+
+
 def test_scoring_with_numpy_never_loads_jax(tmp_path, tracks, weights_path):
     arguments = ["score", "--backend", "numpy", "--weights", str(weights_path), str(tracks)]
     code = f"from artifactnet_jax.cli import main; assert main({arguments!r}) == 0"

@@ -74,6 +74,14 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+def leave_memory() -> None:
+    """Have jax take GPU memory as it needs it, for the device may have other users.
+
+    Effective before the first use of a device in this process. The user's own setting wins.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def why_unavailable(name: str) -> str:
     """One line saying why a backend cannot run here and the cure; empty when it can."""
     _, packages, extra, python = BACKENDS[name]

@@ -27,16 +27,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# Training may be one of several users of the device; only effective before jax starts.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax import __version__
-from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.config import Config
 from artifactnet_jax.data.manifest import ManifestError, Row, check_rows, read_manifests
 from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
@@ -117,6 +114,7 @@ def train(
         raise CommandError(f"phase {phase} cannot start from random weights: {cure}", USAGE)
     if weights is not None:
         check_native(weights)
+    leave_memory()
     try:
         trainer = Trainer(config, weights.tensors if weights else None, settings)
     except SettingsError as error:

@@ -45,7 +45,7 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.detector import log_odds, open_weights
-from artifactnet_jax.evaluation import tpr_at_fpr
+from artifactnet_jax.evaluation import operating_points, tpr_at_fpr
 from artifactnet_jax.files import check_output, writing
 from artifactnet_jax.reference import (
     Network,
@@ -411,30 +411,6 @@ def calibrate(
     return Calibration(float(alone.coef_[0, 0]), 0.0, float(alone.intercept_[0]))
 
 
-def operating_points(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> dict[str, float]:
-    """Thresholds from tracks that were left out, each as low as it may be.
-
-    "fprN" calls at most N % of the (weighted) real tracks AI, and is missing where no threshold
-    does; "balanced" has the largest sum of the shares of both classes that are judged right.
-    """
-    real = label == 0
-    candidates = np.unique(np.nextafter(score.astype(np.float32), np.float32(2)).astype(float))
-    candidates = np.minimum(candidates, 1.0)
-
-    def share(own: np.ndarray, threshold: float) -> float:
-        return float(weight[own & (score >= threshold)].sum() / weight[own].sum())
-
-    false = np.array([share(real, t) for t in candidates])
-    found = np.array([share(~real, t) for t in candidates])
-    points = {}
-    for percent in (1, 2, 5):
-        allowed = candidates[false <= percent / 100]
-        if len(allowed):
-            points[f"fpr{percent}"] = float(allowed[0])
-    points["balanced"] = float(candidates[np.argmax(found - false)])
-    return points
-
-
 def reached(points: Mapping[str, float], name: str) -> float:
     """The threshold of an operating point. CommandError where no threshold reaches it."""
     if name not in points:
@@ -457,6 +433,20 @@ def combined(
     return done
 
 
+def read_limits(path: str) -> list[str]:
+    """Where weights fail: the lines of a text file, a sentence each.
+
+    Raises CommandError when the file cannot be read or holds no sentence.
+    """
+    try:
+        limits = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: {brief(error)}", USAGE) from error
+    if not any(limits):
+        raise CommandError(f"{path}: no sentence in it; leave --limits out for none", USAGE)
+    return [sentence for sentence in limits if sentence]
+
+
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, write and report what the arguments name; returns the exit code."""
     fit = dataclasses.replace(
@@ -474,6 +464,7 @@ def run(args: argparse.Namespace) -> int:
         cause = "no rows of both labels lie outside the part 'train': nothing to calibrate with"
         raise CommandError(f"{cause}: divide the manifest with artifactnet-jax split", USAGE)
     check_output(args.output, args.output)
+    limits = {"limits": read_limits(args.limits)} if args.limits else {}
     config = weights.config
     if config.texture is None:
         config = dataclasses.replace(config, texture=Texture())
@@ -543,6 +534,7 @@ def run(args: argparse.Namespace) -> int:
                     "trained_by": f"artifactnet-jax {__version__}",
                     "history": [*history(weights), {"phase": "texture", **kept}],
                     "note": "not evidence by itself",
+                    **limits,
                 },
                 dtype=np.float16 if args.half else np.float32,
             )
