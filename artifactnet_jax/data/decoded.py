@@ -14,7 +14,7 @@ import numpy as np
 import soxr
 
 from artifactnet_jax.audio import Meter, to_mono
-from artifactnet_jax.config import Verdict
+from artifactnet_jax.config import Decision
 from artifactnet_jax.data.augment import RATE, to_int16
 from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.decode import AudioError, Decoded, open_audio, to_float
@@ -219,7 +219,7 @@ def _check(row: Row, cache: AudioCache, residual: bool) -> Row | Failure:
 def _audible(audio: np.ndarray) -> bool:
     """Whether the mix to mono, which may cancel out, ever exceeds the level of silence."""
     for start in range(0, len(audio), RATE):
-        if np.abs(to_mono(to_float(audio[start : start + RATE]))).max() > Verdict.silence_peak:
+        if np.abs(to_mono(to_float(audio[start : start + RATE]))).max() > Decision.silence_peak:
             return True
     return False
 
