@@ -920,7 +920,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _training(verb: str) -> Callable[[argparse.Namespace], int]:
     """The function behind a verb of `artifactnet_jax.train`; CommandError without its packages."""
-    modules = {"split": "data.manifest", "train": "train.run"}
+    modules = {"split": "train.split", "train": "train.run"}
     try:
         module = importlib.import_module(f"artifactnet_jax.{modules.get(verb, f'train.{verb}')}")
     except ModuleNotFoundError as error:
