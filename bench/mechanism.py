@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from artifactnet_jax.audio import BAND_FLOOR, SegmentReader
 from artifactnet_jax.backends.numpy import NumpyBackend
-from artifactnet_jax.bench.detectors import RATE, ArtifactNet
+from artifactnet_jax.bench.adapter import RATE
+from artifactnet_jax.bench.detectors import ArtifactNet
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.manifest import LABELS
 from artifactnet_jax.data.teachers import Teacher
