@@ -640,7 +640,7 @@ def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in pairs)
 
 
-def _point(rules: cfg.Verdict, threshold: float) -> str | None:
+def _point(rules: cfg.Decision, threshold: float) -> str | None:
     """The operating point with this threshold, if there is one."""
     return next((name for name, at in rules.operating_points if at == threshold), None)
 

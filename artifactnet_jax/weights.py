@@ -282,11 +282,11 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
     if header.get("format") != FORMAT:
         raise WeightsError(f"{where}: its header is not {FORMAT!r}: not weights of artifactnet-jax")
     try:
-        config = cfg.Config.from_dict(json.loads(header["config"]))
-        provenance = json.loads(header["provenance"])
+        config = cfg.Config.from_dict(_table(header, "config"))
+        provenance = _table(header, "provenance")
         name, licence, sha256 = header["name"], header["licence"], header["sha256"]
         graph_json = header.get("graph", "")
-        graph = json.loads(graph_json) if graph_json else None
+        graph = _table(header, "graph") if graph_json else None
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{where}: damaged header ({error!r})") from error
     _check(where, config, stored, graph)
@@ -295,3 +295,13 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
     if graph is None:
         stored = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
     return Weights(name, config, stored, sha256, licence, provenance, graph)
+
+
+def _table(header: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The table that a header holds as JSON. KeyError or ValueError naming the key: it does not."""
+    try:
+        table = json.loads(header[key])
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    cfg.require(key, table, dict)
+    return dict(table)

@@ -568,7 +568,7 @@ def _channels(g: _Graph, views: str, fe: cfg.FrontEnd, form: Form) -> str:
     return g.op("Concat", *map(channel, fe.channels), axis=1)
 
 
-def _aggregate(g: _Graph, audio: str, scores: str, verdict: cfg.Verdict) -> None:
+def _aggregate(g: _Graph, audio: str, scores: str, verdict: cfg.Decision) -> None:
     """Scores of a song's chunks -> the output `p_ai` float64 [1]."""
     from onnx import TensorProto
 

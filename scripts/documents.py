@@ -3,26 +3,35 @@
     python scripts/documents.py [--check]
 
 - MODEL_CARD.md, from its template MODEL_CARD.md.j2, the reports and the weights
+- the tables of modules in docs/architecture.md, from their docstrings
+- what README.md says of the weights, from the reports
+- the repository's address in all documents, from pyproject.toml
+- the version in CITATION.cff, from the package
 - `limits` in the header of the embedded weights, from edge-limits.txt
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from artifactnet_jax import __version__
 from artifactnet_jax.config import flops
 from artifactnet_jax.weights import load_weights, parameter_counts
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 WEIGHTS = ROOT / "artifactnet_jax" / "assets" / "edge.safetensors"
+ADDRESSED = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff")
 CLASSES = {"ai": "AI", "codec-recon": "codec"}  # kind of a source -> its class; all others are real
 
 
@@ -147,11 +156,66 @@ def card() -> str:
     )
 
 
+def trust() -> str:
+    """What README.md says of the weights."""
+    report = read("edge-report.json")
+    found = sorted(report[part]["tpr"] for part in ("left_out", "unseen"))
+    kinds = by_kind(report["left_out"]["sources"])
+    text = (
+        f"At their usual threshold they find {100 * found[0]:.0f} to {percent(found[1])} of the AI "
+        "recordings of generators that they have never heard. "
+        f"They call {percent(kinds['game']['called_ai'])} of game music AI, and "
+        f"{percent(kinds['real']['called_ai'])} of single 4 s snippets of other real music."
+    )
+    return textwrap.fill(text, 99)
+
+
+def modules() -> str:
+    """Tables of all modules, by folder: a row is a link and the first line of the docstring."""
+    inner = sorted(path.parent.name for path in (ROOT / "artifactnet_jax").glob("*/__init__.py"))
+    folders = ["artifactnet_jax", *(f"artifactnet_jax/{name}" for name in inner)]
+    parts = []
+    for folder in (*folders, "convert", "kernels", "bench", "scripts"):
+        rows = []
+        for path in sorted((ROOT / folder).glob("*.py")):
+            first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split(
+                "\n"
+            )[0]
+            rows.append((f"[{path.stem}](../{folder}/{path.name})", first.replace("|", "\\|")))
+        parts.append(f"### {folder}/\n\n{table(('module', 'what it is'), rows)}")
+    return "\n\n".join(parts)
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """A document with the part `name` between its marks replaced. ValueError without the marks."""
+    begin, end = f"<!-- made by scripts/documents.py: {name} -->\n", "<!-- end -->"
+    before, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"no part {name!r} between marks")
+    return f"{before}{begin}\n{content}\n\n{end}{rest.partition(end)[2]}"
+
+
+def repository() -> str:
+    """The repository's address, from pyproject.toml: the one place to fill it in."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r'^Repository = "(.*)"$', text, flags=re.M)[0]
+
+
 def made() -> dict[Path, bytes]:
     """Path -> content of every file that this script writes or writes in."""
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in ADDRESSED}
+    (old,) = re.findall(r"git clone (\S+)", texts["README.md"])
+    texts = {name: text.replace(old, repository()) for name, text in texts.items()}
+    texts["README.md"] = filled(texts["README.md"], "trust", trust())
+    texts["CITATION.cff"] = re.sub(
+        "^version: .*$", f"version: {__version__}", texts["CITATION.cff"], flags=re.M
+    )
+    page = "docs/architecture.md"
+    texts[page] = filled((ROOT / page).read_text(encoding="utf-8"), "modules", modules())
+    texts["MODEL_CARD.md"] = card()
     return {
         WEIGHTS: with_limits(WEIGHTS.read_bytes(), limits()),
-        ROOT / "MODEL_CARD.md": card().encode(),
+        **{ROOT / name: text.encode() for name, text in texts.items()},
     }
 
 

@@ -11,8 +11,8 @@ import scipy.signal
 from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax.config import Texture
+from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import Row, read_manifest
-from artifactnet_jax.data.records import AudioCache
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.evaluation import operating_points
 from artifactnet_jax.text import CommandError

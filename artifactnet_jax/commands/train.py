@@ -23,7 +23,7 @@ def split(verbs: Verbs) -> None:
     verb = _add_verb(
         verbs,
         "split",
-        "artifactnet_jax.data.manifest",
+        "artifactnet_jax.train.split",
         "divide a manifest into train, validation and test, by source",
         "Write a manifest again with its column `split`: whole sources (and with them "
         "whole groups) go to one part, never single clips.",

@@ -24,21 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax import __version__
 from artifactnet_jax.config import REGRESSION
 from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
     Row,
-    assign_splits,
-    check_rows,
     read_manifest,
 )
-from artifactnet_jax.data.records import AudioCache
+from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import Detector, open_weights
+from artifactnet_jax.evaluation import auc
 from artifactnet_jax.files import check_output, make_folder, replace_file, writing
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
@@ -488,10 +487,8 @@ def compare(
 
 def _auc(rows: Iterable[Row], scores: Scores) -> float | None:
     pairs = [(row.label, scores[row.path]) for row in rows if row.path in scores]
-    labels = [label for label, _ in pairs]
-    if len(set(labels)) < 2:
-        return None
-    return round(float(roc_auc_score(labels, [score for _, score in pairs])), 6)
+    area = auc(*map(np.array, zip(*pairs, strict=True))) if pairs else None
+    return None if area is None else round(area, 6)
 
 
 class _Seconds:

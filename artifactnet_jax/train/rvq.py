@@ -44,6 +44,7 @@ from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.augment import RATE, to_int16
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import (
     ManifestError,
     Row,
@@ -51,8 +52,7 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from artifactnet_jax.data.records import AudioCache, prepare
-from artifactnet_jax.files import make_folder, replace_file, whole_file
+from artifactnet_jax.files import claim, make_folder, replace_file, whole_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief, printable
 from artifactnet_jax.train.autoencoder import (
@@ -464,7 +464,10 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{cause}: give fewer, or more models", USAGE)
     family = codecs(args.models, args.seed)
     rows = _real_rows(args)
-    _claim(args, family)
+    settings: dict[str, Any] = {"format": FORMAT}
+    settings |= {name: getattr(args, name) for name in ("models", "steps", "per_track", "seed")}
+    settings["codecs"] = [codec.name for codec in family]
+    claim(os.path.join(args.out, "settings.json"), settings, lambda facts: facts)
     cache = AudioCache(args.cache)
     with progress(args.quiet, args.out, len(rows)) as tell:
         good, failures = prepare(
@@ -506,32 +509,6 @@ def _real_rows(args: argparse.Namespace) -> list[Row]:
     except ManifestError as error:
         raise CommandError(str(error), USAGE) from error
     return rows
-
-
-def _claim(args: argparse.Namespace, family: Sequence[Codec]) -> None:
-    """Write what the folder is made with; CommandError when it was made with something else."""
-    path = os.path.join(args.out, "settings.json")
-    said: dict[str, Any] = {"format": FORMAT}
-    said |= {name: getattr(args, name) for name in ("models", "steps", "per_track", "seed")}
-    said["codecs"] = [codec.name for codec in family]
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        if not isinstance(found, dict):
-            raise ValueError("it is not an object")
-    except FileNotFoundError:
-        with storing(path):
-            replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
-        return
-    except (OSError, ValueError) as error:
-        cause = f"{printable(path)} cannot be read ({brief(error)})"
-        raise CommandError(f"{cause}: name another --out", USAGE) from error
-    differing = [name for name in said if found.get(name) != said[name]]
-    if differing:
-        name = differing[0]
-        cause = f"{name} was {found.get(name)!r} there, and is {said[name]!r} now"
-        cure = "give the same settings, or another --out"
-        raise CommandError(f"{printable(path)}: {cause}: {cure}", USAGE)
 
 
 def _parts(tracks: Sequence[Track], seed: int) -> tuple[list[Track], list[Track], bool]:
