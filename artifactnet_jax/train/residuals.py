@@ -30,7 +30,13 @@ import numpy as np
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.decoded import AudioCache
-from artifactnet_jax.data.manifest import LABELS, Row, check_output, read_other, write_manifest
+from artifactnet_jax.data.manifest import (
+    LABELS,
+    Row,
+    check_output,
+    read_other,
+    write_manifest,
+)
 from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import claim, make_folder, whole_file, writing
