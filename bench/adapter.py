@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 
 from artifactnet_jax.config import FrontEnd
-from artifactnet_jax.results import brief, printable
+from artifactnet_jax.text import brief, printable
 
 RATE = FrontEnd.sample_rate  # Hz; what every track is decoded to
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.bench.adapter import Adapter, DetectorError, Scored, at_rate
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, brief
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief
 
 SPECTTTRA = "huggingface.co/awsaf49/sonics-spectttra-alpha-120s (MIT; config.json and weights)"
 CLAM = (

@@ -31,7 +31,7 @@ from artifactnet_jax.reference import (
     sigmoid,
     stft_magnitude,
 )
-from artifactnet_jax.results import USAGE, CommandError
+from artifactnet_jax.text import USAGE, CommandError
 
 SEGMENTS = 3  # evenly spaced ones of a track
 FLAT_MASK = 0.01  # public runner: a mask whose standard deviation is smaller is a bug

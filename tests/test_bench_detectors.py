@@ -27,7 +27,7 @@ from artifactnet_jax.bench.adapter import (
 from artifactnet_jax.bench.baselines import Clam, Fakeprint, Separation, SpecTTTra, centred
 from artifactnet_jax.bench.detectors import Tiered, open_detector, trained_parts
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError
 from artifactnet_jax.weights import parameter_counts
 
 ONNX = Path(__file__).parent / "onnx"

@@ -196,6 +196,8 @@ def test_random_weights_of_a_preset(train, tmp_path):
             {"versions": "wav,flac"},
             "it must be a list, each one of wav, mp3, aac, opus",
         ),
+        ("cnn", {"rate": "nan"}, "rate=nan: it must be a number above 0"),
+        ("cnn", {"boundary": 1}, "boundary=1.0: it must be between 0 and 1"),
         ("cnn", {"consistency": 1}, "consistency needs at least two versions"),
         ("cnn", {"augment.clip_p": 2}, "augment.clip_p = 2.0 is not a probability"),
         ("distill", {}, "no versions, draws"),

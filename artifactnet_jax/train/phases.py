@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from artifactnet_jax.config import Count, From0, Natural, Positive, Share, require
+from artifactnet_jax.config import Checked, Count, From0, Natural, Positive, Share, require
 from artifactnet_jax.data.augment import CODECS, Augment
-from artifactnet_jax.results import USAGE, CommandError
+from artifactnet_jax.text import USAGE, CommandError
 
 
 class SettingsError(CommandError):
@@ -34,7 +34,7 @@ Inside = Annotated[float, "between 0 and 1", lambda x: 0 < x < 1]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Everything that decides a run, besides its data and where it starts from."""
 
     trainable: tuple[str, ...] = ("unet", "cnn")  # parts that are trained; all others are frozen
@@ -55,8 +55,8 @@ class Settings:
     versions: tuple[Codec, ...] = ()  # codecs that each track is shown in, all in one batch
     accumulate: Count = 1  # batches per update
     learning_rate: Positive = 1e-3  # of AdamW, at its peak
-    unet_learning_rate_scale: float = 1.0  # factor on it for the UNet
-    cnn_learning_rate_scale: float = 1.0  # factor on it for the CNN
+    unet_learning_rate_scale: From0 = 1.0  # factor on it for the UNet
+    cnn_learning_rate_scale: From0 = 1.0  # factor on it for the CNN
     warmup: Share = 0.05  # share of the steps with a rising learning rate
     final_learning_rate: Share = 0.02  # share of the peak that the cosine ends at
     weight_decay: From0 = 1e-2  # of kernels only
@@ -162,10 +162,9 @@ def from_flat(values: dict[str, Any]) -> Settings:
         except ValueError as error:
             raise SettingsError(str(error)) from None
     try:
-        augment = Augment(**parts[Augment])
+        settings = Settings(**parts[Settings], augment=Augment(**parts[Augment]))
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    settings = Settings(**parts[Settings], augment=augment)
     _check(settings)
     return settings
 
@@ -210,8 +209,9 @@ def _parsed(value: Any, hint: Any) -> Any:
     if origin is tuple:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
-        hints = args[:1] * len(value) if args[1:] == (...,) else args
-        return tuple(map(_parsed, value, hints)) if len(value) == len(hints) else value
+        if isinstance(value, (list, tuple)):
+            hints = args[:1] * len(value) if args[1:] == (...,) else args
+            return tuple(map(_parsed, value, hints)) if len(value) == len(hints) else value
     if hint is bool:
         named = {"true": True, "false": False, "1": True, "0": False}
         return named.get(str(value).lower(), value)

@@ -33,7 +33,8 @@ from artifactnet_jax.data.records import Examples, FixedExamples, batches
 from artifactnet_jax.data.splits import check_rows
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.files import claim, replace_file
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, to_json
+from artifactnet_jax.results import to_json
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import Settings

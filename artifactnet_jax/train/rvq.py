@@ -26,13 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import score
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row, check_output, read_other, write_manifest
 from artifactnet_jax.files import claim, make_folder, writing
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printable
-from artifactnet_jax.train.autoencoder import Codec, codecs
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.train.autoencoder import (
+    Codec,
+    codecs,
+)
 from artifactnet_jax.train.rvq_model import (
     FORMAT,
     Diverged,
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     settings["codecs"] = [codec.name for codec in family]
     claim(os.path.join(args.out, "settings.json"), settings, lambda facts: facts)
     cache = AudioCache(args.cache)
-    with score.progress(args.quiet, args.out, len(rows)) as tell:
+    with progress(args.quiet, args.out, len(rows)) as tell:
         good, failures = prepare(rows, cache, max_bad=MAX_BAD, jobs=cpu_count(), tell=tell)
     if args.quiet:
         for failure in failures:
@@ -190,7 +193,7 @@ def _positives(
         folder = os.path.join(args.out, "audio", name)
         with writing(folder):
             os.makedirs(folder, exist_ok=True)
-    with score.progress(args.quiet, args.out, len(tracks)) as tell:
+    with progress(args.quiet, args.out, len(tracks)) as tell:
         for track in tracks:
             order = [name for name in turns(track.row, names, args.seed) if name in models]
             for name in order[: args.per_track]:

@@ -28,7 +28,7 @@ from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.files import replace_file, whole_file, writing
 from artifactnet_jax.filterbank import hann, mel_filterbank
-from artifactnet_jax.results import USAGE, CommandError, brief, printable
+from artifactnet_jax.text import USAGE, CommandError, brief, printable
 from artifactnet_jax.train.autoencoder import (
     EMPHASIS,
     Autoencoder,

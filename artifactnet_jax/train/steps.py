@@ -23,7 +23,8 @@ from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.data.records import Examples, batches
 from artifactnet_jax.evaluation import auc
 from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import SOME_FAILED, CommandError, Failure, brief, to_json
+from artifactnet_jax.results import Failure, to_json
+from artifactnet_jax.text import SOME_FAILED, CommandError, brief
 from artifactnet_jax.train.loop import State, Trainer
 from artifactnet_jax.train.phases import Settings
 

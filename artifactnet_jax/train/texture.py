@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import __version__, score
+from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.data.decoded import AudioCache
@@ -29,9 +29,10 @@ from artifactnet_jax.data.manifest import LABELS, Row, read_manifests
 from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import log_odds
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
-from artifactnet_jax.files import writing
+from artifactnet_jax.files import check_output, writing
 from artifactnet_jax.reference import sigmoid
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, aggregate, brief
+from artifactnet_jax.results import aggregate
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train.run import history, native_weights
 from artifactnet_jax.train.steps import Teller, prepare_shown, progress
@@ -238,8 +239,7 @@ def _inputs(args: argparse.Namespace) -> tuple[list[Row], list[Row], Weights]:
     if len({row.label for row in rows if row.split != "train"}) < 2:
         cause = "no rows of both labels lie outside the part 'train': nothing to calibrate with"
         raise CommandError(f"{cause}: divide the manifest with artifactnet-jax split", USAGE)
-    if problem := score.output_problem(args.output):
-        raise CommandError(f"{args.output}: {problem}", USAGE)
+    check_output(args.output, args.output)
     return rows, helpers, weights
 
 
