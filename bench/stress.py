@@ -55,7 +55,7 @@ CHAINS = {
 
 
 def _seed(track: str) -> int:
-    """What a track's noise is drawn from: the same every time."""
+    """Seed of a track's noise: the same every time."""
     digest = hashlib.sha256(track.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:4], "little")
 

@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
-    """Settings and weights, found wanting now rather than after the mining."""
+    """Settings and weights, checked before the mining. CommandError."""
     check_output(args.out, f"--out {args.out}")
     weights = training.native_weights(args.weights)
     boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
@@ -368,10 +368,10 @@ def _last_bias(weights: Weights) -> list[str]:
 
 
 def level(before: Scores, after: Scores, threshold: float) -> float:
-    """The least shift of logits that calls as many tracks AI as before; both of the same tracks.
+    """The least shift of logits that calls as many tracks AI as before.
 
-    Training on changed crops, half of them AI, moves all scores together. At a threshold that was
-    chosen for other scores that alone would turn many a verdict.
+    Training on changed crops, half of them AI, moves all scores together. The threshold was chosen
+    for other scores, so without a shift many verdicts would change.
     """
     paths = [path for path in after if path in before]
     wanted = sum(before[path] >= threshold for path in paths)
@@ -401,7 +401,7 @@ def _choose(
     before: Scores,
     scorer: Callable[[Sequence[Row], Weights], Scores],
 ) -> tuple[float, float, Weights]:
-    """How much of the change to keep, the shift of the logits, and the weights that gives.
+    """Share of the change to keep, shift of the logits, and the resulting weights.
 
     As much as leaves the keep-set's validation tracks no worse, at a shift that calls as many of
     them AI as before. Without a keep-set, as little as puts `FIXED` of the hard tracks right, and
@@ -484,7 +484,7 @@ def _auc(rows: Iterable[Row], scores: Scores) -> float | None:
 
 
 class _Seconds:
-    """What each stage took in this call."""
+    """Seconds of each stage of this call."""
 
     def __init__(self) -> None:
         self.by_stage: dict[str, float] = {}

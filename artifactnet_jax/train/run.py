@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A finished run: the weights written, and what is said of it."""
+    """A finished run: path of its weights, and its report."""
 
     weights: Path
     report: dict[str, Any]
@@ -276,7 +276,7 @@ def _watch_batches(
 
 
 def history(weights: Weights) -> list[Any]:
-    """What made these weights, step by step, as far as they say."""
+    """The steps that made these weights, as far as their provenance tells."""
     earlier = list(weights.provenance.get("history", ()))
     return earlier or [{"weights": weights.summary(), "provenance": dict(weights.provenance)}]
 

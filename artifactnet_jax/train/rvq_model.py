@@ -147,7 +147,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def crops(tracks: Sequence[Track], rng: np.random.Generator) -> np.ndarray:
-    """A batch to train on, float32 [BATCH, CROP]: tracks as likely as each other, zero-padded."""
+    """A batch to train on, float32 [BATCH, CROP], zero-padded. All tracks are equally likely."""
     batch = np.zeros((BATCH, CROP), np.float32)
     for crop in batch:
         track = tracks[int(rng.integers(len(tracks)))]
@@ -160,8 +160,8 @@ def crops(tracks: Sequence[Track], rng: np.random.Generator) -> np.ndarray:
 def envelope_distance(made: jax.Array, real: jax.Array) -> jax.Array:
     """Mean |difference| of the log power in bands: two [B, n] -> [B].
 
-    What is noise cannot be coded as a waveform, and bin by bin its spectrum is noise too: those
-    losses would give every track the same treble. The power in a band can be coded.
+    Noise cannot be coded as a waveform, and its spectrum is noise in every bin: those two losses
+    would give every track the same treble. The power in a band can be coded.
     """
     grid = dataclasses.replace(FrontEnd(), n_fft=1024, hop=256, stft_pad=512)
 
@@ -275,7 +275,7 @@ def _schedule(steps: int) -> optax.Schedule:
 
 
 def resynthesise(model: Model, track: Track, chunk: int = CHUNK) -> Iterator[np.ndarray]:
-    """Blocks of what the codec makes of a track: float32 [<= chunk], as many samples in all.
+    """The track through the codec, in blocks: float32 [<= chunk], as many samples in all.
 
     Memory does not grow with the track. Each chunk (whole frames) is coded with `Codec.context`
     around it, so that its size makes no difference but for rounding.

@@ -61,7 +61,7 @@ def left_out(
     helpers: Sequence[Row] = (),
     theirs: Sequence[Taken] = (),
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Logits of every row's unchanged segments by a head that knew nothing of the row's group.
+    """Held-out logits of every row's unchanged segments: no head was fitted to the row's group.
 
     The groups are divided into `folds` parts; the rows of each are judged by a head that was fitted
     to the others, and to those of `helpers` that are of no group of the part. Helpers are not
@@ -89,7 +89,7 @@ def left_out(
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How the two logits become a probability: sigmoid(own * head + network * cnn + bias)."""
+    """P(AI) of two logits: sigmoid(own * texture head + network * CNN + bias)."""
 
     own: float
     network: float
@@ -106,9 +106,9 @@ def calibrate(
     network: Sequence[np.ndarray],
     source_power: float,
 ) -> Calibration:
-    """Logistic regression on the segments of rows that neither part of the detector was fitted to.
+    """Logistic regression on held-out segments: no part of the detector was fitted to the rows.
 
-    A share of the network that is not above 0 becomes 0: then it only adds noise.
+    A weight of the network that is not above 0 becomes 0: such a network only adds noise.
     """
     from sklearn.linear_model import LogisticRegression
 
