@@ -140,7 +140,7 @@ class Fakeprint(Trained):
         hull = make_interp_spline(lowest, spectrum[lowest], k=2)
         floor = np.maximum(hull(np.arange(len(spectrum))), self.FLOOR_DB)
         peaks = np.clip(spectrum - floor, 0, self.PEAK_DB)
-        return peaks / max(float(peaks.max()), 1e-9)
+        return np.divide(peaks, max(float(peaks.max()), 1e-9))
 
 
 class Separation(Trained):

@@ -260,7 +260,8 @@ class Foreign(Adapter):
 
     def score(self, audio: np.ndarray) -> float | Scored:
         """Score by the class's own `score` or `forward`."""
-        return self._score(audio)  # type: ignore[misc]
+        answer: float | Scored = self._score(audio)  # type: ignore[misc]
+        return answer
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
         """Scores by the class's own `batch`, where it has one."""

@@ -112,9 +112,10 @@ def _written(path: str) -> Iterator[BinaryIO]:
 def read_array(path: str) -> np.ndarray | None:
     """A memory-mapped .npy, None if it is missing or damaged."""
     try:
-        return np.load(path, mmap_mode="r")
+        array: np.ndarray = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
+    return array
 
 
 def write_array(path: str, array: np.ndarray) -> None:

@@ -113,7 +113,9 @@ class Loop:
         if step is not None:
             leaves, tree = jax.tree.flatten(state)
             kinds = [
-                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.trainer.replicated)
+                jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+                    leaf.shape, leaf.dtype, sharding=self.trainer.replicated
+                )
                 for leaf in leaves
             ]
             try:
