@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader, Segments, check_plan
-from artifactnet_jax.backends import ENGINE_SUFFIX, cpu_count, load_backend
+from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.models import load_backend, open_model
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
-from artifactnet_jax.weights import Weights, load_weights
+from artifactnet_jax.weights import ForeignGraph, Model
 
 STOP_S = 2.0  # what closing waits for decoding threads
 THREAD_NAME = "artifactnet-decode"
@@ -52,26 +53,7 @@ class _Track:
         return self.end is not None and len(self.scores) + self.skipped == len(self.starts)
 
 
-def open_weights(path: str | os.PathLike[str] | None, backend: str = "auto") -> Weights:
-    """Weights of a file, of an ONNX model (converted once, then cached), or the embedded ones.
-
-    A graph that `export` wrote is taken as it is for a backend that runs it, and one in int8 and an
-    engine always: then there are no tensors. Raises WeightsError.
-    """
-    name = "" if path is None else os.fspath(path).lower()
-    if path is not None and name.endswith(ENGINE_SUFFIX):
-        from artifactnet_jax.backends.engine import read_recipe
-
-        return read_recipe(path)[1]
-    if path is not None and name.endswith(".onnx"):
-        from artifactnet_jax.convert.cache import as_exported, load_onnx
-
-        graph = as_exported(path, backend)
-        return load_onnx(path) if graph is None else graph
-    return load_weights(path)
-
-
-def threshold_of(weights: Weights, threshold: float | str | None) -> float:
+def threshold_of(weights: Model, threshold: float | str | None) -> float:
     """The threshold in [0, 1]: as given, of the operating point so named, or the weights' default.
 
     Raises ValueError for a number outside [0, 1], and for a name that the weights do not have: it
@@ -158,7 +140,7 @@ class Detector:
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | Weights | None = None,
+        weights: str | os.PathLike[str] | Model | None = None,
         backend: str = "auto",
         *,
         segments: Segments | None = None,
@@ -170,23 +152,20 @@ class Detector:
         jobs: int | None = None,
         until_decided: bool = False,
     ):
-        self.weights = weights if isinstance(weights, Weights) else open_weights(weights, backend)
+        self.weights = weights if isinstance(weights, Model) else open_model(weights, backend)
         config = self.weights.config
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = threshold_of(self.weights, threshold)
         self.operating_point = threshold if isinstance(threshold, str) else None
         self.margin = config.verdict.margin if margin is None else margin
         self.segments: Segments = config.verdict.segments if segments is None else segments
-        whole = self.weights.provenance.get("form") == "song"
-        self._song = config.front_end.joint.startswith("song") or (
-            whole and self.weights.graph is not None
-        )
+        self._song = self.weights.whole_song
         self.jobs = cpu_count() if jobs is None else jobs
         if self.rule not in ("median", "rms", "mean"):
             raise ValueError(f"unknown aggregation {self.rule!r}: use 'median', 'rms' or 'mean'")
         if not 0.0 <= self.margin < math.inf:
             raise ValueError(f"margin {self.margin} is not a number from 0 up")
-        if self._song and self.weights.graph is not None:
+        if self._song and isinstance(self.weights, ForeignGraph):
             if aggregate_rule is not None:
                 raise ValueError("a whole-song graph aggregates by itself: leave --aggregate out")
             self.rule = "graph"

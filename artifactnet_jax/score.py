@@ -26,7 +26,7 @@ from artifactnet_jax.results import (
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
-    from artifactnet_jax.weights import Weights
+    from artifactnet_jax.weights import Model
 
 Result = results.Verdict | Failure
 
@@ -88,7 +88,7 @@ def detector_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def open_detector(weights: str | Weights | None, backend: str, **options: Any) -> Detector:
+def open_detector(weights: str | Model | None, backend: str, **options: Any) -> Detector:
     """The Detector that arguments ask for; CommandError when it cannot be had."""
     from artifactnet_jax.backends import BackendError
     from artifactnet_jax.detector import Detector

@@ -45,7 +45,7 @@ from artifactnet_jax.layers import (
     sampling,
     shapes,
 )
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.weights import Engine, ForeignGraph, Model, Weights
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -64,7 +64,7 @@ _SINGLE = frozenset(
 
 
 def export(
-    weights: Weights,
+    model: Model,
     path: str | os.PathLike[str],
     *,
     form: Form = "segment",
@@ -77,17 +77,17 @@ def export(
     where the file cannot be written.
     """
     if template is None:
-        replace_file(path, build_onnx(weights, form=form, precision=precision).SerializeToString())
+        replace_file(path, build_onnx(model, form=form, precision=precision).SerializeToString())
         return
     if (form, precision) != ("segment", "fp32"):
         raise ValueError("a template keeps its own form and precision: leave both out")
     from artifactnet_jax.convert.template import fill_template
 
-    fill_template(weights, template, path)
+    fill_template(model, template, path)
 
 
 def build_onnx(
-    weights: Weights,
+    model: Model,
     *,
     form: Form = "segment",
     precision: Precision = "fp32",
@@ -109,13 +109,7 @@ def build_onnx(
     Raises ValueError: an unknown form or precision; weights that are a foreign graph; layers that
     cannot be (naming the layer); a weight beyond float16's range.
     """
-    if weights.graph is not None:
-        raise ValueError(
-            f"weights {weights.name!r} are a graph whose networks were not recognised: name its "
-            "ONNX file as template"
-        )
-    if weights.file is not None:
-        raise ValueError(f"{weights.file} has no tensors to export: name the weights file")
+    weights = _exportable(model)
     if form not in ("segment", "song", "network"):
         raise ValueError(f"unknown form {form!r}: use 'segment', 'song' or 'network'")
     if precision not in ("fp32", "fp16"):
@@ -175,7 +169,7 @@ def build_onnx(
     audio = helper.make_tensor_value_info(
         source, onnx.TensorProto.FLOAT, [batch, fe.segment_samples]
     )
-    model = helper.make_model(
+    proto = helper.make_model(
         helper.make_graph(g.nodes, "artifactnet", [audio], outputs, g.initialisers),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
@@ -184,7 +178,7 @@ def build_onnx(
         doc_string=f"P(AI) of a {form} of {fe.sample_rate} Hz mono music, {precision}",
     )
     helper.set_model_props(
-        model,
+        proto,
         {
             "licence": weights.licence,
             "weights": weights.name,
@@ -196,6 +190,18 @@ def build_onnx(
             "precision": precision,
         },
     )
+    return proto
+
+
+def _exportable(model: Model) -> Weights:
+    if isinstance(model, ForeignGraph):
+        raise ValueError(
+            f"weights {model.name!r} are a graph whose networks were not recognised: name its "
+            "ONNX file as template"
+        )
+    if isinstance(model, Engine):
+        raise ValueError(f"{model.file} has no tensors to export: name the weights file")
+    assert isinstance(model, Weights)
     return model
 
 

@@ -6,6 +6,7 @@ Only `read_graph` needs the `onnx` package; a graph that a weights file carries 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from artifactnet_jax.convert.protobuf import fields
 from artifactnet_jax.weights import WeightsError
 
 OPSETS = range(7, 24)
@@ -189,36 +191,13 @@ def _foreign(data: bytes) -> str:
 
 def _truncated(data: bytes) -> int:
     """Bytes by which the last top-level field of a protobuf message overruns the data."""
-    position = 0
-
-    def varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    try:
-        while position < len(data):
-            key = varint()
-            if not 1 <= key >> 3 <= 64:
+    with contextlib.suppress(ValueError):
+        for field in fields(data):
+            if not 1 <= field.number <= 64:
                 return 0
-            if key & 7 == 2:
-                size = varint()
-                if position + size > len(data):
-                    # Graph, the one large field; in a random file any field would do.
-                    return position + size - len(data) if key >> 3 == 7 else 0
-                position += size
-            elif key & 7 == 0:
-                varint()
-            else:
-                position += {1: 8, 5: 4}[key & 7]
-    except (IndexError, KeyError):
-        return 0
+            if field.sized and field.end > len(data):
+                # Graph, the one large field; in a random file any field would do.
+                return field.end - len(data) if field.number == 7 else 0
     return 0
 
 

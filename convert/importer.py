@@ -1,4 +1,4 @@
-"""From an ONNX file to `Weights`: native where every part is recognised, else the graph itself."""
+"""From an ONNX file to `Weights` where every part is recognised, else a `ForeignGraph`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from artifactnet_jax.convert.template import array_digest
 from artifactnet_jax.filterbank import hann
 from artifactnet_jax.layers import INPUT, layer, preset_tensors
 from artifactnet_jax.results import aggregate, brief
-from artifactnet_jax.weights import Weights, weights_digest
+from artifactnet_jax.weights import ForeignGraph, Weights, weights_digest
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Contract:
 
 def import_model(
     path: str | os.PathLike[str], *, licence: str | None = None, output: str | None = None
-) -> Weights:
+) -> Weights | ForeignGraph:
     """Weights of an ONNX model of audio [segments, samples] -> P(AI), by segment or by song.
 
     `licence` overrides what the file's metadata says; `output` names the score where a graph has
@@ -132,7 +132,7 @@ def _graph_weights(
     contract: Contract,
     licence: str,
     provenance: Mapping[str, Any],
-) -> Weights:
+) -> ForeignGraph:
     """The graph itself as weights, to be run as it stands."""
     data, tensors = graph_to_dict(graph)
     verdict = cfg.Verdict(segments="first60") if contract.song else cfg.Verdict()
@@ -146,7 +146,7 @@ def _graph_weights(
         if array.dtype.kind == "f"
     ]
     provenance = {**provenance, "initialisers": initialisers}
-    return Weights(name, config, tensors, digest, licence, provenance, data)
+    return ForeignGraph(name, config, tensors, digest, licence, provenance, data)
 
 
 def _sample_rate(graph: Graph) -> int:

@@ -34,7 +34,7 @@ from artifactnet_jax.data.augment import Chain, to_int16
 from artifactnet_jax.data.manifest import read_manifest, read_manifests
 from artifactnet_jax.data.records import AudioCache, Crops, prepare
 from artifactnet_jax.data.teachers import open_teacher
-from artifactnet_jax.detector import open_weights
+from artifactnet_jax.models import open_model
 from artifactnet_jax.reference import stft_magnitude, texture_statistics
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train.texture import Calibration, Fit, by_model, collect, head
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--separated", type=int, default=24, help="recordings of a class, of these")
     args = parser.parse_args()
     rows = read_manifest(args.data)
-    weights = open_weights(args.weights)
+    weights = open_model(args.weights)
     config, [*_, last] = weights.config, weights.provenance["history"]
     assert config.texture is not None
     calibration, fit = Calibration(**last["calibration"]), Fit(**last["fit"])

@@ -213,7 +213,7 @@ def test_convert_stands_below_the_detector(path):
 
 
 def test_reading_an_onnx_file_needs_no_jax(tmp_path):
-    code = "import artifactnet_jax.convert.graph, artifactnet_jax.convert.cache"
+    code = "import artifactnet_jax.convert.import_cache, artifactnet_jax.convert.export_cache"
     assert not modules_after(code, tmp_path) & {"jax", "flax", "onnx", "onnxruntime"}
 
 

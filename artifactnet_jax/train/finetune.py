@@ -37,8 +37,9 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
 )
 from artifactnet_jax.data.records import AudioCache
-from artifactnet_jax.detector import Detector, open_weights
+from artifactnet_jax.detector import Detector
 from artifactnet_jax.files import replace_file
+from artifactnet_jax.models import open_model
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         quiet=args.quiet,
         one_class=not keep,
     )
-    tuned = open_weights(outcome.weights)
+    tuned = training.native(open_model(outcome.weights))
     seconds.stop("training")
     alpha, shift, adapted = _choose(weights, tuned, hard, keep, before, scorer)
     seconds.stop("choosing")
@@ -175,10 +176,9 @@ def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
     if problem := score.output_problem(args.out):
         raise CommandError(f"--out {args.out}: {problem}", USAGE)
     try:
-        weights = open_weights(args.weights)
+        weights = training.native(open_model(args.weights))
         boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
         settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
-        training.check_native(weights)
         # Splits are made and checked here, and sources are no longer told apart in training.
         settings = dataclasses.replace(settings, split_by="group")
         if args.jobs and not settings.workers:

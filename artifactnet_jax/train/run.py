@@ -40,13 +40,20 @@ from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config
 from artifactnet_jax.data.manifest import ManifestError, Row, check_rows, read_manifests
 from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
-from artifactnet_jax.detector import open_weights
 from artifactnet_jax.files import replace_file
+from artifactnet_jax.models import open_model
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failure, brief, to_json
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import State, Trainer
 from artifactnet_jax.train.phases import Settings, SettingsError
-from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
+from artifactnet_jax.weights import (
+    Engine,
+    Model,
+    Weights,
+    WeightsError,
+    load_weights,
+    save_weights,
+)
 
 TRAIN, WATCHED = ("train", ""), "validation"  # values of a manifest's column `split`
 STARVED = 0.3  # share of the time spent waiting for batches above which to say so
@@ -62,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             return OK
         if not (args.data and args.out):
             raise CommandError("train needs --data MANIFEST and --out RUN_DIR", USAGE)
-        weights = open_weights(args.init) if args.init else None
+        weights = native(open_model(args.init)) if args.init else None
         rows = read_manifests(args.data)
     except (SettingsError, ManifestError, WeightsError) as error:
         raise CommandError(str(error), USAGE) from error
@@ -114,8 +121,6 @@ def train(
     if weights is None and settings.needs_init:
         cure = "give --init W, such as the weights of an earlier phase"
         raise CommandError(f"phase {phase} cannot start from random weights: {cure}", USAGE)
-    if weights is not None:
-        check_native(weights)
     try:
         trainer = Trainer(config, weights.tensors if weights else None, settings)
     except SettingsError as error:
@@ -177,11 +182,16 @@ def train(
     return Outcome(folder / "weights.safetensors", report)
 
 
-def check_native(weights: Weights) -> None:
-    """CommandError when the weights are a graph that is run as it stands."""
-    if weights.graph is not None:
-        cause = f"weights {weights.name!r} are a graph that was not recognised in every part"
-        raise CommandError(f"{cause}: only native models can be trained", USAGE)
+def native(model: Model) -> Weights:
+    """The model, if it can be trained. CommandError: a graph or an engine, which runs as it is."""
+    if isinstance(model, Weights):
+        return model
+    what = "a graph that was not recognised in every part"
+    if isinstance(model, Engine):
+        what = f"the file {model.file}, which holds no tensors"
+    raise CommandError(
+        f"weights {model.name!r} are {what}: only native models can be trained", USAGE
+    )
 
 
 def _select(

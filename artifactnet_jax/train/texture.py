@@ -44,7 +44,8 @@ from artifactnet_jax.data.manifest import (
     read_manifests,
 )
 from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
-from artifactnet_jax.detector import log_odds, open_weights
+from artifactnet_jax.detector import log_odds
+from artifactnet_jax.models import open_model
 from artifactnet_jax.reference import (
     Network,
     loudest,
@@ -62,7 +63,7 @@ from artifactnet_jax.results import (
 )
 from artifactnet_jax.texture import logit, normalised
 from artifactnet_jax.train.losses import binary_cross_entropy
-from artifactnet_jax.train.run import Teller, check_native, history, prepare_shown, progress
+from artifactnet_jax.train.run import Teller, history, native, prepare_shown, progress
 from artifactnet_jax.weights import Weights, WeightsError, save_weights
 
 _FIRST_NARROW = 50  # number of a row's first narrow version
@@ -469,8 +470,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         rows = read_manifests(args.data)
         helpers = read_manifests(args.also) if args.also else []
-        weights = open_weights(args.init)
-        check_native(weights)
+        weights = native(open_model(args.init))
         check_rows(rows, by="group")
     except (ManifestError, WeightsError) as error:
         raise CommandError(str(error), USAGE) from error
