@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader, Segments, check_plan
+from artifactnet_jax.audio import AudioReport, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.decode import AudioError
 from artifactnet_jax.models import load_backend, open_model
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
 from artifactnet_jax.weights import ForeignGraph, Model
@@ -79,7 +80,9 @@ def threshold_of(weights: Model, threshold: float | str | None) -> float:
 
 
 def decide(score: float, threshold: float, margin: float) -> str:
-    """ "ai" at or above the threshold, else "real"; "undecided" within `margin` of it in log-odds.
+    """The verdict: "ai" at or above the threshold, else "real"; "undecided" in between.
+
+    Undecided is a score within `margin` of the threshold, in log-odds.
 
     Log-odds rather than differences of scores, because scores crowd near 0 and 1.
     """
@@ -106,6 +109,85 @@ def log_odds(p: Any) -> Any:
 
 class _Closed(Exception):
     """The consumer has gone: stop decoding."""
+
+
+class _ReadAhead:
+    """Threads that decode sources ahead of the backend, into one bounded queue.
+
+    decode(track, source, this) reads one source, and calls `put` with pairs of the track and its
+    samples, or its end.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[Any],
+        decode: Callable[[_Track, Any, _ReadAhead], None],
+        jobs: int,
+        size: int,
+    ) -> None:
+        self._todo, self._decode, self._jobs = enumerate(sources), decode, jobs
+        self._feed, self._stop = threading.Lock(), threading.Event()
+        self._ready: queue.Queue[Any] = queue.Queue(maxsize=size)
+
+    def items(self) -> Generator[Any, None, None]:
+        """Start the threads, and yield what they put, or None while there is nothing.
+
+        What a thread raises is raised here. Closing stops the threads.
+        """
+        threads: list[threading.Thread] = []
+        running = self._jobs
+        try:
+            for _ in range(self._jobs):
+                thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+                thread.start()
+                threads.append(thread)
+            while running:
+                try:
+                    item = self._ready.get(timeout=0.05)
+                except queue.Empty:
+                    yield None
+                    continue
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+        finally:
+            self._stop.set()
+            # Nothing can interrupt a thread that waits inside the caller's iterable: it is a
+            # daemon, and ends without a further item once that returns.
+            deadline = time.monotonic() + STOP_S
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def put(self, item: Any) -> None:
+        """Queue an item, as soon as there is room. Raises _Closed once the consumer has gone."""
+        while True:
+            self.check()
+            with contextlib.suppress(queue.Full):
+                return self._ready.put(item, timeout=0.1)
+
+    def check(self) -> None:
+        """Raise _Closed once the consumer has gone."""
+        if self._stop.is_set():
+            raise _Closed
+
+    def _run(self) -> None:
+        """Decode one source after another; at the end put None, or what was raised."""
+        try:
+            while True:
+                with self._feed:
+                    entry = None if self._stop.is_set() else next(self._todo, None)
+                if entry is None:
+                    break
+                self._decode(_Track(entry[0], _name(entry[1])), entry[1], self)
+            self.put(None)
+        except _Closed:
+            pass
+        except BaseException as error:  # a bug, or the caller's iterable: raised to the caller
+            with contextlib.suppress(_Closed):
+                self.put(error)
 
 
 def _name(source: Any) -> str:
@@ -209,77 +291,33 @@ class Detector:
         `sources` is advanced in the decoding threads, one at a time, and may wait for results.
         Closing the generator stops the threads.
         """
-        todo = enumerate(sources)
-        feed, stop = threading.Lock(), threading.Event()
-        ready: queue.Queue[Any] = queue.Queue(maxsize=2 * self.backend.batch_size + self.jobs)
-
-        def put(item: Any) -> None:
-            while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-            raise _Closed
-
-        def decode() -> None:
-            try:
-                while True:
-                    with feed:
-                        entry = None if stop.is_set() else next(todo, None)
-                    if entry is None:
-                        break
-                    self._decode(_Track(entry[0], _name(entry[1])), entry[1], put, stop)
-                put(None)
-            except _Closed:
-                pass
-            except BaseException as error:  # a bug, or the caller's iterable: raised to the caller
-                with contextlib.suppress(_Closed):
-                    put(error)
-
-        threads: list[threading.Thread] = []
-        running = self.jobs
+        size = 2 * self.backend.batch_size + self.jobs
+        ahead = _ReadAhead(sources, self._decode, self.jobs, size)
         batch: list[tuple[_Track, np.ndarray]] = []
-        try:
-            for _ in range(self.jobs):
-                thread = threading.Thread(target=decode, name=THREAD_NAME, daemon=True)
-                thread.start()
-                threads.append(thread)
-            while running or batch:
-                try:
-                    item = ready.get(timeout=0.05) if running else None
-                except queue.Empty:  # decoding is the slower side: compute what there is
+        with contextlib.closing(ahead.items()) as items:
+            for item in items:
+                if item is None:  # decoding is the slower side: compute what there is
                     yield from self._compute(batch)
                     batch = []
                     continue
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    running = max(running - 1, 0)
-                elif isinstance(item[1], np.ndarray) and self._song:
-                    self._compute_song(*item)
-                elif isinstance(item[1], np.ndarray) and item[0].decided:
-                    item[0].skipped += 1
-                elif isinstance(item[1], np.ndarray):
-                    batch.append(item)
-                else:
-                    track, track.end = item
+                track, what = item
+                if not isinstance(what, np.ndarray):
+                    track.end = what
                     if track.done:
                         yield track.index, self._finish(track)
-                if len(batch) == self.backend.batch_size or not running:
+                elif self._song:
+                    self._compute_song(track, what)
+                elif track.decided:
+                    track.skipped += 1
+                else:
+                    batch.append((track, what))
+                if len(batch) == self.backend.batch_size:
                     yield from self._compute(batch)
                     batch = []
-        finally:
-            stop.set()
-            # Nothing can interrupt a thread that waits inside the caller's iterable: it is a
-            # daemon, and ends without a further item once that returns.
-            deadline = time.monotonic() + STOP_S
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            yield from self._compute(batch)
 
-    def _decode(
-        self, track: _Track, source: Any, put: Callable[[Any], None], stop: threading.Event
-    ) -> None:
-        """Read one source and put its audible segments, then the track itself (in a thread).
+    def _decode(self, track: _Track, source: Any, ahead: _ReadAhead) -> None:
+        """Read one source; put its audible segments, then its end. Runs in a thread.
 
         For a model that sees a song as a whole all segments are one item, silent ones included.
         """
@@ -297,8 +335,7 @@ class Detector:
         )
         try:
             for segment in reader:
-                if stop.is_set():
-                    raise _Closed
+                ahead.check()
                 audible |= segment.peak > config.verdict.silence_peak
                 if segment.peak <= config.verdict.silence_peak and not self._song:
                     continue  # nothing to judge; the report says so
@@ -312,12 +349,12 @@ class Detector:
                     song.append(segment.samples)
                     continue
                 track.decode_s += time.perf_counter() - began
-                put((track, segment.samples))
+                ahead.put((track, segment.samples))
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
             if audible and song:
                 track.decode_s += time.perf_counter() - began
-                put((track, np.stack(song)))
+                ahead.put((track, np.stack(song)))
                 began = time.perf_counter()
             elif song:
                 track.starts.clear()
@@ -331,7 +368,7 @@ class Detector:
             cause = printable(f"{track.path}: {type(error).__name__} in the decoder: {error}")
             end = Failure(track.path, "internal", f"{cause}: convert it to WAV, and report this")
         track.decode_s += time.perf_counter() - began
-        put((track, end))
+        ahead.put((track, end))
 
     def _compute(self, batch: list[tuple[_Track, Any]]) -> Iterator[tuple[int, Verdict | Failure]]:
         """Score a batch of segments; yield the tracks that this completes."""

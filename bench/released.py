@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 
 from artifactnet_jax.config import Config, FrontEnd
-from artifactnet_jax.convert import export
+from artifactnet_jax.convert import export, export_front_end
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.models import open_model
 from artifactnet_jax.weights import Model, Weights, random_tensors
@@ -49,7 +49,7 @@ def released_form(weights: Model) -> bytes:
     """Weights of a preset without a texture head, as an ONNX file; ValueError for others."""
     if weights.config.texture is not None:
         raise ValueError("no released graph has a texture head: name other weights")
-    with mock.patch.multiple(export, _magnitude=dft, _median=median):
+    with mock.patch.multiple(export_front_end, magnitude=dft, median=median):
         return export.build_onnx(weights).SerializeToString()
 
 

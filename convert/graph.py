@@ -92,41 +92,9 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         ConvertError: one line that names the file, what is wrong with it, and the cure.
         ImportError: if the `onnx` package is not installed.
     """
-    import onnx
-
     name = os.fspath(path)
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ConvertError(f"{name}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise ConvertError(f"{name} is a folder; name the .onnx file in it") from None
-    except OSError as error:
-        raise ConvertError(f"{name}: cannot be read: {error.strerror}; check the file") from None
-    if problem := _foreign(data):
-        raise ConvertError(f"{name}: not an ONNX file: {problem}; name the model's .onnx file")
-    try:
-        model = onnx.ModelProto.FromString(data)
-    except Exception:  # protobuf's own
-        if missing := _truncated(data):
-            raise ConvertError(
-                f"{name}: truncated, {missing} bytes are missing; fetch the file again"
-            ) from None
-        raise ConvertError(
-            f"{name}: not an ONNX file, or a damaged one; name the model's .onnx file"
-        ) from None
-    if not model.HasField("graph") or not model.graph.node:
-        raise ConvertError(f"{name}: not an ONNX file: it holds no graph; {CURE}")
-    if not model.opset_import:
-        raise ConvertError(f"{name}: states no opset, so it may be truncated; {CURE}")
-
-    opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    opset = opsets[0] if opsets else 0
-    if opset not in OPSETS:
-        said = f"opset {opset}" if opset else "no opset of the standard domain"
-        raise ConvertError(
-            f"{name}: {said}; export the model with opset {OPSETS[0]} to {OPSETS[-1]}"
-        )
+    data, model = _model(name)
+    opset = _opset(model, name)
     if model.functions:
         from onnx import inliner
 
@@ -156,6 +124,46 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         digest.update(external.files[location])
     graph.sha256 = digest.hexdigest()
     return graph
+
+
+def _model(name: str) -> tuple[bytes, Any]:
+    """Bytes of an ONNX file, and its ModelProto, which holds a graph."""
+    import onnx
+
+    try:
+        data = Path(name).read_bytes()
+    except FileNotFoundError:
+        raise ConvertError(f"{name}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise ConvertError(f"{name} is a folder; name the .onnx file in it") from None
+    except OSError as error:
+        raise ConvertError(f"{name}: cannot be read: {error.strerror}; check the file") from None
+    if problem := _foreign(data):
+        raise ConvertError(f"{name}: not an ONNX file: {problem}; name the model's .onnx file")
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except Exception:  # protobuf's own
+        problem = "not an ONNX file, or a damaged one; name the model's .onnx file"
+        if missing := _truncated(data):
+            problem = f"truncated, {missing} bytes are missing; fetch the file again"
+        raise ConvertError(f"{name}: {problem}") from None
+    if not model.HasField("graph") or not model.graph.node:
+        raise ConvertError(f"{name}: not an ONNX file: it holds no graph; {CURE}")
+    return data, model
+
+
+def _opset(model: Any, name: str) -> int:
+    """Version of the standard operators."""
+    if not model.opset_import:
+        raise ConvertError(f"{name}: states no opset, so it may be truncated; {CURE}")
+    opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    opset = int(opsets[0]) if opsets else 0
+    if opset not in OPSETS:
+        said = f"opset {opset}" if opset else "no opset of the standard domain"
+        raise ConvertError(
+            f"{name}: {said}; export the model with opset {OPSETS[0]} to {OPSETS[-1]}"
+        )
+    return opset
 
 
 def _line(error: BaseException) -> str:

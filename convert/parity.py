@@ -21,7 +21,7 @@ from artifactnet_jax.results import aggregate, brief
 from artifactnet_jax.weights import ForeignGraph, Model, Weights
 
 if TYPE_CHECKING:
-    from artifactnet_jax.convert.importer import Contract
+    from artifactnet_jax.convert.contract import Contract
 
 STAGES = ("magnitude", "mask", "residual", "H", "P", "views", "channels", "logit", "score")
 # Whether a backend decides; what computes in half precision is reported beside.
@@ -113,8 +113,8 @@ class Original:
     """
 
     def __init__(self, path: str, reference: Model):
+        from artifactnet_jax.convert.contract import Contract
         from artifactnet_jax.convert.graph import read_graph
-        from artifactnet_jax.convert.importer import Contract
         from artifactnet_jax.convert.original import session, to_model
 
         contract = dict(reference.provenance["contract"])

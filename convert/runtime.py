@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.graph import graph_from_dict
-from artifactnet_jax.convert.importer import Contract
 from artifactnet_jax.convert.operators import compile_graph
 from artifactnet_jax.convert.simplify import simplify
 from artifactnet_jax.weights import ForeignGraph

@@ -39,7 +39,7 @@ from artifactnet_jax.results import (
 from artifactnet_jax.weights import ForeignGraph, Model, WeightsError
 
 if TYPE_CHECKING:
-    from artifactnet_jax.convert.importer import Contract
+    from artifactnet_jax.convert.contract import Contract
 
 SCHEMA = "artifactnet-jax/verify/1"
 COLUMNS = 100  # of the text

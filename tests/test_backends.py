@@ -226,9 +226,20 @@ def test_an_old_python_is_said_so(monkeypatch):
     assert why_unavailable("numpy") == ""
 
 
-def test_every_entry_of_the_table_can_be_found():
-    for module, *_ in BACKENDS.values():
-        assert importlib.util.find_spec(module.split(":")[0]) is not None
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_entry_of_the_table_has_its_class(name):
+    for package in BACKENDS[name].packages:
+        pytest.importorskip(package)
+    assert models._maker(name, WEIGHTS).name == name
+
+
+def test_which_backend_runs_which_model():
+    config = WEIGHTS.config
+    assert models.backends_of(WEIGHTS) == tuple(BACKENDS)
+    assert models.backends_of(ForeignGraph("g", config, {}, "", "", {}, {})) == ("xla",)
+    exported = models.backends_of(Engine("e", config, "", "", {}, "x.onnx"))
+    assert exported == ("onnxruntime", "onnxruntime-cuda", "tensorrt")
+    assert models.backends_of(Engine("e", config, "", "", {}, "x.engine")) == ("tensorrt",)
 
 
 # --- onnxruntime ----------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import pytest
 from artifactnet_jax.audio import Segment
 from artifactnet_jax.config import Config, Verdict
 from artifactnet_jax.convert import verify
+from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.graph import ConvertError
 from artifactnet_jax.convert.import_cache import load_onnx
-from artifactnet_jax.convert.importer import Contract
 from artifactnet_jax.convert.parity import BACKENDS, STAGES, Candidate, Comparison, Errors, aligned
 from artifactnet_jax.convert.verify import short
 from artifactnet_jax.weights import Weights, parameter_shapes, write_weights
