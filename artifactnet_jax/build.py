@@ -10,7 +10,7 @@ from pathlib import Path
 
 from artifactnet_jax.backends import BackendError, engine
 from artifactnet_jax.backends.cuda import find_device
-from artifactnet_jax.files import cache_folder
+from artifactnet_jax.files import cache_folder, writing
 from artifactnet_jax.models import open_model
 from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError
 from artifactnet_jax.weights import ENGINE_SUFFIX, Engine, Model, WeightsError
@@ -27,8 +27,6 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error), NO_BACKEND) from error
     except (WeightsError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"cannot write the engine: {error}; name another -o", USAGE) from error
     print(path)
     return OK
 
@@ -54,7 +52,8 @@ def _build(args: argparse.Namespace, weights: Model) -> Path:
             print(f"artifactnet-jax: {path} is that engine already", file=sys.stderr)
             return path
         reason = f"the one there will not do: {reason}"
-    engine.make_engine(weights, recipe, path, reason, workspace=args.workspace)
+    with writing(path):
+        engine.make_engine(weights, recipe, path, reason, workspace=args.workspace)
     return path
 
 
@@ -79,7 +78,8 @@ def _refit(args: argparse.Namespace, weights: Model) -> Path:
     path = _output(args.output, recipe)
     model = engine.to_onnx(weights, old.precision)
     plan = engine.refit_plan(recipe, engine.read_plan(args.refit), model)
-    engine.write_engine(path, recipe, weights, plan)
+    with writing(path):
+        engine.write_engine(path, recipe, weights, plan)
     print(f"artifactnet-jax: refitted {args.refit} to {weights.name!r}", file=sys.stderr)
     return path
 
@@ -88,7 +88,8 @@ def _output(output: str | None, recipe: engine.Recipe) -> Path:
     """Where the engine goes: a file, or its own name in a folder, by default the cache."""
     if output is None:
         folder = cache_folder("engines")
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder / recipe.name()
     if os.path.isdir(output):
         return Path(output) / recipe.name()

@@ -1,7 +1,7 @@
 """The command `artifactnet-jax`. Heavy imports happen inside the verbs, so that --help is instant.
 
 stdout is data, stderr is progress. Exit codes: 0 all done, 1 some inputs failed or the run broke
-off, 2 usage (or rows that cannot be written), 3 backend not available, 130 interrupted.
+off (as on a full disk), 2 usage, 3 backend not available, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 
 from artifactnet_jax import __version__
+from artifactnet_jax.files import writing
 from artifactnet_jax.results import NO_BACKEND, SOME_FAILED, CommandError, brief, printable
 
 BACKENDS = ("auto", "xla", "numpy", "onnxruntime", "onnxruntime-cuda", "tensorrt")
@@ -744,6 +745,11 @@ def _training_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="operating point whose threshold becomes the default (fpr5)",
     )
     texture.add_argument("--half", action="store_true", help="store in float16")
+    texture.add_argument(
+        "--limits",
+        metavar="FILE",
+        help="where the weights fail, a sentence a line: stored with them, shown by report",
+    )
     texture.add_argument("--seed", type=int, default=0)
     for verb in (train, mine, finetune, residuals, rvq, texture):
         verb.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
@@ -905,7 +911,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             run = _training(args.verb)  # type: ignore[assignment]
         code = run(args)
-        sys.stdout.flush()
+        with writing("stdout"):
+            sys.stdout.flush()
         return code
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, getattr(args, "debug", False))
@@ -913,7 +920,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _training(verb: str) -> Callable[[argparse.Namespace], int]:
     """The function behind a verb of `artifactnet_jax.train`; CommandError without its packages."""
-    modules = {"split": "data.manifest", "train": "train.run"}
+    modules = {"split": "train.split", "train": "train.run"}
     try:
         module = importlib.import_module(f"artifactnet_jax.{modules.get(verb, f'train.{verb}')}")
     except ModuleNotFoundError as error:
@@ -946,8 +953,12 @@ def _benchmark(kind: str) -> Callable[[argparse.Namespace], int]:
 def _failed(error: BaseException, debug: bool) -> int:
     """Say in one line what ended the command; returns the exit code."""
     try:
-        sys.stdout.flush()
-    except OSError:  # Python would try again at exit, and print a traceback
+        with writing("stdout"):
+            sys.stdout.flush()
+    except (BrokenPipeError, CommandError) as full:
+        if not isinstance(error, (CommandError, BrokenPipeError)):  # a print that did not fit
+            error = full
+        # Python would try again at exit, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):  # the reader of stdout has gone: nothing to tell
         return SOME_FAILED

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 INPUT = "input"
 BN_EPSILON = 1e-5  # of the presets' batch norms
+FOLDED_VARIANCE = 1 - BN_EPSILON  # float32: marks a norm that is folded into its convolution
 
 Shape = tuple[int, ...]  # (C, H, W) or (C,)
 
@@ -117,7 +118,8 @@ class Layer:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Layer:
         """Inverse of `to_dict`, also after JSON has turned tuples into lists."""
-        return layer(data["name"], data["op"], data["inputs"], data["attributes"], data["tensors"])
+        attributes, tensors = {**data["attributes"]}, {**data["tensors"]}
+        return layer(data["name"], data["op"], data["inputs"], attributes, tensors)
 
 
 def layer(

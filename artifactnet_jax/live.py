@@ -25,7 +25,15 @@ import numpy as np
 
 from artifactnet_jax.audio import SHORT_S, resampled
 from artifactnet_jax.config import Config
-from artifactnet_jax.decode import MAX_CHANNELS, RATES, AudioError, Blocks, Decoded, open_audio
+from artifactnet_jax.decode import (
+    MAX_CHANNELS,
+    RATES,
+    AudioError,
+    Blocks,
+    Decoded,
+    open_audio,
+    to_float,
+)
 from artifactnet_jax.results import (
     NO_BACKEND,
     OK,
@@ -520,7 +528,7 @@ def open_pcm(
             whole = len(data) // width * width
             if whole:
                 pcm = np.frombuffer(data[:whole], kind).reshape(-1, channels)
-                yield _to_float(pcm)
+                yield to_float(pcm)
             data = data[whole:]
             left -= whole
             if left <= len(data) or not (more := read(READ_BYTES)):
@@ -531,14 +539,6 @@ def open_pcm(
             notes.append(f"{len(data)} bytes at the end are no whole frame: left out")
 
     yield Decoded(rate, channels, blocks(head), frames)
-
-
-def _to_float(pcm: np.ndarray) -> np.ndarray:
-    """Samples as float32 of full scale 1, as libsndfile scales."""
-    if pcm.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # beyond float32: infinite, a flaw
-            return pcm.astype(np.float32)
-    return pcm.astype(np.float32) / np.float32(2.0 ** (8 * pcm.dtype.itemsize - 1))
 
 
 def _wav_header(exactly: Callable[[int], bytes]) -> tuple[np.dtype, int, int, int | None]:

@@ -37,9 +37,10 @@ from artifactnet_jax.files import (
     find_audio,
     replace_file,
     sha256_of,
+    writing,
 )
 from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, Failure, brief
-from artifactnet_jax.score import comparable, detector_options, open_detector, progress, writing
+from artifactnet_jax.score import comparable, detector_options, open_detector, progress
 
 if TYPE_CHECKING:
     from artifactnet_jax.weights import Model

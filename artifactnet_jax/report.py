@@ -34,7 +34,7 @@ from artifactnet_jax import config as cfg
 from artifactnet_jax.audio import SegmentReader, resampled
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError, open_audio
-from artifactnet_jax.files import replace_file, sha256_of
+from artifactnet_jax.files import make_folder, replace_file, sha256_of, writing
 from artifactnet_jax.reference import (
     Network,
     channels,
@@ -53,7 +53,7 @@ from artifactnet_jax.results import (
     Verdict,
     printable,
 )
-from artifactnet_jax.score import find_inputs, open_detector, progress, writing
+from artifactnet_jax.score import find_inputs, open_detector, progress
 from artifactnet_jax.weights import Model, Weights
 
 if TYPE_CHECKING:
@@ -100,12 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if "-" in paths:
         raise CommandError("report reads a track twice, which stdin cannot: save it first", USAGE)
     folder = Path(args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(
-            f"-o {args.output}: {error.strerror}: name another folder", USAGE
-        ) from error
+    make_folder(folder, "-o")
     detector = open_detector(
         args.weights,
         args.backend,
@@ -656,7 +651,7 @@ def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in pairs)
 
 
-def _point(rules: cfg.Verdict, threshold: float) -> str | None:
+def _point(rules: cfg.Decision, threshold: float) -> str | None:
     """The operating point with this threshold, if there is one."""
     return next((name for name, at in rules.operating_points if at == threshold), None)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from artifactnet_jax import results
-from artifactnet_jax.files import TemporaryCopy, replace_file
+from artifactnet_jax.files import TemporaryCopy, replace_file, writing
 from artifactnet_jax.results import (
     NO_BACKEND,
     OK,
@@ -149,7 +149,8 @@ def _results(detector: Detector, paths: list[str]) -> Generator[tuple[int, Resul
                 spool.flush()
             except OSError as error:
                 cause = f"standard input cannot be copied to a temporary file: {error.strerror}"
-                raise CommandError(f"{cause}; is the disk full? TMPDIR moves it", USAGE) from error
+                cure = "is the disk full? TMPDIR moves it"
+                raise CommandError(f"{cause}; {cure}", SOME_FAILED) from error
             sources[paths.index("-")] = spool
         yield from detector.score_many(sources)
 
@@ -268,18 +269,6 @@ def writer(
     if path:
         with writing(path):
             replace_file(path, "".join(parts).encode())
-
-
-@contextlib.contextmanager
-def writing(where: str) -> Iterator[None]:
-    """Turns the failure to write a row into the end of the command."""
-    try:
-        yield
-    except BrokenPipeError:  # the reader of stdout has had enough
-        raise
-    except OSError as error:
-        message = f"cannot write to {where}: {error.strerror}; free space or name another file"
-        raise CommandError(message, USAGE) from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import numpy as np
 from artifactnet_jax import config as cfg
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
-from artifactnet_jax.layers import tensor_shapes
+from artifactnet_jax.layers import FOLDED_VARIANCE, tensor_shapes
 from artifactnet_jax.texture import texture_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
@@ -273,15 +273,19 @@ def save_weights(
 ) -> None:
     """Write a weights file atomically; `dtype` float16 halves it. WeightsError on bad tensors.
 
+    The variance of a folded norm stays float32: float16 rounds it to 1, which marks nothing.
     With `graph` the tensors are its constants, and keep their dtypes.
     """
     from safetensors.numpy import save
 
+    def stored_dtype(name: str, tensor: np.ndarray) -> Any:
+        if graph is not None:
+            return None
+        folded = name.endswith(".var") and (tensor == np.float32(FOLDED_VARIANCE)).all()
+        return np.float32 if folded else dtype
+
     with np.errstate(over="ignore"):  # an overflow to inf is reported by name below
-        stored = {
-            k: np.asarray(v, dtype=dtype if graph is None else None, order="C")
-            for k, v in tensors.items()
-        }
+        stored = {k: np.asarray(v, stored_dtype(k, v), order="C") for k, v in tensors.items()}
     _check(os.fspath(path), config, stored, graph)
     config_json = _json(config.to_dict())
     graph_json = _json(graph) if graph is not None else ""
@@ -346,11 +350,11 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights | Foreig
     if header.get("format") != FORMAT:
         raise WeightsError(f"{where}: its header is not {FORMAT!r}: not weights of artifactnet-jax")
     try:
-        config = cfg.Config.from_dict(json.loads(header["config"]))
-        provenance = json.loads(header["provenance"])
+        config = cfg.Config.from_dict(_table(header, "config"))
+        provenance = _table(header, "provenance")
         name, licence, sha256 = header["name"], header["licence"], header["sha256"]
         graph_json = header.get("graph", "")
-        graph = json.loads(graph_json) if graph_json else None
+        graph = _table(header, "graph") if graph_json else None
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{where}: damaged header ({error!r})") from error
     _check(where, config, stored, graph)
@@ -360,3 +364,13 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights | Foreig
         return ForeignGraph(name, config, stored, sha256, licence, provenance, graph)
     single = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
     return Weights(name, config, single, sha256, licence, provenance)
+
+
+def _table(header: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The table that a header holds as JSON. KeyError or ValueError naming the key: it does not."""
+    try:
+        table = json.loads(header[key])
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    cfg.require(key, table, dict)
+    return dict(table)

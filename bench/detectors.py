@@ -36,7 +36,7 @@ import soundfile
 import soxr
 
 from artifactnet_jax.audio import SegmentReader, Segments
-from artifactnet_jax.config import Config, FrontEnd, Verdict, flops
+from artifactnet_jax.config import Config, Decision, FrontEnd, flops
 from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, Failure, brief, printable
 
 RATE = FrontEnd.sample_rate  # Hz; what every track is decoded to
@@ -195,7 +195,7 @@ class Onnx(Adapter):
     first 60 s. onnxruntime runs one thread on the CPU and optimises nothing.
     """
 
-    SEGMENTS = Verdict.runner_segments
+    SEGMENTS = Decision.runner_segments
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -229,7 +229,7 @@ class Onnx(Adapter):
     def score(self, audio: np.ndarray) -> Scored:
         """See the class."""
         plan: Segments = "first60" if self.song else self.SEGMENTS
-        reader = SegmentReader((audio, RATE), self._front_end, Verdict(), plan)
+        reader = SegmentReader((audio, RATE), self._front_end, Decision(), plan)
         segments = np.stack([segment.samples for segment in reader])
         if self.song:
             return Scored(self._run(segments))

@@ -21,6 +21,7 @@ from artifactnet_jax.bench.detectors import RATE, ArtifactNet
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.manifest import LABELS
 from artifactnet_jax.data.teachers import Teacher
+from artifactnet_jax.evaluation import auc
 from artifactnet_jax.reference import (
     Network,
     channels,
@@ -146,14 +147,13 @@ def ablations(
 
     `delta_f1` and `delta_auroc` are differences to "none". AUROC is None with one class only.
     """
-    from sklearn.metrics import f1_score, roc_auc_score
+    from sklearn.metrics import f1_score
 
     table: list[dict[str, Any]] = []
     for name in scores[0] if scores else ():
         values = np.array([score[name] for score in scores])
         f1 = float(f1_score(labels, values >= threshold, zero_division=0.0))
-        both = len(set(labels)) == 2
-        auroc = float(roc_auc_score(labels, values)) if both else None
+        auroc = auc(np.array(labels), values)
         row: dict[str, Any] = {"ablation": name, "n": len(values), "f1": f1, "auroc": auroc}
         first = table[0] if table else row
         row["delta_f1"] = f1 - first["f1"]

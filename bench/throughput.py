@@ -43,7 +43,7 @@ from artifactnet_jax.bench.processes import cold, scaling
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
 from artifactnet_jax.bench.stages import reading_stages, roofline, stages, traffic
 from artifactnet_jax.config import Config, flops
-from artifactnet_jax.files import find_audio, replace_file
+from artifactnet_jax.files import find_audio, replace_file, writing
 from artifactnet_jax.models import open_model, why_unavailable
 from artifactnet_jax.results import (
     NO_BACKEND,
@@ -54,7 +54,7 @@ from artifactnet_jax.results import (
     Failure,
     printable,
 )
-from artifactnet_jax.score import output_problem, writing
+from artifactnet_jax.score import output_problem
 from artifactnet_jax.weights import (
     ForeignGraph,
     Model,
@@ -179,10 +179,11 @@ def run(args: argparse.Namespace) -> int:
         with writing(args.plots):
             for path in figures.plots(found, args.plots):
                 print(f"wrote {path}", file=sys.stderr)
-    if args.table:
-        sys.stdout.write(figures.tables(found))
-    elif not args.out and not args.read:
-        sys.stdout.write(text)
+    with writing("stdout"):
+        if args.table:
+            sys.stdout.write(figures.tables(found))
+        elif not args.out and not args.read:
+            sys.stdout.write(text)
     return SOME_FAILED if _failures(found) else OK
 
 

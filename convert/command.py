@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from artifactnet_jax.files import writing
 from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError
 
 if TYPE_CHECKING:
@@ -37,13 +38,12 @@ def convert(args: argparse.Namespace) -> int:
         weights = import_model(args.model, licence=args.licence, output=args.score_output)
         if args.route == "native" and weights.provenance["route"] != "native":
             raise ConvertError(f"{args.model}: not native: {weights.provenance['reason']}")
-        write_weights(weights, output)
+        with writing(output):
+            write_weights(weights, output)
     except ImportError as error:
         raise CommandError(needs(error), NO_BACKEND) from error
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"{output}: {error.strerror}", USAGE) from error
     for what, found in describe(weights):
         print(f"{what:<12} {found}")
     print(f"wrote {output} ({os.path.getsize(output):,} bytes)", file=sys.stderr)
@@ -67,21 +67,20 @@ def export(args: argparse.Namespace) -> int:
         from artifactnet_jax.convert.export import export as write
 
         weights = open_model(args.weights)
-        if args.precision == "int8":
-            return _export_int8(weights, args)
-        write(
-            weights,
-            args.output,
-            form=args.form or ("segment" if args.template else _own_form(weights)),
-            precision=args.precision or "fp32",
-            template=args.template,
-        )
+        with writing(args.output):
+            if args.precision == "int8":
+                return _export_int8(weights, args)
+            write(
+                weights,
+                args.output,
+                form=args.form or ("segment" if args.template else _own_form(weights)),
+                precision=args.precision or "fp32",
+                template=args.template,
+            )
     except ImportError as error:
         raise CommandError(needs(error), NO_BACKEND) from error
     except (WeightsError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"{args.output}: {error.strerror}", USAGE) from error
     _wrote(weights, args.output)
     return OK
 

@@ -189,7 +189,7 @@ def _mel(weights: Weights) -> np.ndarray:
     return weights.tensors["front_end.mel"] if fe.mel_scale == "given" else mel_filterbank(fe)
 
 
-def _aggregate(g: OnnxGraph, audio: str, scores: str, verdict: cfg.Verdict) -> None:
+def _aggregate(g: OnnxGraph, audio: str, scores: str, verdict: cfg.Decision) -> None:
     """Scores of a song's chunks -> the output `p_ai` float64 [1]."""
     from onnx import TensorProto
 

@@ -108,7 +108,7 @@ def _graph_weights(
 ) -> ForeignGraph:
     """The graph itself as weights, to be run as it stands."""
     data, tensors = graph_to_dict(graph)
-    verdict = cfg.Verdict(segments="first60") if contract.song else cfg.Verdict()
+    verdict = cfg.Decision(segments="first60") if contract.song else cfg.Decision()
     rate = sample_rate(graph)
     front_end = cfg.FrontEnd(sample_rate=rate, segment_samples=contract.samples)
     config = cfg.Config(preset="graph", front_end=front_end, verdict=verdict)

@@ -10,7 +10,7 @@ import numpy as np
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.convert.networks import Network
-from artifactnet_jax.layers import BN_EPSILON, INPUT, Layer, preset_layers
+from artifactnet_jax.layers import BN_EPSILON, FOLDED_VARIANCE, INPUT, Layer, preset_layers
 
 _TAIL = ("slice", "sigmoid", "mul")  # they commute, and exporters write them in any order
 
@@ -42,21 +42,21 @@ def match_unet(network: Network, n_bins: int, n_frames: int) -> Matched | None:
     floors = [x.attrs["low"] for x in network.layers if x.op == "clip"]
     first = convs[0]
     patch = first.attrs["strides"] if shapes[0][:2] == first.attrs["strides"] else (1, 1)
-    candidate = cfg.UNet(
-        patch=patch,
-        stem=shapes[0][3] if patch != (1, 1) else 1,
-        widths=tuple(downs),
-        bottleneck=ups[0][2],
-        input_scale="log" if log else "magnitude",
-        log_floor=floors[0] if log and floors else cfg.UNet.log_floor,
-        mask_max=scales[-1],
-    )
-    front_end = dataclasses.replace(
-        cfg.FrontEnd(), n_fft=2 * (n_bins - 1), hop=1, stft_pad=0, segment_samples=1
-    )
-    front_end = dataclasses.replace(
-        front_end, segment_samples=front_end.n_fft + n_frames - 1
-    )  # a front end of these sizes
+    try:
+        candidate = cfg.UNet(
+            patch=patch,
+            stem=shapes[0][3] if patch != (1, 1) else 1,
+            widths=tuple(downs),
+            bottleneck=ups[0][2],
+            input_scale="log" if log else "magnitude",
+            log_floor=floors[0] if log and floors else cfg.UNet.log_floor,
+            mask_max=scales[-1],
+        )
+    except ValueError:  # no UNet of ours has such figures
+        return None
+    n_fft = 2 * (n_bins - 1)  # a front end of these sizes
+    samples = n_fft + n_frames - 1
+    front_end = cfg.FrontEnd(n_fft=n_fft, hop=1, stft_pad=0, segment_samples=samples)
     layers, _ = preset_layers(cfg.Config("converted", front_end, candidate))
     pairs = _paired(network.layers, layers)
     return None if pairs is None else _filled("unet", candidate, network, pairs)
@@ -182,7 +182,7 @@ def _filled(
         assert bias is not None  # a folded norm leaves one
         tensors[f"{norm}.scale"] = np.ones(features, np.float32)
         tensors[f"{norm}.mean"] = np.zeros(features, np.float32)
-        tensors[f"{norm}.var"] = np.full(features, 1 - BN_EPSILON, np.float32)
+        tensors[f"{norm}.var"] = np.full(features, FOLDED_VARIANCE, np.float32)
         tensors[f"{norm}.bias"] = np.zeros(features, np.float32) if own_bias else bias
         if own_bias:
             tensors[f"{full}.bias"] = bias

@@ -51,7 +51,7 @@ def _from_residual(
     contract: Contract,
     trace: Trace,
     residual: spectra.Residual,
-    verdict: cfg.Verdict,
+    verdict: cfg.Decision,
     scores: str,
     logit: str,
     two_class: int | None,
@@ -254,10 +254,10 @@ def _logit(trace: Trace, scores: str) -> tuple[str, int | None]:
     raise Unmapped("its score is no sigmoid of a logit, nor one of two classes")
 
 
-def _aggregation(contract: Contract, trace: Trace, audio: np.ndarray) -> tuple[cfg.Verdict, str]:
+def _aggregation(contract: Contract, trace: Trace, audio: np.ndarray) -> tuple[cfg.Decision, str]:
     """The verdict's rules, and the tensor of the segments' scores."""
     if not contract.song:
-        return cfg.Verdict(), contract.output
+        return cfg.Decision(), contract.output
     total = float(trace.values[contract.output].reshape(()))
     used = trace.before(contract.output)
     eps = 0.0
@@ -279,7 +279,7 @@ def _aggregation(contract: Contract, trace: Trace, audio: np.ndarray) -> tuple[c
         for rule in ("rms", "median", "mean"):
             got = aggregate(values.reshape(-1).tolist(), rms.tolist(), rule, eps)
             if abs(got - total) < 1e-6:
-                verdict = cfg.Verdict(aggregate=rule, segments="first60", rms_eps=eps)
+                verdict = cfg.Decision(aggregate=rule, segments="first60", rms_eps=eps)
                 return verdict, name
     raise Unmapped("its song score is no RMS-weighted mean, mean or median of segment scores")
 

@@ -25,7 +25,7 @@ from artifactnet_jax.convert.parity import (
     Outcome,
     together,
 )
-from artifactnet_jax.files import find_audio
+from artifactnet_jax.files import find_audio, writing
 from artifactnet_jax.models import load_backend, open_model, why_unavailable
 from artifactnet_jax.reference import sigmoid
 from artifactnet_jax.results import (
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
             comparison.rows.append({"path": path, "error": failure})
     report = _report(args, reference, comparison, left_out)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n" if args.json else to_text(report)
-    sys.stdout.write(text)
+    with writing("stdout"):
+        sys.stdout.write(text)
     return OK if report["ok"] else SOME_FAILED
 
 

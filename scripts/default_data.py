@@ -224,8 +224,8 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
     """Write mono FLAC excerpts of real recordings, each in the group of its original."""
     import numpy as np
 
+    from artifactnet_jax.data.decoded import AudioCache, prepare
     from artifactnet_jax.data.manifest import read_manifest
-    from artifactnet_jax.data.records import AudioCache, prepare
 
     store, rng = AudioCache(cache), np.random.default_rng(7)
     rows, _ = prepare(read_manifest(data), store, max_bad=0.05, jobs=2)
@@ -312,8 +312,8 @@ def shorts(data: Path, folder: Path, cache: str | None) -> None:
     """Write excerpts of long recordings, and a manifest of them and of the short ones."""
     import numpy as np
 
+    from artifactnet_jax.data.decoded import AudioCache
     from artifactnet_jax.data.manifest import read_manifest
-    from artifactnet_jax.data.records import AudioCache
 
     store, rng = AudioCache(cache), np.random.default_rng(3)
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,9 +31,11 @@ from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench.sanity import codec_delta
 from artifactnet_jax.bench.stress import CHAINS, SUITES, laundered
 from artifactnet_jax.data.augment import Chain, to_int16
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import read_manifest, read_manifests
-from artifactnet_jax.data.records import AudioCache, Crops, prepare
+from artifactnet_jax.data.records import Crops
 from artifactnet_jax.data.teachers import open_teacher
+from artifactnet_jax.decode import to_float
 from artifactnet_jax.models import open_model
 from artifactnet_jax.reference import stft_magnitude, texture_statistics
 from artifactnet_jax.texture import logit
@@ -107,7 +109,7 @@ def main() -> None:
     def score_of(audio: np.ndarray) -> float:
         """P(AI) of the middle segment, as a file of 16 bits would hold it."""
         first = (len(audio) - size) // 2
-        audio = to_int16(audio[first : first + size]).astype(np.float32) / np.float32(32768)
+        audio = to_float(to_int16(audio[first : first + size]))
         values = texture_statistics(audio, stft_magnitude(audio, config.front_end), config)
         own = np.array(float(logit(values, config.texture, tensors)))
         return float(calibration.scores(own, np.zeros(())))

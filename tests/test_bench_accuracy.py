@@ -167,17 +167,17 @@ def test_resume_of_another_run_is_refused(bench, monkeypatch):
     sys.modules.pop("bench_levels")
     done = bench("--resume")
     assert done.code == 2
-    assert "settings of loud" in done.err
+    assert "holds another run (detectors.loud" in done.err
     monkeypatch.delenv("LOUD")
     sys.modules.pop("bench_levels")
     Path("m.csv").write_text(Path("m.csv").read_text().replace("generator", "machine"))
     done = bench("--resume")
     assert done.code == 2
-    assert "the manifest" in done.err
+    assert "holds another run (manifests " in done.err
     Path("run/run.json").write_text("{}")
     done = bench("--resume")
     assert done.code == 2
-    assert "not of a run of bench accuracy" in done.err
+    assert "run.json cannot be read" in done.err
 
 
 def test_stress_rows_lie_beside(bench):

@@ -317,7 +317,7 @@ def test_stdin_that_cannot_be_read(score, tracks, monkeypatch):
     stdin.buffer = Broken()
     monkeypatch.setattr(sys, "stdin", stdin)
     done = score("-", tracks / "a.wav")
-    assert (done.code, done.out) == (2, "")
+    assert (done.code, done.out) == (1, "")
     assert "standard input cannot be copied" in one_line(done.err)
     assert "Input/output error" in done.err
 
@@ -449,7 +449,7 @@ def test_a_full_disk(shell, tracks, form):
     with open("/dev/full", "wb") as full:
         args = [*shell, "--format", form, str(tracks)]
         done = subprocess.run(args, stdout=full, stderr=subprocess.PIPE, timeout=120)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "cannot write to stdout: No space left" in one_line(done.stderr.decode())
 
 
@@ -474,7 +474,7 @@ def test_a_disk_that_fills_up(score, tracks, tmp_path, monkeypatch):
         out = tmp_path / form
         out.write_text("old")
         done = score("--format", form, "-o", out, tracks)
-        assert done.code == 2
+        assert done.code == 1
         assert f"cannot write to {out}: No space left on device" in one_line(done.err)
         assert out.read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["csv", "jsonl"]

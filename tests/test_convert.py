@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from artifactnet_jax import Detector
 from artifactnet_jax.audio import SegmentReader
-from artifactnet_jax.config import CNN, FrontEnd, Imported, UNet, Verdict
+from artifactnet_jax.config import CNN, Decision, FrontEnd, Imported, UNet
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import export
 from artifactnet_jax.convert.graph import ConvertError
@@ -96,7 +96,7 @@ def music() -> np.ndarray:
     """The first segments of the example clips, real and generated music: [4, SAMPLES]."""
     clips = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".opus", ".mp3", ".ogg"))
     clips += sorted(EXAMPLES.glob("*.flac"))
-    readers = [SegmentReader(clip, FrontEnd(), Verdict(), 1) for clip in clips]
+    readers = [SegmentReader(clip, FrontEnd(), Decision(), 1) for clip in clips]
     return np.stack([next(iter(reader)).samples for reader in readers])
 
 

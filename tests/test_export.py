@@ -39,7 +39,7 @@ CNN = cfg.CNN(widths=(4, 6, 8), hidden=5)
 
 def make(front_end: cfg.FrontEnd = SMALL, unet: Any = V94, cnn: Any = CNN, **verdict: Any) -> Any:
     """Random weights whose scores of music lie well inside (0, 1)."""
-    config = cfg.Config("test", front_end, unet, cnn, cfg.Verdict(**verdict))
+    config = cfg.Config("test", front_end, unet, cnn, cfg.Decision(**verdict))
     tensors = random_tensors(config, seed=1)
     if isinstance(cnn, cfg.CNN):
         audio = music(front_end.segment_samples)[0]

@@ -134,7 +134,7 @@ def test_segments_equal_the_numpy_pipeline(precision: Any) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("aggregate", ["median", "rms"])
 def test_songs_equal_the_numpy_pipeline(aggregate: Any, precision: Any) -> None:
-    weights, audio = make(verdict=cfg.Verdict(aggregate=aggregate)), music()
+    weights, audio = make(verdict=cfg.Decision(aggregate=aggregate)), music()
     scores = reference.sigmoid(truth(weights, audio)[0])
     rms = np.sqrt(np.mean(audio**2, axis=1, dtype=np.float64))
     expected = {"median": np.median(scores), "rms": scores @ rms / rms.sum()}[aggregate]

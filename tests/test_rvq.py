@@ -20,7 +20,8 @@ import soundfile
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
-from artifactnet_jax.data.manifest import Row, check_rows, read_manifest
+from artifactnet_jax.data.manifest import Row, read_manifest
+from artifactnet_jax.data.splits import check_rows
 from artifactnet_jax.results import CommandError
 from artifactnet_jax.train import autoencoder, losses, rvq
 from artifactnet_jax.train.autoencoder import Codebooks, Codec
@@ -519,7 +520,7 @@ def test_positives_and_resuming(rvq_command, data, monkeypatch):
 
     other = rvq_command("--models", 2, "--per-track", 1)
     assert other.code == 2
-    assert "per_track was 2 there, and is 1 now" in other.err
+    assert "holds another run (per_track 2 there, 1 here)" in other.err
     own = rvq_command("--data", out / "manifest.csv", "--models", 2, "--per-track", 2)
     assert own.code == 2
     assert "it is what the command writes" in own.err

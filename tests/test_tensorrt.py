@@ -22,7 +22,7 @@ import fake_nvidia
 from artifactnet_jax import models
 from artifactnet_jax.backends import BackendError, cuda, engine
 from artifactnet_jax.backends.cuda import Cuda, CudaError, find_device
-from artifactnet_jax.config import Config, Texture, Verdict
+from artifactnet_jax.config import Config, Decision, Texture
 from artifactnet_jax.convert.export import build_onnx, export
 from artifactnet_jax.convert.export_cache import metadata, read_exported
 from artifactnet_jax.detector import Detector
@@ -206,7 +206,7 @@ def test_rtx_does_not_run_elsewhere():
 
 
 def test_a_file_keeps_what_it_was_given(tmp_path):
-    config = dataclasses.replace(TINY, verdict=Verdict(threshold=0.3, aggregate="mean"))
+    config = dataclasses.replace(TINY, verdict=Decision(threshold=0.3, aggregate="mean"))
     weights = Weights("w", config, {}, "b" * 64, "CC0", {"source": "x"})
     path = tmp_path / "w.engine"
     engine.write_engine(path, RECIPE, weights, memoryview(b"plan"))

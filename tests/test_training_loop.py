@@ -21,7 +21,7 @@ from artifactnet_jax.layers import layer, preset_layers
 from artifactnet_jax.train import loop
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import PHASES, Settings, SettingsError
-from artifactnet_jax.weights import Weights, random_tensors
+from artifactnet_jax.weights import Weights, load_weights, random_tensors, save_weights
 from tiny_model import TINY
 
 SECONDS = 0.25
@@ -332,14 +332,21 @@ def test_a_converted_model_takes_whole_segments_and_no_scaffolding():
         Trainer(config, None, settings_of("joint", seconds=1.0))
 
 
-def test_statistics_of_folded_norms_stay():
-    """A converted preset has its norms in its convolutions, and identities in their place."""
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_statistics_of_folded_norms_stay(dtype, tmp_path):
+    """A converted preset has its norms in its convolutions, and identities in their place.
+
+    A weights file keeps that mark, one in float16 too.
+    """
     tensors = random_tensors(TINY)
     for name in tensors:
         if ".norm" in name:
             kind = name.rsplit(".", 1)[1]
             value = {"scale": 1.0, "var": 1 - 1e-5}.get(kind, 0.0)
             tensors[name] = np.full_like(tensors[name], value)
+    facts = {"name": "f", "licence": "x", "provenance": {}, "dtype": dtype}
+    save_weights(tmp_path / "f.safetensors", TINY, tensors, **facts)
+    tensors = load_weights(tmp_path / "f.safetensors").tensors
     trainer = Trainer(TINY, tensors, settings_of("codec"))
     assert trainer.frozen_statistics
     assert not trainer_of("codec").frozen_statistics

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from artifactnet_jax.audio import Segment
-from artifactnet_jax.config import Config, Verdict
+from artifactnet_jax.config import Config, Decision
 from artifactnet_jax.convert import verify
 from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.graph import ConvertError
@@ -259,7 +259,7 @@ class Said:
 
 def compare(scores: list[float], contract: Contract, shift: float, **rules: Any) -> Comparison:
     """A comparison of one track with these scores; the candidate's lie `shift` higher."""
-    verdict = Verdict(**rules)
+    verdict = Decision(**rules)
     config = Config(preset="converted", verdict=verdict)
     weights = Weights("x", config, {}, "", "none", {})
     candidate = Candidate("numpy", Said(contract, shift))
@@ -319,7 +319,7 @@ def test_song_is_one_call_and_its_own_score():
 
 def test_song_without_weight_has_no_score_of_ours():
     silent = Segment(0.0, np.zeros(8, np.float32), 0.0, 0.0)
-    config = Config(preset="converted", verdict=Verdict(aggregate="rms", rms_eps=0.0))
+    config = Config(preset="converted", verdict=Decision(aggregate="rms", rms_eps=0.0))
     weights = Weights("x", config, {}, "", "none", {})
     candidate = Candidate("numpy", lambda audio: ({}, audio[:, 0], None))
     comparison: Any = Comparison(Said(by(None, song=True)), weights, [candidate])  # type: ignore[arg-type]

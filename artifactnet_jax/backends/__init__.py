@@ -59,3 +59,11 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def leave_memory() -> None:
+    """Have jax take GPU memory as it needs it, for the device may have other users.
+
+    Effective before the first use of a device in this process. The user's own setting wins.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

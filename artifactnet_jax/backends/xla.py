@@ -20,16 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# A detector must leave room for the other users of the device; only effective before jax starts.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from artifactnet_jax import dsp
-from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.backends.head import HostHead
 from artifactnet_jax.files import cache_folder
 from artifactnet_jax.model import ArtifactNet
@@ -76,6 +73,7 @@ class XlaBackend:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"backend 'xla' computes in float32 or bfloat16, not {dtype}")
         self.dtype = dtype
+        leave_memory()
         _keep_compiled()
         self.device = jax.devices()[0]
         on_cpu = self.device.platform == "cpu"

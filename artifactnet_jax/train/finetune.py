@@ -24,21 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax import __version__, score
 from artifactnet_jax.config import REGRESSION
+from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
     Row,
-    assign_splits,
-    check_rows,
     read_manifest,
 )
-from artifactnet_jax.data.records import AudioCache
+from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.evaluation import auc
+from artifactnet_jax.files import make_folder, replace_file, writing
 from artifactnet_jax.models import open_model
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
@@ -87,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
     for text in warnings:
         print(printable(f"warning: {text}"), file=sys.stderr)
     folder = Path(f"{args.out}.run")
-    with score.writing(str(folder)):
-        folder.mkdir(exist_ok=True)
+    make_folder(folder, "--out")
     scorer, seconds = _Scorer(args, folder), _Seconds()
 
     ranked, before = _mine(hard, keep, weights, settings, scorer)
@@ -155,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
         "seconds": seconds.by_stage,
         "versions": {"artifactnet-jax": __version__},
     }
-    with score.writing(f"{args.out}.report.json"):
+    with writing(f"{args.out}.report.json"):
         text = json.dumps(report, indent=1, allow_nan=False)
         replace_file(f"{args.out}.report.json", text.encode())
     _table(report, changes)
@@ -489,10 +487,8 @@ def compare(
 
 def _auc(rows: Iterable[Row], scores: Scores) -> float | None:
     pairs = [(row.label, scores[row.path]) for row in rows if row.path in scores]
-    labels = [label for label, _ in pairs]
-    if len(set(labels)) < 2:
-        return None
-    return round(float(roc_auc_score(labels, [score for _, score in pairs])), 6)
+    area = auc(*map(np.array, zip(*pairs, strict=True))) if pairs else None
+    return None if area is None else round(area, 6)
 
 
 class _Seconds:
@@ -516,7 +512,7 @@ def _signed(weights: Weights, out: str, found: dict[str, Any]) -> Weights:
 
 
 def _save(path: Path, weights: Weights) -> None:
-    with score.writing(str(path)):
+    with writing(str(path)):
         write_weights(weights, path)
 
 

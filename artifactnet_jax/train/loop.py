@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from artifactnet_jax import config as cfg
 from artifactnet_jax import dsp
 from artifactnet_jax.config import Config
-from artifactnet_jax.layers import BN_EPSILON
+from artifactnet_jax.layers import FOLDED_VARIANCE
 from artifactnet_jax.model import ArtifactNet, ArtifactUNet
 from artifactnet_jax.train.losses import (
     binary_cross_entropy,
@@ -323,5 +323,5 @@ def _folded(tensors: Mapping[str, np.ndarray], parts: tuple[str, ...]) -> bool:
         for name, tensor in tensors.items()
         if name.endswith(".var") and name.split(".")[0] in tops
     ]
-    identity = np.float32(1 - BN_EPSILON)
+    identity = np.float32(FOLDED_VARIANCE)
     return bool(variances) and all((tensor == identity).all() for tensor in variances)

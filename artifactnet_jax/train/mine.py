@@ -73,10 +73,7 @@ def run(args: argparse.Namespace) -> int:
     wrong = sum(one.wrong for one in ranked)
     written = written[:wrong] if args.wrong_only else written
     written = written[: args.top] if args.top else written
-    try:
-        write_manifest(args.output, written)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    write_manifest(args.output, written)
     _table(ranked)
     if not args.quiet:
         said = f"{wrong} of {len(ranked)} tracks are wrong at {threshold:g}"

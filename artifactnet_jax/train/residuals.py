@@ -29,6 +29,7 @@ import numpy as np
 
 from artifactnet_jax import score
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
@@ -37,10 +38,9 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from artifactnet_jax.data.records import AudioCache
 from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import replace_file, whole_file
+from artifactnet_jax.files import claim, make_folder, whole_file
 from artifactnet_jax.results import (
     OK,
     SOME_FAILED,
@@ -77,16 +77,19 @@ def run(args: argparse.Namespace) -> int:
             cause = "it is what the command writes"
             raise CommandError(f"--data {args.data}: {cause}; give the one before it", USAGE)
         folder = os.path.join(args.out, "residuals")
-        os.makedirs(folder, exist_ok=True)
+        make_folder(folder, "--out")
         check_output(manifest)
     except ManifestError as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"--out {args.out}: {error.strerror}; name another", USAGE) from error
     teacher = open_teacher(args.teacher, args.teacher_weights)
     if teacher.note:
         print(teacher.note, file=sys.stderr)
-    _claim(os.path.join(args.out, "teacher.json"), teacher)
+    whose = {"schema": SCHEMA, "teacher": teacher.name, "digest": teacher.digest}
+    claim(
+        os.path.join(args.out, "teacher.json"),
+        whose | {"note": teacher.note},
+        lambda facts: {name: facts[name] for name in ("teacher", "digest")},
+    )
     cache = AudioCache(args.cache)
     journal = os.path.join(args.out, "tracks.jsonl")
     kept = _kept(rows, cache, journal, folder)
@@ -113,39 +116,16 @@ def run(args: argparse.Namespace) -> int:
                     _append(file, result)
                 tell(result)
     except BaseException:
-        with contextlib.suppress(ManifestError):  # of a full disk, perhaps: what ends this counts
+        # Of a full disk, perhaps: what ends this counts.
+        with contextlib.suppress(ManifestError, CommandError):
             _write(manifest, rows, done, folder)
         raise
     seconds = time.monotonic() - started
     if not done:
         raise CommandError(f"none of the {failed} tracks could be used", SOME_FAILED)
-    try:
-        _write(manifest, rows, done, folder)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    _write(manifest, rows, done, folder)
     _report(rows, done, kept, failed, seconds)
     return SOME_FAILED if failed else OK
-
-
-def _claim(path: str, teacher: Teacher) -> None:
-    """Write whose folder this is; CommandError when it is another teacher's."""
-    said = {"schema": SCHEMA, "teacher": teacher.name, "digest": teacher.digest}
-    said["note"] = teacher.note
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except FileNotFoundError:
-        with storing(path):
-            replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
-        return
-    except (OSError, ValueError) as error:
-        cause = f"{printable(path)} cannot be read ({brief(error)})"
-        raise CommandError(f"{cause}: name another --out", USAGE) from error
-    if not isinstance(found, dict) or found.get("digest") != teacher.digest:
-        name = found.get("teacher") if isinstance(found, dict) else None
-        whose = f"teacher {name}" if name != teacher.name else "other weights or settings of it"
-        cause = f"the residuals there are by {whose}, not by this {teacher.name}"
-        raise CommandError(f"{printable(path)}: {cause}: name another --out", USAGE)
 
 
 def _kept(rows: list[Row], cache: AudioCache, journal: str, folder: str) -> dict[int, Track]:

@@ -27,20 +27,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# Training may be one of several users of the device; only effective before jax starts.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax import __version__
-from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.config import Config
-from artifactnet_jax.data.manifest import ManifestError, Row, check_rows, read_manifests
-from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.data.decoded import AudioCache, prepare
+from artifactnet_jax.data.manifest import ManifestError, Row, read_manifests
+from artifactnet_jax.data.records import Examples, FixedExamples, batches
+from artifactnet_jax.data.splits import check_rows
+from artifactnet_jax.evaluation import auc
+from artifactnet_jax.files import claim, replace_file
 from artifactnet_jax.models import open_model
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failure, brief, to_json
 from artifactnet_jax.train import phases
@@ -121,6 +120,7 @@ def train(
     if weights is None and settings.needs_init:
         cure = "give --init W, such as the weights of an earlier phase"
         raise CommandError(f"phase {phase} cannot start from random weights: {cure}", USAGE)
+    leave_memory()
     try:
         trainer = Trainer(config, weights.tensors if weights else None, settings)
     except SettingsError as error:
@@ -271,21 +271,11 @@ def _claim(
         "settings": {key: value for key, value in flat.items() if key not in phases.FREE},
     }
     path = folder / "run.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["decisive"]
-    except FileNotFoundError:
-        found = decisive
-        if any((folder / name).exists() for name in ("checkpoints", "weights.safetensors")):
-            cause = f"{folder} holds checkpoints or weights, but no run.json"
-            raise CommandError(f"{cause}: give another --out", USAGE) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{path}: {brief(error)}: give another --out", USAGE) from error
-    if found != decisive:
-        old, new = _flatten(found), _flatten(decisive)
-        other = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-        what = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} here" for key in other[:3])
-        raise CommandError(f"{folder} holds another run ({what}): give another --out", USAGE)
-    told = {
+    made = [name for name in ("checkpoints", "weights.safetensors") if (folder / name).exists()]
+    if made and not path.exists():
+        cause = f"{folder} holds checkpoints or weights, but no run.json"
+        raise CommandError(f"{cause}: give another --out", USAGE)
+    facts = {
         "decisive": decisive,
         "settings": flat,
         "init": weights.summary() if weights else None,
@@ -294,13 +284,9 @@ def _claim(
         "versions": {"artifactnet-jax": __version__, "jax": jax.__version__},
         "devices": [str(device) for device in jax.devices()],
     }
+    claim(path, facts, lambda facts: facts["decisive"])
     with _full_disk(folder):
-        replace_file(path, json.dumps(told, indent=1).encode())
-
-
-def _flatten(data: dict[str, Any]) -> dict[str, Any]:
-    nested = {f"{k}.{j}": w for k, v in data.items() if isinstance(v, dict) for j, w in v.items()}
-    return {k: v for k, v in data.items() if not isinstance(v, dict)} | nested
+        replace_file(path, json.dumps(facts, indent=1).encode())
 
 
 def _watch_batches(
@@ -463,7 +449,7 @@ class _Loop:
                 np.repeat(label, logit.shape[1])
                 for (_, _, label), logit in zip(pending, logits, strict=True)
             ]
-            means["auc"] = _auc(np.concatenate(labels), np.concatenate([x.ravel() for x in logits]))
+            means["auc"] = auc(np.concatenate(labels), np.concatenate([x.ravel() for x in logits]))
         segments = self.settings.batch * max(1, len(self.settings.versions))
         speed = len(pending) / seconds if seconds > 0 else 0.0
         waiting = min(1.0, idle / seconds) if seconds > 0 else 0.0
@@ -530,7 +516,7 @@ class _Loop:
         if logits:
             logit = np.concatenate(logits)
             label = np.concatenate(labels)
-            found["auc"] = _auc(np.repeat(label, logit.shape[1]), logit.ravel())
+            found["auc"] = auc(np.repeat(label, logit.shape[1]), logit.ravel())
             if logit.shape[1] > 1:
                 p = 1 / (1 + np.exp(-np.clip(logit.astype(np.float64), -500, 500)))
                 delta = p.max(axis=1) - p.min(axis=1)
@@ -579,11 +565,6 @@ def _when_ready(value: jax.Array) -> float:
     """The time at which the device has computed this."""
     value.block_until_ready()
     return time.perf_counter()
-
-
-def _auc(label: np.ndarray, logit: np.ndarray) -> float | None:
-    """Area under the ROC curve; None with one class."""
-    return float(roc_auc_score(label, logit)) if 0 < label.mean() < 1 else None
 
 
 def _numbered(leaves: Sequence[Any]) -> dict[str, Any]:

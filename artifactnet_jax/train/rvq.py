@@ -43,6 +43,7 @@ from artifactnet_jax import dsp, score
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.augment import RATE, to_int16
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import (
     ManifestError,
     Row,
@@ -50,8 +51,7 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from artifactnet_jax.data.records import AudioCache, prepare
-from artifactnet_jax.files import replace_file, whole_file
+from artifactnet_jax.files import claim, make_folder, replace_file, whole_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, brief, printable
 from artifactnet_jax.train.autoencoder import (
@@ -463,7 +463,10 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{cause}: give fewer, or more models", USAGE)
     family = codecs(args.models, args.seed)
     rows = _real_rows(args)
-    _claim(args, family)
+    settings: dict[str, Any] = {"format": FORMAT}
+    settings |= {name: getattr(args, name) for name in ("models", "steps", "per_track", "seed")}
+    settings["codecs"] = [codec.name for codec in family]
+    claim(os.path.join(args.out, "settings.json"), settings, lambda facts: facts)
     cache = AudioCache(args.cache)
     with score.progress(args.quiet, args.out, len(rows)) as tell:
         good, failures = prepare(
@@ -479,10 +482,7 @@ def run(args: argparse.Namespace) -> int:
     tracks = [Track.open(row, cache) for row in good]
     models, diverged = _models(args, family, tracks)
     written = _positives(args, models, tracks, cache)
-    try:
-        write_manifest(_manifest(args), written)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    write_manifest(_manifest(args), written)
     if not args.quiet:
         text = f"{len(written)} positives of {len(tracks)} tracks"
         print(f"{text}, listed in {printable(_manifest(args))}", file=sys.stderr)
@@ -503,40 +503,11 @@ def _real_rows(args: argparse.Namespace) -> list[Row]:
         if not rows:
             cause = f"{printable(args.data)}: no row is real (label 0)"
             raise CommandError(f"{cause}: give real music, which is what rvq learns from", USAGE)
-        os.makedirs(os.path.join(args.out, "models"), exist_ok=True)
+        make_folder(os.path.join(args.out, "models"), "--out")
         check_output(_manifest(args))
     except ManifestError as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        cause = f"--out {printable(args.out)}: {error.strerror}"
-        raise CommandError(f"{cause}; name another", USAGE) from error
     return rows
-
-
-def _claim(args: argparse.Namespace, family: Sequence[Codec]) -> None:
-    """Write what the folder is made with; CommandError when it was made with something else."""
-    path = os.path.join(args.out, "settings.json")
-    said: dict[str, Any] = {"format": FORMAT}
-    said |= {name: getattr(args, name) for name in ("models", "steps", "per_track", "seed")}
-    said["codecs"] = [codec.name for codec in family]
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        if not isinstance(found, dict):
-            raise ValueError("it is not an object")
-    except FileNotFoundError:
-        with storing(path):
-            replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
-        return
-    except (OSError, ValueError) as error:
-        cause = f"{printable(path)} cannot be read ({brief(error)})"
-        raise CommandError(f"{cause}: name another --out", USAGE) from error
-    differing = [name for name in said if found.get(name) != said[name]]
-    if differing:
-        name = differing[0]
-        cause = f"{name} was {found.get(name)!r} there, and is {said[name]!r} now"
-        cure = "give the same settings, or another --out"
-        raise CommandError(f"{printable(path)}: {cause}: {cure}", USAGE)
 
 
 def _parts(tracks: Sequence[Track], seed: int) -> tuple[list[Track], list[Track], bool]:

@@ -28,23 +28,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.metrics import roc_auc_score, roc_curve
 from threadpoolctl import threadpool_limits
 
 from artifactnet_jax import __version__, score
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.data.augment import Augment, Chain, to_int16
+from artifactnet_jax.data.decoded import AudioCache, read_array, write_array
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
     Row,
-    assign_splits,
-    check_rows,
     read_manifests,
 )
-from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
+from artifactnet_jax.data.records import Crops
+from artifactnet_jax.data.splits import assign_splits, check_rows
+from artifactnet_jax.decode import to_float
 from artifactnet_jax.detector import log_odds
+from artifactnet_jax.evaluation import Sample, numbered, operating_points
+from artifactnet_jax.files import writing
 from artifactnet_jax.models import open_model
 from artifactnet_jax.reference import (
     Network,
@@ -69,6 +71,8 @@ from artifactnet_jax.weights import Weights, WeightsError, save_weights
 _FIRST_NARROW = 50  # number of a row's first narrow version
 _REVISION = 2  # of the statistics: raise it whenever the same audio gives something else
 MARGINS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # log-odds
+RESAMPLES = 500  # of an interval
+FIGURES = {"auc": "auroc", "tpr_at_fpr5": "tpr_at_fpr5", "f1": "f1", "fpr": "fpr", "tpr": "recall"}
 NARROW = (3_500.0, 16_000.0)  # Hz: where the band of a track's narrow version ends
 LEAST_SPREAD = 1e-3  # of a statistic that hardly differs between tracks
 
@@ -145,7 +149,7 @@ class _Statistics(Crops):
             cutoff = float(low * (high / low) ** rng.random())
             chain = dataclasses.replace(chain, cutoff=cutoff, resampled=bool(rng.integers(2)))
         crop = self.crop(k, rng, chain)[0]
-        return to_int16(crop).astype(np.float32) / np.float32(32768)  # as a file would hold it
+        return to_float(to_int16(crop))  # as a file would hold it
 
     def _draw(self, segment: int, version: int) -> str:
         """What a draw is known by: nothing of the fit is in it, so all fits share statistics."""
@@ -416,30 +420,6 @@ def calibrate(
     return Calibration(float(alone.coef_[0, 0]), 0.0, float(alone.intercept_[0]))
 
 
-def operating_points(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> dict[str, float]:
-    """Thresholds from tracks that were left out, each as low as it may be.
-
-    "fprN" calls at most N % of the (weighted) real tracks AI, and is missing where no threshold
-    does; "balanced" has the largest sum of the shares of both classes that are judged right.
-    """
-    real = label == 0
-    candidates = np.unique(np.nextafter(score.astype(np.float32), np.float32(2)).astype(float))
-    candidates = np.minimum(candidates, 1.0)
-
-    def share(own: np.ndarray, threshold: float) -> float:
-        return float(weight[own & (score >= threshold)].sum() / weight[own].sum())
-
-    false = np.array([share(real, t) for t in candidates])
-    found = np.array([share(~real, t) for t in candidates])
-    points = {}
-    for percent in (1, 2, 5):
-        allowed = candidates[false <= percent / 100]
-        if len(allowed):
-            points[f"fpr{percent}"] = float(allowed[0])
-    points["balanced"] = float(candidates[np.argmax(found - false)])
-    return points
-
-
 def reached(points: Mapping[str, float], name: str) -> float:
     """The threshold of an operating point. CommandError where no threshold reaches it."""
     if name not in points:
@@ -462,6 +442,20 @@ def combined(
     return done
 
 
+def read_limits(path: str) -> list[str]:
+    """Where weights fail: the lines of a text file, a sentence each.
+
+    Raises CommandError when the file cannot be read or holds no sentence.
+    """
+    try:
+        limits = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: {brief(error)}", USAGE) from error
+    if not any(limits):
+        raise CommandError(f"{path}: no sentence in it; leave --limits out for none", USAGE)
+    return [sentence for sentence in limits if sentence]
+
+
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, write and report what the arguments name; returns the exit code."""
     fit = dataclasses.replace(
@@ -479,6 +473,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{cause}: divide the manifest with artifactnet-jax split", USAGE)
     if problem := score.output_problem(args.output):
         raise CommandError(f"{args.output}: {problem}", USAGE)
+    limits = {"limits": read_limits(args.limits)} if args.limits else {}
     config = weights.config
     if config.texture is None:
         config = dataclasses.replace(config, texture=Texture())
@@ -500,9 +495,9 @@ def run(args: argparse.Namespace) -> int:
     except ManifestError as error:
         raise CommandError(str(error), USAGE) from error
     unseen = [i for i, row in enumerate(rows) if row.split != "train"]
-    network = network_logits(weights, [rows[i] for i in unseen], cache, fit)
-    judged = [rows[i] for i in unseen]
-    calibration = calibrate(judged, [own[i] for i in unseen], network, fit.source_power)
+    unseen_rows = [rows[i] for i in unseen]
+    network = network_logits(weights, unseen_rows, cache, fit)
+    calibration = calibrate(unseen_rows, [own[i] for i in unseen], network, fit.source_power)
     rule, eps = config.verdict.aggregate, config.verdict.rms_eps
     score_of = np.array(
         [
@@ -510,9 +505,9 @@ def run(args: argparse.Namespace) -> int:
             for i, other in zip(unseen, network, strict=True)
         ]
     )
-    label = np.array([row.label for row in judged])
+    label = np.array([row.label for row in unseen_rows])
     points = operating_points(
-        label, score_of, kinds_alike(judged, row_weights(judged, fit.source_power))
+        label, score_of, kinds_alike(unseen_rows, row_weights(unseen_rows, fit.source_power))
     )
     everything = head(texture, [*rows, *helpers], [*statistics, *theirs], fit)
     tensors = combined(weights.tensors, everything, calibration)
@@ -532,39 +527,41 @@ def run(args: argparse.Namespace) -> int:
         "fit": dataclasses.asdict(fit),
         "calibration": dataclasses.asdict(calibration),
         "operating_points": points,
-        "left_out": judgement(rows, alone, fold, args.point, fit.source_power),
-        "unseen": judgement(judged, score_of, fold[unseen], args.point, fit.source_power),
+        "left_out": evaluate(rows, alone, fold, args.point, fit.source_power),
+        "unseen": evaluate(unseen_rows, score_of, fold[unseen], args.point, fit.source_power),
     }
     kept = {key: report[key] for key in ("rows", "also", "fit", "calibration", "operating_points")}
     try:
-        save_weights(
-            args.output,
-            config,
-            tensors,
-            name=args.name or Path(args.output).stem,
-            licence=weights.licence,
-            provenance={
-                "trained_by": f"artifactnet-jax {__version__}",
-                "history": [*history(weights), {"phase": "texture", **kept}],
-                "note": "not evidence by itself",
-            },
-            dtype=np.float16 if args.half else np.float32,
-        )
-    except (OSError, WeightsError) as error:
+        with writing(args.output):
+            save_weights(
+                args.output,
+                config,
+                tensors,
+                name=args.name or Path(args.output).stem,
+                licence=weights.licence,
+                provenance={
+                    "trained_by": f"artifactnet-jax {__version__}",
+                    "history": [*history(weights), {"phase": "texture", **kept}],
+                    "note": "not evidence by itself",
+                    **limits,
+                },
+                dtype=np.float16 if args.half else np.float32,
+            )
+    except WeightsError as error:
         raise CommandError(f"{args.output}: {brief(error)}", SOME_FAILED) from error
-    print(json.dumps(report, indent=1))
+    with writing("stdout"):
+        print(json.dumps(report, indent=1))
     return SOME_FAILED if failures else OK
 
 
-def judgement(
+def evaluate(
     rows: Sequence[Row], score: np.ndarray, fold: np.ndarray, point: str, source_power: float
 ) -> dict[str, Any]:
-    """How good scores in [0, 1] [rows] are, of rows that what gave them was not fitted to.
+    """Figures of held-out scores: [rows] in [0, 1], from a model that was not fitted to these rows.
 
-    The verdicts of a fold are those at the threshold of the other folds, so that it is no choice
-    of the tracks that it is judged by. Intervals are of 95 %, over whole sources. `undecided` is
-    what a margin around the threshold (log-odds) leaves, and how often what remains is wrong;
-    `called_ai` the share of every kind above the threshold.
+    Each fold uses the threshold chosen on the other folds. Intervals are of 95 %, over whole
+    sources. `undecided` tells what a margin around the threshold (log-odds) leaves, and how often
+    what remains is wrong; `called_ai` the share of every kind above the threshold.
     """
     label = np.array([row.label for row in rows])
     weight = row_weights(rows, source_power)
@@ -575,40 +572,28 @@ def judgement(
         threshold = reached(operating_points(label[other], score[other], alike), point)
         distance[own] = log_odds(score[own]) - log_odds(threshold)
     called = distance >= 0
+    unit = numbered([(row.label, row.source) for row in rows])
+    sample = Sample(label, score, unit, "source", weight, at_once=1)
+    points, drawn = sample.points(called), sample.resampled(called, RESAMPLES, seed=0)
+    report: dict[str, Any] = {"tracks": len(rows), "groups": len({row.group for row in rows})}
+    for name, metric in FIGURES.items():
+        report[name] = points[metric]
+        report[f"{name}_interval"] = sample.interval(drawn[metric])
 
-    def share(w: np.ndarray, judged: np.ndarray, among: np.ndarray) -> float:
-        return float((weight * w)[among & judged].sum() / max((weight * w)[among].sum(), 1e-12))
+    def share(chosen: np.ndarray, among: np.ndarray) -> float:
+        return float(weight[among & chosen].sum() / max(weight[among].sum(), 1e-12))
 
-    def f1(w: np.ndarray) -> float:
-        found, missed, false = (
-            (weight * w)[mask].sum()
-            for mask in (called & (label == 1), ~called & (label == 1), called & (label == 0))
-        )
-        return float(2 * found / max(2 * found + missed + false, 1e-12))
-
-    figures = {
-        "auc": lambda w: _auc(label, score, weight * w),
-        "tpr_at_fpr5": lambda w: _tpr(label, score, weight * w, 0.05),
-        "f1": f1,
-        "fpr": lambda w: share(w, called, label == 0),
-        "tpr": lambda w: share(w, called, label == 1),
-    }
-    done: dict[str, Any] = {"tracks": len(rows), "groups": len({row.group for row in rows})}
-    for name, figure in figures.items():
-        low, done[name], high = bootstrap(rows, figure)
-        done[f"{name}_interval"] = [low, high]
-    everything = np.ones(len(rows))
-    done["undecided"] = []
+    report["undecided"] = []
     for margin in MARGINS:
         decided = np.abs(distance) >= margin
         wrong = {
-            name: share(everything, called != label, decided & (label == k))
+            name: share(called != label, decided & (label == k))
             for k, name in enumerate(("fpr", "missed"))
         }
-        covered = share(everything, decided, everything > 0)
-        done["undecided"].append({"margin": margin, "coverage": covered, **wrong})
+        covered = share(decided, np.ones(len(rows), bool))
+        report["undecided"].append({"margin": margin, "coverage": covered, **wrong})
     kind = np.array([row.kind for row in rows])
-    done["called_ai"] = {name: share(everything, called, kind == name) for name in sorted({*kind})}
+    report["called_ai"] = {name: share(called, kind == name) for name in sorted({*kind})}
     sources = {}
     for name in sorted({row.source for row in rows}):
         own = np.array([row.source == name for row in rows])
@@ -619,37 +604,4 @@ def judgement(
             "called_ai": float(called[own].mean()),
             "median_score": float(np.median(score[own])),
         }
-    return {**done, "sources": sources}
-
-
-def bootstrap(
-    rows: Sequence[Row], statistic: Callable[[np.ndarray], float], resamples: int = 500
-) -> tuple[float, float, float]:
-    """2.5 % bound, value, 97.5 % bound of a statistic of row weights; whole sources are resampled.
-
-    Within each label, so that no resample lacks one.
-    """
-    rng = np.random.default_rng(0)
-    names = [(row.label, row.source) for row in rows]
-    numbers = {name: k for k, name in enumerate(sorted(set(names)))}
-    unit = np.array([numbers[name] for name in names])
-    labels = np.array([name[0] for name in sorted(numbers)])
-    values = []
-    for _ in range(resamples):
-        count = np.zeros(len(numbers))
-        for k in (0, 1):
-            own = np.flatnonzero(labels == k)
-            np.add.at(count, rng.choice(own, len(own)), 1)
-        values.append(statistic(count[unit]))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), statistic(np.ones(len(rows))), float(high)
-
-
-def _tpr(label: np.ndarray, score: np.ndarray, weight: np.ndarray, most: float) -> float:
-    false, found, _ = roc_curve(label, score, sample_weight=weight)
-    return float(found[np.searchsorted(false, most + 1e-9, side="right") - 1])
-
-
-def _auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
-    kept = weight > 0
-    return float(roc_auc_score(label[kept], score[kept], sample_weight=weight[kept]))
+    return {**report, "sources": sources}
