@@ -12,7 +12,7 @@ from artifactnet_jax.backends import BackendError, engine
 from artifactnet_jax.backends.cuda import find_device
 from artifactnet_jax.files import cache_folder, writing
 from artifactnet_jax.models import open_model
-from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError
+from artifactnet_jax.text import NO_BACKEND, OK, USAGE, CommandError
 from artifactnet_jax.weights import ENGINE_SUFFIX, Engine, Model, WeightsError
 
 REFIT_KEEPS = ("precision", "target", "workspace", "batches", "version_compatible", "refittable")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from artifactnet_jax import __version__
 from artifactnet_jax.files import writing
-from artifactnet_jax.results import NO_BACKEND, SOME_FAILED, CommandError, brief, printable
+from artifactnet_jax.text import NO_BACKEND, SOME_FAILED, CommandError, brief, printable
 
 BACKENDS = ("auto", "xla", "numpy", "onnxruntime", "onnxruntime-cuda", "tensorrt")
 
@@ -972,7 +972,3 @@ def _failed(error: BaseException, debug: bool) -> int:
         text, code = f"{brief(error)}; --debug shows where", SOME_FAILED
     print(f"artifactnet-jax: {printable(text)}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,8 @@ from artifactnet_jax.audio import AudioReport, SegmentReader, Segments, check_pl
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.models import load_backend, open_model
-from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
+from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
+from artifactnet_jax.text import printable
 from artifactnet_jax.weights import ForeignGraph, Model
 
 STOP_S = 2.0  # what closing waits for decoding threads

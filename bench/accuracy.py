@@ -39,21 +39,14 @@ from artifactnet_jax.bench.detectors import (
     trained_parts,
 )
 from artifactnet_jax.bench.manifests import AudioReader, Track
+from artifactnet_jax.console.progress import progress
+from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.manifest import ManifestError
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import claim, make_folder, replace_file, writing
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    brief,
-    printable,
-)
-from artifactnet_jax.score import output_problem, progress, writer
+from artifactnet_jax.files import check_output, claim, make_folder, replace_file, writing
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 BATCH = 8  # tracks in memory at once
 MEAN_TRACKS = 32  # of the part "train", whose channels' mean an ablation puts in their place
@@ -154,8 +147,7 @@ def _claim(out: Path, resume: bool) -> None:
     """The folder, made if need be; found wanting now rather than after hours."""
     make_folder(out, "--out")
     for name in ("results.jsonl", "stress.jsonl", "run.json"):
-        if problem := output_problem(str(out / name)):
-            raise CommandError(f"--out {out}: {name}: {problem}", USAGE)
+        check_output(out / name, f"--out {out}: {name}")
         if not resume and (out / name).exists():
             cure = "give --resume to go on with it, or another folder"
             raise CommandError(f"--out {out}: it holds a run already: {cure}", USAGE)

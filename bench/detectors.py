@@ -37,7 +37,8 @@ import soxr
 
 from artifactnet_jax.audio import SegmentReader, Segments
 from artifactnet_jax.config import Config, Decision, FrontEnd, flops
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, Failure, brief, printable
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief, printable
 
 RATE = FrontEnd.sample_rate  # Hz; what every track is decoded to
 BAND = (0.2, 0.8)  # of a tiered detector: scores between these go to the second one
@@ -154,7 +155,7 @@ class ArtifactNet(Adapter):
 
     def load(self, device: str) -> None:
         """The backend is the one that `score` would take."""
-        from artifactnet_jax.score import open_detector
+        from artifactnet_jax.console.detectors import open_detector
         from artifactnet_jax.weights import ForeignGraph, parameter_counts
 
         self.detector = open_detector(self._path, "numpy" if device == "cpu" else "auto")

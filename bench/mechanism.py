@@ -30,7 +30,7 @@ from artifactnet_jax.reference import (
     sigmoid,
     stft_magnitude,
 )
-from artifactnet_jax.results import USAGE, CommandError
+from artifactnet_jax.text import USAGE, CommandError
 from artifactnet_jax.weights import Weights
 
 SEGMENTS = 3  # evenly spaced ones of a track

@@ -44,7 +44,7 @@ class Served:
 
     def start(self) -> None:
         limits = ("--rate", "1000000000", "--root", self.root, "--port", str(self.port))
-        command = [sys.executable, "-m", "artifactnet_jax.cli", "serve", *limits]
+        command = [sys.executable, "-m", "artifactnet_jax", "serve", *limits]
         log, said = Path(f"{self.root}.log"), ""
         with open(log, "wb") as file:
             self.process = subprocess.Popen([*command, "--backend", self.backend], stderr=file)

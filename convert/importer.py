@@ -16,7 +16,7 @@ from artifactnet_jax.convert.graph import ConvertError, Graph, graph_to_dict, re
 from artifactnet_jax.convert.native import Native, difference, recognised
 from artifactnet_jax.convert.original import tensors_of
 from artifactnet_jax.convert.trace import Trace, Unmapped, probe_audio
-from artifactnet_jax.results import brief
+from artifactnet_jax.text import brief
 from artifactnet_jax.weights import ForeignGraph, Weights, weights_digest
 
 _log = logging.getLogger(__name__)

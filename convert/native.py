@@ -19,7 +19,8 @@ from artifactnet_jax.convert.template import array_digest
 from artifactnet_jax.convert.trace import Trace, Unmapped, decimal, probe_audio
 from artifactnet_jax.filterbank import hann
 from artifactnet_jax.layers import INPUT, Layer, layer, preset_tensors
-from artifactnet_jax.results import aggregate, brief
+from artifactnet_jax.results import aggregate
+from artifactnet_jax.text import brief
 from artifactnet_jax.weights import Weights
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from artifactnet_jax.audio import Segment
 from artifactnet_jax.convert.graph import ConvertError
-from artifactnet_jax.results import aggregate, brief
+from artifactnet_jax.results import aggregate
+from artifactnet_jax.text import brief
 from artifactnet_jax.weights import ForeignGraph, Model, Weights
 
 if TYPE_CHECKING:

@@ -28,14 +28,7 @@ from artifactnet_jax.convert.parity import (
 from artifactnet_jax.files import find_audio, writing
 from artifactnet_jax.models import load_backend, open_model, why_unavailable
 from artifactnet_jax.reference import sigmoid
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    printable,
-)
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.weights import ForeignGraph, Model, WeightsError
 
 if TYPE_CHECKING:
@@ -212,7 +205,7 @@ def _read(
 
 def probe(samples: int) -> dict[str, np.ndarray]:
     """Segments float32 [samples] of what detectors meet, by name."""
-    from artifactnet_jax.convert.recognise import probe_audio
+    from artifactnet_jax.convert.trace import probe_audio
 
     rng = np.random.default_rng(0)
     music = probe_audio(3, samples)

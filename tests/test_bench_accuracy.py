@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from artifactnet_jax.bench import accuracy, public
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 
 RATE = 44_100
 MODULE = """

@@ -33,7 +33,7 @@ from artifactnet_jax.bench.detectors import (
     trained_parts,
 )
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError
 from artifactnet_jax.weights import parameter_counts
 
 ONNX = Path(__file__).parent / "onnx"

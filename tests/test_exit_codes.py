@@ -135,7 +135,7 @@ def test_a_device_is_no_output_file(command, tiny, music):
 
 def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     from artifactnet_jax.files import make_folder
-    from artifactnet_jax.results import CommandError
+    from artifactnet_jax.text import CommandError
 
     (tmp_path / "file").touch()
     with pytest.raises(CommandError, match=r"--out .*/file/x: Not a directory: name") as taken:

@@ -21,7 +21,7 @@ from artifactnet_jax.cli import build_parser, main
 from artifactnet_jax.config import CNN
 from artifactnet_jax.data.manifest import ManifestError, Row, write_manifest
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.train import finetune, loop, mine
 from artifactnet_jax.weights import (
     ForeignGraph,

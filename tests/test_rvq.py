@@ -22,7 +22,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from artifactnet_jax.data.manifest import Row, read_manifest
 from artifactnet_jax.data.splits import check_rows
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.train import autoencoder, losses, rvq
 from artifactnet_jax.train.autoencoder import Codebooks, Codec
 from artifactnet_jax.train.rvq import Model, Track

@@ -190,6 +190,8 @@ def test_random_weights_of_a_preset(train, tmp_path):
         ("cnn", {"rate": "fast"}, "rate=fast: not of type float"),
         ("cnn", {"steps": 2.5}, "steps=2.5: not of type int"),
         ("cnn", {"steps": 0}, "steps=0: it must be above 0"),
+        ("cnn", {"rate": "nan"}, "rate=nan: it must be a number above 0"),
+        ("cnn", {"boundary": 1}, "boundary=1.0: it must be between 0 and 1"),
         ("cnn", {"dtype": "float16"}, "use one of float32, bfloat16"),
         ("cnn", {"versions": "wav,flac"}, "no codec ['flac']"),
         ("cnn", {"consistency": 1}, "consistency needs at least two versions"),

@@ -15,7 +15,7 @@ from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import Row, read_manifest
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.evaluation import operating_points
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train import texture
 from artifactnet_jax.weights import load_weights, random_tensors, save_weights

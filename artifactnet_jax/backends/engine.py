@@ -34,7 +34,7 @@ from artifactnet_jax.backends import BackendError
 from artifactnet_jax.backends.cuda import Device, find_device
 from artifactnet_jax.convert.export import build_onnx
 from artifactnet_jax.files import cache_folder, replace_file
-from artifactnet_jax.results import brief
+from artifactnet_jax.text import brief
 from artifactnet_jax.weights import (
     ENGINE_SUFFIX,
     Engine,

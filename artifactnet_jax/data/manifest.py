@@ -27,8 +27,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from artifactnet_jax.files import replace_file, writing
-from artifactnet_jax.results import NO_BACKEND, CommandError, brief, printable
+from artifactnet_jax.files import output_problem, replace_file, writing
+from artifactnet_jax.text import NO_BACKEND, CommandError, brief, printable
 
 SUFFIXES = (".csv", ".parquet")
 _CURE = 'pip install "artifactnet-jax[train]", or use csv'
@@ -280,13 +280,8 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """ManifestError when a manifest cannot be written there: before the work, not after."""
     name = os.fsdecode(path)
     _check_suffix(name)
-    folder = os.path.dirname(os.path.abspath(name))
-    if not os.path.isdir(folder):
-        raise ManifestError.of(name, "its folder does not exist: create it first")
-    if os.path.exists(name) and not os.path.isfile(name):
-        raise ManifestError.of(name, "not a regular file: name another")
-    if not all(os.access(p, os.W_OK) for p in (folder, name) if os.path.exists(p)):
-        raise ManifestError.of(name, "no permission to write there: name another file")
+    if problem := output_problem(name):
+        raise ManifestError.of(name, problem)
     if name.lower().endswith(".parquet"):
         pyarrow_or(_CURE)
 

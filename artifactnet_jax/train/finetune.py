@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import __version__, score
+from artifactnet_jax import __version__
 from artifactnet_jax.config import REGRESSION
+from artifactnet_jax.console.detectors import open_detector
 from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
@@ -37,9 +38,9 @@ from artifactnet_jax.data.manifest import (
 from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.evaluation import auc
-from artifactnet_jax.files import make_folder, replace_file, writing
+from artifactnet_jax.files import check_output, make_folder, replace_file, writing
 from artifactnet_jax.models import open_model
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
 from artifactnet_jax.train.loop import Trainer
@@ -171,8 +172,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
     """Settings and weights, found wanting now rather than after the mining."""
-    if problem := score.output_problem(args.out):
-        raise CommandError(f"--out {args.out}: {problem}", USAGE)
+    check_output(args.out, f"--out {args.out}")
     try:
         weights = training.native(open_model(args.weights))
         boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
@@ -282,7 +282,7 @@ class _Scorer:
         """What is said of each row, as `results` has it in JSON."""
         args, sha = self._args, weights.sha256
         if self._open is None or self._open[0] != sha:
-            self._open = sha, score.open_detector(weights, args.backend, jobs=args.jobs)
+            self._open = sha, open_detector(weights, args.backend, jobs=args.jobs)
         output = str(self._folder / f"scores-{sha[:12]}.jsonl")
         found = mine.score_rows(rows, self._open[1], output, args.quiet)
         self.failed |= {verdict["path"] for verdict in found if "error" in verdict}

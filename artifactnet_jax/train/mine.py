@@ -11,7 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from artifactnet_jax import score
+from artifactnet_jax.console.detectors import comparable, open_detector
+from artifactnet_jax.console.progress import progress
+from artifactnet_jax.console.writers import rows_to_keep, writer
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
@@ -23,14 +25,8 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.detector import Detector, threshold_of
 from artifactnet_jax.files import find_audio
-from artifactnet_jax.results import (
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    printable,
-)
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 
 MINED = ("hard-negative", "missed")  # column `mined` of a wrong track, by label
 
@@ -59,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         rows = rows_of(args.paths, args.label, args.recursive)
     except (ManifestError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
-    detector = score.open_detector(args.weights, args.backend, jobs=args.jobs)
+    detector = open_detector(args.weights, args.backend, jobs=args.jobs)
     try:
         threshold = threshold_of(detector.weights, args.threshold)
     except ValueError as error:
@@ -124,15 +120,15 @@ def score_rows(
     """
     output = os.path.realpath(output)
     paths = [os.path.abspath(row.path) for row in rows]
-    kept = score.rows_to_keep(output, detector, paths)
+    kept = rows_to_keep(output, comparable(detector), paths)
     kept = [row for row in kept if not _changed_since(row["path"], output)]
     done = {row["path"]: row for row in kept}
     todo = [path for path in paths if path not in done]
     if len(todo) < len(paths) and not quiet:
         print(f"resume: {len(paths) - len(todo)} done, {len(todo)} to score", file=sys.stderr)
     with (
-        score.writer("jsonl", output, kept) as write,
-        score.progress(quiet, output, len(todo)) as tell,
+        writer("jsonl", output, kept) as write,
+        progress(quiet, output, len(todo)) as tell,
         contextlib.closing(detector.score_many(todo)) as results,
     ):
         for index, result in results:

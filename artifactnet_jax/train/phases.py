@@ -15,8 +15,9 @@ import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from artifactnet_jax.config import Checked, Count, From0, Natural, Positive, Share
 from artifactnet_jax.data.augment import CODECS, Augment
 
 
@@ -24,8 +25,11 @@ class SettingsError(ValueError):
     """A setting that does not exist or cannot have that value; the message says which may."""
 
 
+Inside = Annotated[float, "between 0 and 1", lambda x: 0 < x < 1]
+
+
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Everything that decides a run, besides its data and where it starts from."""
 
     moves: tuple[str, ...] = ("unet", "cnn")  # parts whose parameters move; all others are frozen
@@ -33,47 +37,47 @@ class Settings:
     needs_init: bool = False  # random weights make no sense here
 
     # Weights of the terms of the loss; a term of weight 0 is not computed.
-    distill: float = 0.0  # L1 + multi-resolution STFT against the teacher's residual
-    bce: float = 0.0  # binary cross-entropy of the score
-    auxiliary: float = 0.0  # the same of a throw-away classifier on the bottleneck
-    consistency: float = 0.0  # spread of the score over codec versions of a track
-    label_smoothing: float = 0.05
-    boundary: float = 0.5  # score at which the cross-entropy is even; for tuning: the threshold
+    distill: From0 = 0.0  # L1 + multi-resolution STFT against the teacher's residual
+    bce: From0 = 0.0  # binary cross-entropy of the score
+    auxiliary: From0 = 0.0  # the same of a throw-away classifier on the bottleneck
+    consistency: From0 = 0.0  # spread of the score over codec versions of a track
+    label_smoothing: Share = 0.05
+    boundary: Inside = 0.5  # score at which the cross-entropy is even; for tuning: the threshold
 
-    steps: int = 2000
-    batch: int = 16  # tracks; with `versions` each counts once
-    seconds: float = 4.0  # length of a crop; shorter trains faster, scoring always takes 4 s
+    steps: Count = 2000
+    batch: Count = 16  # tracks; with `versions` each counts once
+    seconds: Positive = 4.0  # length of a crop; shorter trains faster, scoring always takes 4 s
     versions: tuple[str, ...] = ()  # codecs that each track is shown in, all in one batch
-    accumulate: int = 1  # batches per update
-    rate: float = 1e-3  # peak learning rate of AdamW
-    unet_rate: float = 1.0  # factor on it for the UNet
-    cnn_rate: float = 1.0  # factor on it for the CNN
-    warmup: float = 0.05  # share of the steps with a rising rate
-    final_rate: float = 0.02  # share of the peak rate that the cosine ends at
-    weight_decay: float = 1e-2  # of kernels only
-    clip: float = 1.0  # global norm of the gradient
-    ema: float = 0.99  # decay of the moving average that is watched and written; 0: none
+    accumulate: Count = 1  # batches per update
+    rate: Positive = 1e-3  # peak learning rate of AdamW
+    unet_rate: From0 = 1.0  # factor on it for the UNet
+    cnn_rate: From0 = 1.0  # factor on it for the CNN
+    warmup: Share = 0.05  # share of the steps with a rising rate
+    final_rate: Share = 0.02  # share of the peak rate that the cosine ends at
+    weight_decay: From0 = 1e-2  # of kernels only
+    clip: Positive = 1.0  # global norm of the gradient
+    ema: Share = 0.99  # decay of the moving average that is watched and written; 0: none
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the convolutions
     precision: Literal["highest", "default"] = "highest"  # default: TF32 on new GPUs
     seed: int = 0
 
-    log_every: int = 10  # steps between rows of metrics.jsonl
-    watch_every: int = 200  # steps between looks at the validation tracks
+    log_every: Count = 10  # steps between rows of metrics.jsonl
+    watch_every: Count = 200  # steps between looks at the validation tracks
     watch_tracks: int = 200  # how many of those, at most, evenly over sources
-    checkpoint_every: int = 200  # steps
+    checkpoint_every: Count = 200  # steps
 
     # Collapse: a mask that passes everything or nothing, or is the same everywhere.
     mask_high: float = 0.98  # mean mask over its bound
     mask_low: float = 0.002
     mask_spread: float = 0.02  # standard deviation within a segment over its bound (paper 0.01/0.5)
-    patience: int = 100  # steps in a row (means of log_every); the first are not judged
+    patience: Count = 100  # steps in a row (means of log_every); the first are not judged
 
     split_by: Literal["source", "model", "group"] = "source"  # what no two splits may share
-    max_bad: float = 0.05  # share of unreadable rows at which the run stops
+    max_bad: Share = 0.05  # share of unreadable rows at which the run stops
     source_power: float = 0.5  # a source counts by its size to this power, within its label
     near_p: float = 0.5  # crops of a mined track that lie around its worst segment
-    draws: int = 0  # changed crops kept on disk per track; 0: fresh ones, encoded at every step
-    workers: int = 0  # threads that prepare batches; 0: one per CPU
+    draws: Natural = 0  # changed crops kept on disk per track; 0: fresh ones, encoded at every step
+    workers: Natural = 0  # threads that prepare batches; 0: one per CPU
     augment: Augment = dataclasses.field(default_factory=Augment)
 
     licence: str = ""  # of the weights written; without: that of --init
@@ -139,9 +143,9 @@ def from_flat(values: dict[str, Any]) -> Settings:
         parts[part][name] = _convert(key, value, hint)
     try:
         augment = Augment(**parts["augment"])
+        settings = Settings(**parts[""], augment=augment)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    settings = Settings(**parts[""], augment=augment)
     _check(settings)
     return settings
 
@@ -214,18 +218,6 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
 
 def _check(settings: Settings) -> None:
     s = settings
-    positive = ("steps", "batch", "accumulate", "log_every", "watch_every", "checkpoint_every")
-    for name in (*positive, "patience", "seconds", "rate", "clip"):
-        if not getattr(s, name) > 0:
-            raise SettingsError(f"{name}={getattr(s, name)}: it must be above 0")
-    for name in ("label_smoothing", "warmup", "final_rate", "ema", "max_bad"):
-        if not 0 <= getattr(s, name) <= 1:
-            raise SettingsError(f"{name}={getattr(s, name)}: it must lie in [0, 1]")
-    for name in ("distill", "bce", "auxiliary", "consistency", "weight_decay", "draws", "workers"):
-        if not getattr(s, name) >= 0:
-            raise SettingsError(f"{name}={getattr(s, name)}: it must not be below 0")
-    if not 0 < s.boundary < 1:
-        raise SettingsError(f"boundary={s.boundary}: it must lie between 0 and 1")
     if not s.distill + s.bce + s.auxiliary:
         raise SettingsError("distill, bce and auxiliary are all 0: there is nothing to minimise")
     if not s.moves or not all(part.split(".")[0] in _PARTS for part in s.moves):

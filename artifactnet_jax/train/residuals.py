@@ -27,8 +27,8 @@ from typing import IO
 
 import numpy as np
 
-from artifactnet_jax import score
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
@@ -41,15 +41,8 @@ from artifactnet_jax.data.manifest import (
 from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import claim, make_folder, whole_file
-from artifactnet_jax.results import (
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    brief,
-    printable,
-)
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 SCHEMA = "artifactnet-jax/residuals/1"
 
@@ -103,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with (
             _appending(journal) as file,
-            score.progress(args.quiet, args.out, len(todo)) as tell,
+            progress(args.quiet, args.out, len(todo)) as tell,
             contextlib.closing(_tracks(rows, todo, cache, teacher, folder)) as results,
         ):
             for k, result in results:

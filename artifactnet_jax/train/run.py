@@ -41,7 +41,8 @@ from artifactnet_jax.data.splits import check_rows
 from artifactnet_jax.evaluation import auc
 from artifactnet_jax.files import claim, replace_file
 from artifactnet_jax.models import open_model
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failure, brief, to_json
+from artifactnet_jax.results import Failure, to_json
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import State, Trainer
 from artifactnet_jax.train.phases import Settings, SettingsError

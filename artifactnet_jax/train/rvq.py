@@ -39,9 +39,10 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from artifactnet_jax import dsp, score
+from artifactnet_jax import dsp
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import FrontEnd
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.augment import RATE, to_int16
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import (
@@ -53,7 +54,7 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.files import claim, make_folder, replace_file, whole_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, brief, printable
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief, printable
 from artifactnet_jax.train.autoencoder import (
     EMPHASIS,
     Autoencoder,
@@ -468,7 +469,7 @@ def run(args: argparse.Namespace) -> int:
     settings["codecs"] = [codec.name for codec in family]
     claim(os.path.join(args.out, "settings.json"), settings, lambda facts: facts)
     cache = AudioCache(args.cache)
-    with score.progress(args.quiet, args.out, len(rows)) as tell:
+    with progress(args.quiet, args.out, len(rows)) as tell:
         good, failures = prepare(
             rows,
             cache,
@@ -609,7 +610,7 @@ def _positives(
         folder = os.path.join(args.out, "audio", name)
         with storing(folder):
             os.makedirs(folder, exist_ok=True)
-    with score.progress(args.quiet, args.out, len(tracks)) as tell:
+    with progress(args.quiet, args.out, len(tracks)) as tell:
         for track in tracks:
             order = [name for name in turns(track.row, names, args.seed) if name in models]
             for name in order[: args.per_track]:

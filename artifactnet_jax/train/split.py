@@ -16,7 +16,7 @@ from artifactnet_jax.data.manifest import (
     write_manifest,
 )
 from artifactnet_jax.data.splits import assign_splits
-from artifactnet_jax.results import OK, USAGE, CommandError, printable
+from artifactnet_jax.text import OK, USAGE, CommandError, printable
 
 FAR = 0.5  # of a part's share: a part that misses its share by more is warned of
 

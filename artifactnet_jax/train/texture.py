@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from threadpoolctl import threadpool_limits
 
-from artifactnet_jax import __version__, score
+from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.data.augment import Augment, Chain, to_int16
@@ -46,7 +46,7 @@ from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.decode import to_float
 from artifactnet_jax.detector import log_odds
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
-from artifactnet_jax.files import writing
+from artifactnet_jax.files import check_output, writing
 from artifactnet_jax.models import open_model
 from artifactnet_jax.reference import (
     Network,
@@ -55,14 +55,8 @@ from artifactnet_jax.reference import (
     stft_magnitude,
     texture_statistics,
 )
-from artifactnet_jax.results import (
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    aggregate,
-    brief,
-)
+from artifactnet_jax.results import aggregate
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.texture import logit, normalised
 from artifactnet_jax.train.losses import binary_cross_entropy
 from artifactnet_jax.train.run import Teller, history, native, prepare_shown, progress
@@ -471,8 +465,7 @@ def run(args: argparse.Namespace) -> int:
     if len({row.label for row in rows if row.split != "train"}) < 2:
         cause = "no rows of both labels lie outside the part 'train': nothing to calibrate with"
         raise CommandError(f"{cause}: divide the manifest with artifactnet-jax split", USAGE)
-    if problem := score.output_problem(args.output):
-        raise CommandError(f"{args.output}: {problem}", USAGE)
+    check_output(args.output, args.output)
     limits = {"limits": read_limits(args.limits)} if args.limits else {}
     config = weights.config
     if config.texture is None:
