@@ -48,10 +48,10 @@ from artifactnet_jax.reference import (
 )
 from artifactnet_jax.results import Failure, Verdict
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, clock, printable
+from artifactnet_jax.weights import Model, Weights
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
-    from artifactnet_jax.weights import Weights
 
 SCHEMA = "artifactnet-jax/report/1"
 PAGE_BYTES = 3_000_000  # of a page at most
@@ -195,8 +195,7 @@ def looks(detector: Detector, verdict: Verdict, reader: SegmentReader) -> list[L
     """Look at the scored segments of a track, or at `LOOKED` of them, evenly spaced."""
     config, weights = detector.weights.config, detector.weights
     front_end, silence = config.front_end, config.verdict.silence_peak
-    native = weights.graph is None and weights.file is None
-    network = Network(config, weights.tensors) if native else None
+    network = Network(config, weights.tensors) if isinstance(weights, Weights) else None
     scored = len(verdict.segments) or math.ceil(verdict.duration_s / front_end.segment_s)
     chosen = set(np.linspace(0, scored - 1, min(scored, LOOKED)).round().astype(int).tolist())
     audible = (segment for segment in reader if segment.peak > silence)
@@ -379,7 +378,7 @@ def make_page(
     return _track_page(verdict, data, drawn, charts, audio), data
 
 
-def statements(weights: Weights, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
+def statements(weights: Model, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
     """What is to be said of a verdict, in sentences, each from this track's and weights' data."""
     said = []
     points = dict(weights.config.verdict.operating_points)
