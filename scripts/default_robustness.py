@@ -38,6 +38,7 @@ from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import to_float
 from artifactnet_jax.reference import stft_magnitude, texture_statistics
 from artifactnet_jax.texture import logit
+from artifactnet_jax.train.run import native_weights
 from artifactnet_jax.train.texture import Calibration
 from artifactnet_jax.train.texture_head import Fit, by_model, collect, head
 from artifactnet_jax.weights import Weights

@@ -27,7 +27,8 @@ import numpy as np
 from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.config import Config
-from artifactnet_jax.data.decoded import AudioCache
+from artifactnet_jax.console.progress import Teller, progress
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row, read_manifests
 from artifactnet_jax.data.records import Examples, FixedExamples, batches
 from artifactnet_jax.data.splits import check_rows
@@ -38,7 +39,7 @@ from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import Settings
-from artifactnet_jax.train.steps import WATCHED, Loop, Teller, full_disk, prepare_shown
+from artifactnet_jax.train.steps import WATCHED, Loop, Teller, full_disk
 from artifactnet_jax.weights import Engine, Weights, WeightsError, load_weights, save_weights
 
 TRAIN = ("train", "")  # values of a manifest's column `split`
@@ -113,14 +114,15 @@ def train(
         tell("the norms of these weights are folded into convolutions: their statistics stay")
     wanted, watched = _select(rows, settings, one_class or bool(settings.distill))
     jobs = settings.workers or cpu_count()
-    good, skipped = prepare_shown(
-        [*wanted, *watched],
-        cache,
-        max_bad=settings.max_bad,
-        jobs=jobs,
-        tell=tell,
-        residual=bool(settings.distill),
-    )
+    with progress(quiet, str(folder), len(wanted) + len(watched)) as shown:
+        good, skipped = prepare(
+            [*wanted, *watched],
+            cache,
+            max_bad=settings.max_bad,
+            jobs=jobs,
+            tell=shown,
+            residual=bool(settings.distill),
+        )
     with full_disk(folder):
         lines = "".join(to_json(failure.to_dict()) + "\n" for failure in skipped)
         replace_file(folder / "skipped.jsonl", lines.encode())

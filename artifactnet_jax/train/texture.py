@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,18 +23,18 @@ import numpy as np
 from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
-from artifactnet_jax.data.decoded import AudioCache
+from artifactnet_jax.console.progress import progress
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import LABELS, Row, read_manifests
 from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import log_odds
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
 from artifactnet_jax.files import check_output, writing
 from artifactnet_jax.reference import sigmoid
-from artifactnet_jax.results import aggregate
+from artifactnet_jax.results import Failure, aggregate
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train.run import history, native_weights
-from artifactnet_jax.train.steps import Teller, prepare_shown, progress
 from artifactnet_jax.train.texture_head import (
     Fit,
     Taken,
@@ -176,16 +175,18 @@ def run(args: argparse.Namespace) -> int:
     config = dataclasses.replace(weights.config, texture=weights.config.texture or Texture())
     texture, rule = config.texture, config.verdict
     assert texture is not None
-    cache, tell = AudioCache(args.cache), Teller(args.quiet)
-    rows, failures = prepare_shown(rows, cache, max_bad=0.05, jobs=cpu_count(), tell=tell)
-    if helpers:
-        helpers, more = prepare_shown(helpers, cache, max_bad=0.05, jobs=cpu_count(), tell=tell)
-        failures = [*failures, *more]
-        helpers = by_model(helpers)
-    counted = itertools.count(1)
-    with progress(tell, 0, len(rows) + len(helpers), "track") as move:
-        statistics = collect(rows, cache, config, fit, lambda: move(next(counted)))
-        theirs = collect(helpers, cache, config, fit, lambda: move(next(counted)))
+    cache = AudioCache(args.cache)
+
+    def prepared(rows: list[Row]) -> tuple[list[Row], list[Failure]]:
+        with progress(args.quiet, args.output, len(rows)) as shown:
+            return prepare(rows, cache, max_bad=0.05, jobs=cpu_count(), tell=shown)
+
+    rows, failures = prepared(rows)
+    helpers, more = prepared(helpers) if helpers else ([], [])
+    helpers, failures = by_model(helpers), [*failures, *more]
+    with progress(args.quiet, args.output, len(rows) + len(helpers)) as shown:
+        statistics = collect(rows, cache, config, fit, shown)
+        theirs = collect(helpers, cache, config, fit, shown)
     own, fold = left_out(rows, statistics, texture, fit, args.folds, helpers, theirs)
     chosen = [i for i, row in enumerate(rows) if row.split != "train"]
     unseen = [rows[i] for i in chosen]

@@ -131,16 +131,16 @@ def collect(
     cache: AudioCache,
     config: Config,
     fit: Fit,
-    tell: Callable[[], None] = lambda: None,
+    tell: Callable[[Taken], None] = lambda taken: None,
 ) -> list[Taken]:
-    """Statistics of every row; `tell` is called by row."""
+    """Statistics of every row; `tell` is called with those of each, in their order."""
     source = _Statistics(rows, cache, config, fit)
     done = []
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
         try:
             for values in pool.map(source.of, range(len(rows))):
                 done.append(values)
-                tell()
+                tell(values)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
