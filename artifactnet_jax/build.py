@@ -12,7 +12,7 @@ from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError, engine
 from artifactnet_jax.backends.cuda import find_device
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.files import cache_folder, writing
-from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError
+from artifactnet_jax.text import NO_BACKEND, OK, USAGE, CommandError
 from artifactnet_jax.weights import Weights, WeightsError
 
 REFIT_KEEPS = ("precision", "target", "workspace", "batches", "version_compatible", "refittable")

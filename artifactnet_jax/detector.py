@@ -21,7 +21,8 @@ import numpy as np
 
 from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import ENGINE_SUFFIX, cpu_count, load_backend
-from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
+from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
+from artifactnet_jax.text import printable
 from artifactnet_jax.weights import Weights, load_weights
 
 STOP_S = 2.0  # what closing waits for decoding threads

@@ -16,7 +16,7 @@ from typing import Any
 from artifactnet_jax import __version__
 from artifactnet_jax.backends import BACKENDS, ENGINE_SUFFIX, cpu_count, pick, why_unavailable
 from artifactnet_jax.files import cache_folder, writing
-from artifactnet_jax.results import NO_BACKEND, OK, brief
+from artifactnet_jax.text import NO_BACKEND, OK, brief
 
 PACKAGES = (
     *("numpy", "soundfile", "soxr", "safetensors", "threadpoolctl", "tqdm", "av", "jax"),

@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 
 from artifactnet_jax import results
+from artifactnet_jax.console.detectors import comparable, detector_options, open_detector
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.files import (
     SUFFIXES,
     TemporaryCopy,
@@ -39,8 +41,8 @@ from artifactnet_jax.files import (
     sha256_of,
     writing,
 )
-from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, Failure, brief
-from artifactnet_jax.score import comparable, detector_options, open_detector, progress
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 if TYPE_CHECKING:
     from artifactnet_jax.weights import Weights
@@ -260,7 +262,7 @@ class _Scorer:
     def _lost(paths: list[str], cause: str, cure: str) -> list[dict[str, Any]]:
         if len(paths) > 1:  # one of them is to blame, and which one is found out next
             return []
-        text = f"{results.printable(paths[0])}: {cause}: {cure}"
+        text = f"{printable(paths[0])}: {cause}: {cure}"
         return [{**Failure(paths[0], "lost", text).to_dict(), "sha256": None}]
 
     def _is_done(self, digest: str) -> bool:
@@ -290,7 +292,7 @@ class _Scorer:
                     continue
                 assert digest is not None
                 if expected and digest != expected:
-                    cause = f"{results.printable(path)}: its bytes are not those of its sha256"
+                    cause = f"{printable(path)}: its bytes are not those of its sha256"
                     text = f"{cause} in the manifest: correct it, or get the file again"
                     row = Failure(path, "digest", text).to_dict()
                     rows.append({**row, "sha256": digest})
@@ -313,7 +315,7 @@ class _Scorer:
 def _unreadable(path: str, error: Exception) -> dict[str, Any]:
     missing = isinstance(error, FileNotFoundError)
     cure = "check the path" if missing else "check the access to it"
-    text = f"{results.printable(path)}: cannot be read ({brief(error)}): {cure}"
+    text = f"{printable(path)}: cannot be read ({brief(error)}): {cure}"
     return {**Failure(path, "not-found" if missing else "read", text).to_dict(), "sha256": None}
 
 

@@ -16,17 +16,10 @@ import numpy as np
 
 from artifactnet_jax.audio import AudioError, Segment, SegmentReader
 from artifactnet_jax.backends import BACKENDS
+from artifactnet_jax.console.detectors import open_detector
 from artifactnet_jax.detector import decide
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    aggregate,
-    brief,
-)
-from artifactnet_jax.score import open_detector
+from artifactnet_jax.results import Failure, aggregate
+from artifactnet_jax.text import NO_BACKEND, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.weights import Weights
 
 TRACKS = (("flac", 44_100), ("mp3", 44_100), ("wav", 48_000), ("ogg", 44_100))  # generated

@@ -30,7 +30,7 @@ def score_arguments(path: str, backend: str, weights: str | None, *more: str) ->
     """`artifactnet-jax score` as a process of this Python."""
     name, dtype = backend_of(backend)
     given = ["--dtype", dtype, *(["--weights", weights] if weights else [])]
-    return ["-m", "artifactnet_jax.cli", "score", "-q", "--backend", name, *given, *more, path]
+    return ["-m", "artifactnet_jax", "score", "-q", "--backend", name, *given, *more, path]
 
 
 def cold(

@@ -44,17 +44,9 @@ from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, rati
 from artifactnet_jax.bench.stages import reading_stages, roofline, stages, traffic
 from artifactnet_jax.config import Config, flops
 from artifactnet_jax.detector import open_weights
-from artifactnet_jax.files import find_audio, replace_file, writing
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    printable,
-)
-from artifactnet_jax.score import output_problem
+from artifactnet_jax.files import check_output, find_audio, replace_file, writing
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.weights import Weights, WeightsError, random_tensors, save_weights
 
 SCHEMA = "artifactnet-jax/throughput/1"
@@ -155,8 +147,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, or read what was measured; write it. Returns the exit code. CommandError."""
     from artifactnet_jax.bench import figures
 
-    if args.out and (problem := output_problem(args.out)):
-        raise CommandError(f"--out {args.out}: {problem}", USAGE)
+    if args.out:
+        check_output(args.out, f"--out {args.out}")
     if args.plots:
         figures.check(args.plots)
     if args.read:

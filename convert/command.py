@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from artifactnet_jax.files import writing
-from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError
+from artifactnet_jax.files import check_output, writing
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError
 
 if TYPE_CHECKING:
     from artifactnet_jax.weights import Weights
@@ -27,7 +27,7 @@ def convert(args: argparse.Namespace) -> int:
     from artifactnet_jax.weights import WeightsError, write_weights
 
     output = args.output or os.path.splitext(os.path.basename(args.model))[0] + ".safetensors"
-    _writable(output)
+    check_output(output, f"-o {output}")
     try:
         from artifactnet_jax.convert.describe import describe
         from artifactnet_jax.convert.graph import ConvertError
@@ -62,7 +62,7 @@ def export(args: argparse.Namespace) -> int:
         raise CommandError(f"--precision int8: {cure}", USAGE)
     if args.calibrate and args.precision != "int8":
         raise CommandError("--calibrate is for --precision int8: leave it out", USAGE)
-    _writable(args.output)
+    check_output(args.output, f"-o {args.output}")
     try:
         from artifactnet_jax.convert.export import export as write
 
@@ -180,17 +180,3 @@ def _own_form(weights: Weights) -> Literal["segment", "song"]:
 def needs(error: ImportError) -> str:
     """One line saying which package is missing and what brings it."""
     return f"this needs {error.name or error}: pip install 'artifactnet-jax[convert]'"
-
-
-def _writable(path: str) -> None:
-    """CommandError when a file cannot be written there: before the work, not after."""
-    folder = os.path.dirname(os.path.abspath(path))
-    problem = ""
-    if not os.path.isdir(folder):
-        problem = "its folder does not exist: create it first"
-    elif os.path.isdir(path):
-        problem = "a folder: name a file"
-    elif not os.access(folder, os.W_OK):
-        problem = "no permission to write there: name another file"
-    if problem:
-        raise CommandError(f"-o {path}: {problem}", USAGE)

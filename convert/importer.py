@@ -23,7 +23,8 @@ from artifactnet_jax.convert.original import tensors_of
 from artifactnet_jax.convert.template import array_digest
 from artifactnet_jax.filterbank import hann
 from artifactnet_jax.layers import INPUT, layer, preset_tensors
-from artifactnet_jax.results import aggregate, brief
+from artifactnet_jax.results import aggregate
+from artifactnet_jax.text import brief
 from artifactnet_jax.weights import Weights, weights_digest
 
 _log = logging.getLogger(__name__)

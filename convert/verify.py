@@ -25,14 +25,7 @@ from artifactnet_jax.convert.parity import (
     together,
 )
 from artifactnet_jax.files import find_audio, writing
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    printable,
-)
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.weights import Weights, WeightsError
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from artifactnet_jax.bench.candidates import (
 )
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
 from artifactnet_jax.config import Config, UNet
-from artifactnet_jax.results import CommandError, Failure
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.weights import Weights, load_weights, random_tensors
 from audio_files import noise, write
 from tiny_model import TINY, save_tiny

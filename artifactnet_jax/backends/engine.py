@@ -33,7 +33,7 @@ from artifactnet_jax import config as cfg
 from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError
 from artifactnet_jax.backends.cuda import Device, find_device
 from artifactnet_jax.files import cache_folder, replace_file
-from artifactnet_jax.results import brief
+from artifactnet_jax.text import brief
 from artifactnet_jax.weights import Weights, WeightsError
 
 FORMAT = "artifactnet-jax/engine/1"
