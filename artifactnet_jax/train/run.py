@@ -39,7 +39,7 @@ from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import Settings
-from artifactnet_jax.train.steps import WATCHED, Loop, Teller, full_disk
+from artifactnet_jax.train.steps import WATCHED, Loop, full_disk
 from artifactnet_jax.weights import Engine, Weights, WeightsError, load_weights, save_weights
 
 TRAIN = ("train", "")  # values of a manifest's column `split`
