@@ -17,7 +17,7 @@ import numpy as np
 
 from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import AudioError, Decoded, Source, check_array, open_audio
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import printable
 
 BAND_LIMIT_HZ = 16_000.0  # "band-limited" below this cut-off
 BAND_FLOOR = 1e-9  # the cut-off is the highest bin within 90 dB of the strongest

@@ -295,7 +295,9 @@ class Config(Checked):
         if texture is not None and texture.edges[-1] > fe.sample_rate / 2:
             raise ValueError(f"texture.edges={texture.edges}: above half of front_end.sample_rate")
         if isinstance(self.cnn, Imported) and self.cnn.mask_max is not None:
-            raise ValueError(f"cnn.mask_max={self.cnn.mask_max}: it must be none, a CNN has no mask")
+            raise ValueError(
+                f"cnn.mask_max={self.cnn.mask_max}: it must be none, a CNN has no mask"
+            )
         plane, channels = (1, fe.n_bins, fe.n_frames), (len(fe.channels), fe.n_mels, fe.n_frames)
         logit = ((1,), (1, 1, 1))
         for key, given, wanted in (("unet", plane, (plane,)), ("cnn", channels, logit)):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from artifactnet_jax.files import audio_in
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import printable
 
 MAX_CHANNELS = 64
 RATES = (1_000, 768_000)  # Hz; a header outside is damaged or lying

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from artifactnet_jax.results import SOME_FAILED, USAGE, CommandError, brief, printable
+from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, brief, printable
 
 _SUFFIXES = (
     ".wav .wave .w64 .rf64 .flac .aif .aiff .aifc .au .snd .caf .ogg .oga .opus .mp2 .mp3 .m4a "
@@ -94,6 +94,28 @@ class TemporaryCopy(io.BufferedRandom):
     def __init__(self, name: str):
         super().__init__(cast(io.FileIO, tempfile.TemporaryFile(buffering=0)))  # noqa: SIM115
         self.name = name
+
+
+def check_output(path: str | os.PathLike[str], said: str) -> None:
+    """CommandError, which begins with `said`, when no file can be written there: before the work.
+
+    Raises:
+        CommandError: exit code 2.
+    """
+    if problem := output_problem(path):
+        raise CommandError(f"{said}: {problem}", USAGE)
+
+
+def output_problem(path: str | os.PathLike[str]) -> str:
+    """Why a file cannot be written there, and the cure; empty when it can."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return "its folder does not exist: create it first"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "not a regular file: name a file"
+    if not all(os.access(p, os.W_OK) for p in (folder, path) if os.path.exists(p)):
+        return "no permission to write there: name another file"
+    return ""
 
 
 @contextlib.contextmanager

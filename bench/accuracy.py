@@ -27,33 +27,16 @@ from artifactnet_jax import __version__, evaluation
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench import accuracy_report, manifests, mechanism, public, sanity, stress
-from artifactnet_jax.bench.detectors import (
-    RATE,
-    Adapter,
-    ArtifactNet,
-    Scored,
-    Tiered,
-    at_rate,
-    open_detector,
-    run_batch,
-    trained_parts,
-)
+from artifactnet_jax.bench.adapter import RATE, Adapter, Scored, at_rate, run_batch
+from artifactnet_jax.bench.detectors import ArtifactNet, Tiered, open_detector, trained_parts
 from artifactnet_jax.bench.manifests import AudioReader, Track
-from artifactnet_jax.data.manifest import ManifestError
+from artifactnet_jax.console.progress import progress
+from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import claim, make_folder, replace_file, writing
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    brief,
-    printable,
-)
-from artifactnet_jax.score import output_problem, progress, writer
+from artifactnet_jax.files import check_output, claim, make_folder, replace_file, writing
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 BATCH = 8  # tracks in memory at once
 MEAN_TRACKS = 32  # of the part "train", whose channels' mean an ablation puts in their place
@@ -67,11 +50,8 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(package) is None:
             cause = f"bench accuracy needs a package that is missing ({package})"
             raise CommandError(f'{cause}: pip install "artifactnet-jax[bench]"', NO_BACKEND)
-    try:
-        known, notes = manifests.read(args.manifest, args.audio)
-        tracks = manifests.select(known, args.split, args.origin or "", args.each)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    known, notes = manifests.read(args.manifest, args.audio)
+    tracks = manifests.select(known, args.split, args.origin or "", args.each)
     say = _teller(args.quiet)
     for note in notes:
         say(note)
@@ -154,8 +134,7 @@ def _claim(out: Path, resume: bool) -> None:
     """The folder, made if need be; found wanting now rather than after hours."""
     make_folder(out, "--out")
     for name in ("results.jsonl", "stress.jsonl", "run.json"):
-        if problem := output_problem(str(out / name)):
-            raise CommandError(f"--out {out}: {name}: {problem}", USAGE)
+        check_output(out / name, f"--out {out}: {name}")
         if not resume and (out / name).exists():
             cure = "give --resume to go on with it, or another folder"
             raise CommandError(f"--out {out}: it holds a run already: {cure}", USAGE)

@@ -39,7 +39,7 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import audio_in
-from artifactnet_jax.results import brief, printable
+from artifactnet_jax.text import brief, printable
 
 REAL = "real hardneg"  # endings of public real sources
 _COHORTS = {"sonics": "SONICS", "mom": "MoM", "aime": "AIME", "suno": "CDN", "udio": "CDN"}

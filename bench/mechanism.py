@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from artifactnet_jax.audio import BAND_FLOOR, SegmentReader
 from artifactnet_jax.backends.numpy import NumpyBackend
-from artifactnet_jax.bench.detectors import RATE, ArtifactNet
+from artifactnet_jax.bench.adapter import RATE
+from artifactnet_jax.bench.detectors import ArtifactNet
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.manifest import LABELS
 from artifactnet_jax.data.teachers import Teacher
@@ -30,7 +31,8 @@ from artifactnet_jax.reference import (
     sigmoid,
     stft_magnitude,
 )
-from artifactnet_jax.results import USAGE, CommandError
+from artifactnet_jax.text import USAGE, CommandError
+from artifactnet_jax.weights import Weights
 
 SEGMENTS = 3  # evenly spaced ones of a track
 FLAT_MASK = 0.01  # public runner: a mask whose standard deviation is smaller is a bug
@@ -48,7 +50,7 @@ class Mechanism:
         self, detector: ArtifactNet, teacher: Teacher, basis: Iterable[np.ndarray]
     ) -> None:
         weights = detector.detector.weights
-        if weights.graph is not None or weights.config.front_end.joint.startswith("song"):
+        if not isinstance(weights, Weights) or weights.whole_song:
             cause = f"--mechanism: {detector.name} has no stages of a segment to look at"
             raise CommandError(f"{cause}: give artifactnet with native weights", USAGE)
         self._config = weights.config

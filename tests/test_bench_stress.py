@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 from artifactnet_jax.bench import mechanism, sanity, stress
 from artifactnet_jax.bench.detectors import open_detector
 from artifactnet_jax.reference import Network
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 
 RATE = 44_100
 

@@ -23,10 +23,11 @@ import soundfile
 from artifactnet_jax import cli, results
 from artifactnet_jax.config import Config
 from artifactnet_jax.detector import Detector
+from artifactnet_jax.text import printable
 from artifactnet_jax.weights import random_tensors, save_weights
 from audio_files import encode, noise, write
 
-COMMAND = [sys.executable, "-m", "artifactnet_jax.cli"]
+COMMAND = [sys.executable, "-m", "artifactnet_jax"]
 needs_jax = pytest.mark.skipif(
     importlib.util.find_spec("flax") is None, reason="needs artifactnet-jax[cpu]"
 )
@@ -237,9 +238,7 @@ def test_names_of_any_bytes(score, tmp_path):
     assert score("--format", "csv", tmp_path, "-o", out).code == 0
     with out.open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
-    assert {record["path"] for record in records} == {
-        results.printable(path, keep="\n") for path in paths
-    }
+    assert {record["path"] for record in records} == {printable(path, keep="\n") for path in paths}
     # And in a list file, but for the name that has a line break.
     lines = [os.path.join(os.fsencode(tmp_path), name) for name in names if b"\n" not in name]
     (tmp_path / "list").write_bytes(b"\n".join(lines))
@@ -419,7 +418,7 @@ def test_output_that_cannot_be_written_is_found_before_the_work(
     def unreachable(*args, **options):
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("artifactnet_jax.detector.Detector", unreachable)
+    monkeypatch.setattr("artifactnet_jax.console.detectors.Detector", unreachable)
     audio = write(tmp_path, "x.wav", noise(1))
     before = audio.read_bytes()
     for form in ("table", "jsonl", "json", "csv"):

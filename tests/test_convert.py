@@ -21,16 +21,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from artifactnet_jax import Detector
 from artifactnet_jax.audio import SegmentReader
-from artifactnet_jax.backends import load_backend
 from artifactnet_jax.config import CNN, Decision, FrontEnd, Imported, UNet
-from artifactnet_jax.convert.cache import load_onnx
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import export
 from artifactnet_jax.convert.graph import ConvertError
+from artifactnet_jax.convert.import_cache import load_onnx
 from artifactnet_jax.convert.importer import import_model
 from artifactnet_jax.convert.original import session
 from artifactnet_jax.files import cache_folder
 from artifactnet_jax.filterbank import mel_filterbank
+from artifactnet_jax.models import load_backend
 from artifactnet_jax.reference import Network
 from artifactnet_jax.weights import (
     Weights,
@@ -454,9 +454,9 @@ def test_the_export_command(command, converted, tmp_path):
 @pytest.mark.parametrize("head", [True, False], ids=["texture", "bare"])
 def test_embedded_weights_export(command, tmp_path, audio, head):
     """With its texture head the graph comes back as a graph: layers have no place for it."""
-    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.models import open_model
 
-    weights = open_weights(None)
+    weights = open_model(None)
     if not head:
         tensors = {n: t for n, t in weights.tensors.items() if not n.startswith("texture.")}
         config = dataclasses.replace(weights.config, texture=None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from artifactnet_jax.files import claim
-from artifactnet_jax.results import USAGE, CommandError
+from artifactnet_jax.text import USAGE, CommandError
 
 FACTS = {"steps": 3, "settings": {"rate": 0.5, "parts": ["a"]}, "version": "1"}
 

@@ -30,7 +30,7 @@ from artifactnet_jax.data.manifest import (
     write_manifest,
 )
 from artifactnet_jax.data.splits import assign_splits, check_rows
-from artifactnet_jax.results import SOME_FAILED, CommandError
+from artifactnet_jax.text import SOME_FAILED, CommandError
 
 PARTS = {"train": 0.7, "validation": 0.15, "test": 0.15}
 

@@ -19,7 +19,7 @@ from conftest import Command
 
 from artifactnet_jax.data import teachers
 from artifactnet_jax.data.teachers import Builtin, HTDemucsOnnx, Teacher, open_teacher
-from artifactnet_jax.results import NO_BACKEND, SOME_FAILED, USAGE, CommandError
+from artifactnet_jax.text import NO_BACKEND, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import residuals
 from audio_files import noise, write
 

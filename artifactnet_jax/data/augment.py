@@ -61,7 +61,7 @@ def encode_decode(audio: np.ndarray, codec: str, kbps: int) -> np.ndarray:
 
 
 def to_int16(audio: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] -> int16 at 2^15, rounded: noise of -101 dBFS rms."""
+    """Float in [-1, 1] -> int16 at 2^15, rounded: noise of -101 dBFS rms."""
     return np.clip(np.rint(audio * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 

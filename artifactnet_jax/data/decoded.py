@@ -19,7 +19,8 @@ from artifactnet_jax.data.augment import RATE, to_int16
 from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.decode import AudioError, Decoded, open_audio, to_float
 from artifactnet_jax.files import cache_folder, whole_file
-from artifactnet_jax.results import SOME_FAILED, CommandError, Failure, printable
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import SOME_FAILED, CommandError, printable
 
 MIN_S = 0.1  # s; shorter recordings are refused: a crop of them is all padding
 _REVISION = 1  # of what is cached: raise it whenever the same file gives something else

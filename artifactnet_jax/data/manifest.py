@@ -27,8 +27,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from artifactnet_jax.files import replace_file, writing
-from artifactnet_jax.results import NO_BACKEND, CommandError, brief, printable
+from artifactnet_jax.files import output_problem, replace_file, writing
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief, printable
 
 SUFFIXES = (".csv", ".parquet")
 _CURE = 'pip install "artifactnet-jax[train]", or use csv'
@@ -39,8 +39,11 @@ _LABEL_OF = {text: label for label, texts in enumerate(_SPELLINGS) for text in t
 T, R = TypeVar("T"), TypeVar("R")
 
 
-class ManifestError(Exception):
-    """A manifest cannot be used; the message is one line: what, why, and the cure."""
+class ManifestError(CommandError):
+    """A manifest cannot be used: wrong usage. The message is one line: what, why, and the cure."""
+
+    def __init__(self, message: str):
+        super().__init__(message, USAGE)
 
     @classmethod
     def of(cls, name: str, what: str) -> ManifestError:
@@ -168,6 +171,14 @@ def read_manifests(paths: Sequence[str]) -> list[Row]:
     return list(rows.values())
 
 
+def read_other(path: str, output: str) -> list[Row]:
+    """The rows of a manifest that is not `output`, which the command writes. ManifestError."""
+    if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
+        cause = "it is what the command writes"
+        raise ManifestError(f"--data {path}: {cause}; give the one before it")
+    return read_manifest(path)
+
+
 def _csv(name: str) -> tuple[list[str], Cells]:
     with open(name, "rb") as file:
         data = file.read()
@@ -213,7 +224,7 @@ def _parquet(name: str) -> tuple[list[str], Cells]:
 
 
 def pyarrow_or(cure: str) -> tuple[Any, Any]:
-    """pyarrow and its parquet module; CommandError, with the cure, where they are missing."""
+    """Package pyarrow and its module parquet; CommandError, with the cure, where it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -280,13 +291,8 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """ManifestError when a manifest cannot be written there: before the work, not after."""
     name = os.fsdecode(path)
     _check_suffix(name)
-    folder = os.path.dirname(os.path.abspath(name))
-    if not os.path.isdir(folder):
-        raise ManifestError.of(name, "its folder does not exist: create it first")
-    if os.path.exists(name) and not os.path.isfile(name):
-        raise ManifestError.of(name, "not a regular file: name another")
-    if not all(os.access(p, os.W_OK) for p in (folder, name) if os.path.exists(p)):
-        raise ManifestError.of(name, "no permission to write there: name another file")
+    if problem := output_problem(name):
+        raise ManifestError.of(name, problem)
     if name.lower().endswith(".parquet"):
         pyarrow_or(_CURE)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from artifactnet_jax.data.manifest import LABELS, ManifestError, Row
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import printable
 
 _TRIES = 32  # divisions that are tried, the best one is taken
 _PLACINGS = 100_000  # ... but no more units placed than this, all tries together

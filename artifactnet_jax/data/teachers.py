@@ -19,7 +19,7 @@ import numpy as np
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import to_float
 from artifactnet_jax.kernels import median_filter
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, brief
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief
 
 SAMPLE_RATE = 44_100  # Hz
 OVERLAP = 0.25  # of a segment with the next one, in the separators (Demucs' own default)

@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from artifactnet_jax.files import make_folder, replace_file, writing
-from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError, brief
 from artifactnet_jax.serve.limits import DecodeLimits, Limits
 from artifactnet_jax.serve.store import Store, new_id
+from artifactnet_jax.text import NO_BACKEND, OK, USAGE, CommandError, brief
 
 DATABASE = "ARTIFACTNET_DATABASE"  # in the environment: a password is not in the command line then
 DRAIN_S = 10  # what a stop waits for answers under way
