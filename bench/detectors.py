@@ -69,11 +69,11 @@ class ArtifactNet(Adapter):
     def load(self, device: str) -> None:
         """The backend is the one that `score` would take."""
         from artifactnet_jax.console.detectors import open_detector
-        from artifactnet_jax.weights import parameter_counts
+        from artifactnet_jax.weights import ForeignGraph, parameter_counts
 
         self.detector = open_detector(self._path, "numpy" if device == "cpu" else "auto")
         weights = self.detector.weights
-        if weights.graph is None:
+        if not isinstance(weights, ForeignGraph):
             self.gflops = flops(weights.config)["total"] / 1e9
             if isinstance(weights.config.unet, type(Config.edge().unet)):
                 self.params = parameter_counts(weights.config)["total"]

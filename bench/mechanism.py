@@ -32,6 +32,7 @@ from artifactnet_jax.reference import (
     stft_magnitude,
 )
 from artifactnet_jax.text import USAGE, CommandError
+from artifactnet_jax.weights import Weights
 
 SEGMENTS = 3  # evenly spaced ones of a track
 FLAT_MASK = 0.01  # public runner: a mask whose standard deviation is smaller is a bug
@@ -49,7 +50,7 @@ class Mechanism:
         self, detector: ArtifactNet, teacher: Teacher, basis: Iterable[np.ndarray]
     ) -> None:
         weights = detector.detector.weights
-        if weights.graph is not None or weights.config.front_end.joint.startswith("song"):
+        if not isinstance(weights, Weights) or weights.whole_song:
             cause = f"--mechanism: {detector.name} has no stages of a segment to look at"
             raise CommandError(f"{cause}: give artifactnet with native weights", USAGE)
         self._config = weights.config

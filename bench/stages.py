@@ -24,7 +24,7 @@ from artifactnet_jax.config import Config
 from artifactnet_jax.decode import open_audio
 from artifactnet_jax.detector import decide
 from artifactnet_jax.results import aggregate
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.weights import Model, Weights
 
 ROUNDS = 5  # of every stage
 GRAPH_STAGES = {  # scopes of the exported graph
@@ -33,7 +33,7 @@ GRAPH_STAGES = {  # scopes of the exported graph
 }
 
 
-def reading_stages(tracks: Sequence[Track], weights: Weights) -> dict[str, float]:
+def reading_stages(tracks: Sequence[Track], weights: Model) -> dict[str, float]:
     """Seconds per second of audio to decode, and to mix down, resample, measure and cut.
 
     One thread, medians; the second is what reading segments takes beyond decoding.
@@ -165,7 +165,7 @@ def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
 
 
 def stages(
-    candidate: Candidate, weights: Weights, audio: np.ndarray, tracks: Sequence[Track]
+    candidate: Candidate, weights: Model, audio: np.ndarray, tracks: Sequence[Track]
 ) -> dict[str, Any] | None:
     """Milliseconds per segment by stage; None for a candidate that shows none of them.
 
@@ -174,7 +174,7 @@ def stages(
     call, one segment or batch, per segment)}.
     """
     backend, verdict = candidate.facts["backend"], weights.config.verdict
-    if weights.graph is not None or not weights.tensors:
+    if not isinstance(weights, Weights):
         return None
     if backend == "numpy":
         found = numpy_stages(weights, audio)

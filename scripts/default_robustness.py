@@ -36,9 +36,9 @@ from artifactnet_jax.data.manifest import Row, read_manifest, read_manifests
 from artifactnet_jax.data.records import Crops
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import to_float
-from artifactnet_jax.detector import open_weights
 from artifactnet_jax.reference import stft_magnitude, texture_statistics
 from artifactnet_jax.texture import logit
+from artifactnet_jax.train.run import native_weights
 from artifactnet_jax.train.texture import Calibration
 from artifactnet_jax.train.texture_head import Fit, by_model, collect, head
 from artifactnet_jax.weights import Weights
@@ -128,7 +128,7 @@ class Robustness:
 
 def fitted_without(args: argparse.Namespace) -> Robustness:
     """The head fitted to three quarters of the groups, and recordings of the others."""
-    weights, cache = open_weights(args.weights), AudioCache(args.cache)
+    weights, cache = native_weights(args.weights), AudioCache(args.cache)
     config, fit = weights.config, Fit(**weights.provenance["history"][-1]["fit"])
     assert config.texture is not None
     rows, _ = prepare(read_manifest(args.data), cache, max_bad=0.05, jobs=cpu_count())

@@ -19,7 +19,7 @@ from artifactnet_jax import reference
 from artifactnet_jax.convert.export import STAGES, build_onnx, export
 from artifactnet_jax.convert.graph import read_graph
 from artifactnet_jax.layers import layer, preset_tensors, shapes
-from artifactnet_jax.weights import Weights, random_tensors
+from artifactnet_jax.weights import ForeignGraph, Weights, random_tensors
 from onnx_audio import segment
 
 TOLERANCE = 1e-5  # of a score
@@ -415,7 +415,7 @@ def test_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
         build_onnx(weights, precision="int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="were not recognised"):
-        build_onnx(dataclasses.replace(weights, graph={}))
+        build_onnx(ForeignGraph("g", weights.config, {}, "", "", {}, {}))
     with pytest.raises(ValueError, match="a template keeps its own form and precision"):
         export(weights, tmp_path / "out.onnx", form="song", template=tmp_path / "in.onnx")
     with pytest.raises(ValueError, match="hold no map back"):

@@ -13,11 +13,12 @@ import pytest
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax import reference
+from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import build_onnx, export
 from artifactnet_jax.convert.graph import read_graph
-from artifactnet_jax.convert.importer import Contract, import_model
-from artifactnet_jax.convert.parity import candidates
+from artifactnet_jax.convert.importer import import_model
+from artifactnet_jax.convert.verify import candidates
 from artifactnet_jax.texture import texture_shapes
 from artifactnet_jax.weights import Weights, parameter_counts, random_tensors
 from onnx_audio import segment

@@ -36,7 +36,7 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
 )
 from artifactnet_jax.data.splits import assign_splits, check_rows
-from artifactnet_jax.detector import Detector, open_weights
+from artifactnet_jax.detector import Detector
 from artifactnet_jax.evaluation import auc
 from artifactnet_jax.files import check_output, make_folder, replace_file, writing
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         quiet=args.quiet,
         one_class=not keep,
     )
-    tuned = open_weights(outcome.weights)
+    tuned = training.native_weights(outcome.weights)
     seconds.stop("training")
     alpha, shift, adapted = _choose(weights, tuned, hard, keep, before, scorer)
     seconds.stop("choosing")

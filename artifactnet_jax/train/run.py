@@ -32,15 +32,15 @@ from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row, read_manifests
 from artifactnet_jax.data.records import Examples, FixedExamples, batches
 from artifactnet_jax.data.splits import check_rows
-from artifactnet_jax.detector import open_weights
 from artifactnet_jax.files import claim, replace_file
+from artifactnet_jax.models import open_model
 from artifactnet_jax.results import to_json
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import Settings
 from artifactnet_jax.train.steps import WATCHED, Loop, full_disk
-from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
+from artifactnet_jax.weights import Engine, Weights, WeightsError, load_weights, save_weights
 
 TRAIN = ("train", "")  # values of a manifest's column `split`
 
@@ -168,16 +168,19 @@ def native_weights(path: str | None) -> Weights:
     """Weights that can be trained; None: the embedded ones.
 
     Raises:
-        CommandError: they cannot be opened, or are a graph that is run as it stands.
+        CommandError: they cannot be opened, or are a graph or an engine, which runs as it is.
     """
     try:
-        weights = open_weights(path)
+        model = open_model(path)
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
-    if weights.graph is not None:
-        cause = f"weights {weights.name!r} are a graph that was not recognised in every part"
-        raise CommandError(f"{cause}: only native models can be trained", USAGE)
-    return weights
+    if isinstance(model, Weights):
+        return model
+    what = "a graph that was not recognised in every part"
+    if isinstance(model, Engine):
+        what = f"the file {model.file}, which holds no tensors"
+    cause = f"weights {model.name!r} are {what}"
+    raise CommandError(f"{cause}: only native models can be trained", USAGE)
 
 
 def _select(
