@@ -34,7 +34,7 @@ from artifactnet_jax.console.progress import progress
 from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import check_output, claim, make_folder, replace_file, writing
+from artifactnet_jax.files import check_output, claim, make_folder, write_json, writing
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
@@ -158,7 +158,7 @@ def _fit(
             rate = part.input_rate
             part.fit((at_rate(audio, rate), track.label) for track, audio in _decoded(known))
             with writing(str(path)):
-                replace_file(path, (json.dumps(part.state) + "\n").encode())
+                write_json(path, part.state)
         try:
             part.restore(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError) as error:
@@ -195,7 +195,7 @@ def _resume(
     earlier = claim(path, facts, decisive)
     facts |= {"detectors": earlier["detectors"] | own, "teacher": separator or earlier["teacher"]}
     with writing(path):
-        replace_file(path, (json.dumps(facts, indent=1) + "\n").encode())
+        write_json(path, facts)
     kept: dict[Key, dict[str, Any]] = {}
     for name in ("results.jsonl", "stress.jsonl"):
         if (out / name).exists():

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -38,7 +37,7 @@ from artifactnet_jax.data.manifest import (
 from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.evaluation import auc
-from artifactnet_jax.files import check_output, make_folder, replace_file, writing
+from artifactnet_jax.files import check_output, make_folder, write_json, writing
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
@@ -511,8 +510,7 @@ def _save(path: Path, weights: Weights) -> None:
 def _publish(out: str, report: Mapping[str, Any], changes: Sequence[Change]) -> None:
     """The report beside the weights `out`, and for people on stdout."""
     with writing(f"{out}.report.json"):
-        text = json.dumps(report, indent=1, allow_nan=False)
-        replace_file(f"{out}.report.json", text.encode())
+        write_json(f"{out}.report.json", report)
     width = max([len("source"), *(len(printable(change.source)) for change in changes)])
     print(f"set   {'source':<{width}}  label  tracks  called AI    mean score")
     for change in changes:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.console.progress import progress
@@ -34,7 +33,7 @@ from artifactnet_jax.reference import sigmoid
 from artifactnet_jax.results import Failure, aggregate
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.texture import logit
-from artifactnet_jax.train.run import history, native_weights
+from artifactnet_jax.train.run import native_weights, provenance
 from artifactnet_jax.train.texture_head import (
     Fit,
     Taken,
@@ -249,16 +248,10 @@ def _write(
     weights: Weights,
     config: Config,
     tensors: Mapping[str, np.ndarray],
-    entry: Mapping[str, Any],
-    limits: Mapping[str, Any],
+    entry: dict[str, Any],
+    limits: dict[str, Any],
 ) -> None:
     """The weights with their new head; `entry` goes to their history. CommandError."""
-    provenance = {
-        "trained_by": f"artifactnet-jax {__version__}",
-        "history": [*history(weights), entry],
-        "note": "not evidence by itself",
-        **limits,
-    }
     try:
         with writing(args.output):
             save_weights(
@@ -267,7 +260,7 @@ def _write(
                 tensors,
                 name=args.name or Path(args.output).stem,
                 licence=weights.licence,
-                provenance=provenance,
+                provenance=provenance(weights, entry) | limits,
                 dtype=np.float16 if args.half else np.float32,
             )
     except WeightsError as error:
