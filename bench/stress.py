@@ -62,7 +62,9 @@ def _seed(track: str) -> int:
 
 def _chain(chain: Chain) -> Change:
     def change(audio: np.ndarray, track: str) -> np.ndarray:
-        return dataclasses.replace(chain, noise_seed=_seed(track)).apply(audio[:, None])[0]
+        seeded = dataclasses.replace(chain, noise_seed=_seed(track))
+        (changed,) = seeded.apply(audio[:, None])
+        return changed
 
     return change
 
@@ -93,7 +95,8 @@ def stretched(audio: np.ndarray, tempo: float) -> np.ndarray:
 def shifted(audio: np.ndarray, semitones: float) -> np.ndarray:
     """Higher by semitones at the same tempo: played faster by resampling, then stretched back."""
     factor = 2 ** (semitones / 12)
-    return stretched(Chain(speed=factor).apply(audio[:, None])[0], 1 / factor)
+    (faster,) = Chain(speed=factor).apply(audio[:, None])
+    return stretched(faster, 1 / factor)
 
 
 def _placed(place: float) -> Change:
