@@ -16,7 +16,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from artifactnet_jax.layers import Layer, layer_flops, preset_layers
+from artifactnet_jax.layers import Layer
 
 # Paper, Table I: in this order. "ratio" is mel_H - mel_P in dB, "flux" is |delta|.
 # Regression rule of the paper: a rise of the FPR, and a fall of the TPR, that is worse.
@@ -265,18 +265,3 @@ def _tuples(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-
-
-def flops(config: Config) -> dict[str, int]:
-    """Floating-point operations of the convolutions and linear layers, per segment.
-
-    A multiply-add counts as two; biases, norms and activations are left out, as is usual.
-    Returns {"unet", "cnn", "total"}.
-    """
-    fe = config.front_end
-    unet, cnn = preset_layers(config)
-    work = {
-        "unet": layer_flops(unet, (1, fe.n_bins, fe.n_frames)),
-        "cnn": layer_flops(cnn, (len(fe.channels), fe.n_mels, fe.n_frames)),
-    }
-    return {**work, "total": sum(work.values())}

@@ -36,7 +36,8 @@ import soundfile
 import soxr
 
 from artifactnet_jax.audio import SegmentReader, Segments
-from artifactnet_jax.config import Config, FrontEnd, Verdict, flops
+from artifactnet_jax.config import Config, FrontEnd, Verdict
+from artifactnet_jax.presets import flops
 from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, Failure, brief, printable
 
 RATE = FrontEnd.sample_rate  # Hz; what every track is decoded to

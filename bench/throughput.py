@@ -42,9 +42,10 @@ from artifactnet_jax.bench.candidates import (
 from artifactnet_jax.bench.processes import cold, scaling
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
 from artifactnet_jax.bench.stages import reading_stages, roofline, stages, traffic
-from artifactnet_jax.config import Config, flops
+from artifactnet_jax.config import Config
 from artifactnet_jax.detector import open_weights
 from artifactnet_jax.files import find_audio, replace_file
+from artifactnet_jax.presets import flops
 from artifactnet_jax.results import (
     NO_BACKEND,
     OK,

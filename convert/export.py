@@ -35,16 +35,16 @@ from artifactnet_jax import __version__, texture
 from artifactnet_jax import config as cfg
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
+from artifactnet_jax.forward import STAGES
 from artifactnet_jax.kernels.median import median_program
 from artifactnet_jax.layers import (
     INPUT,
     PRODUCTS,
     Layer,
-    preset_layers,
-    preset_tensors,
-    sampling,
     shapes,
 )
+from artifactnet_jax.operators import sampling
+from artifactnet_jax.passes import folded
 from artifactnet_jax.weights import Weights
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ Precision = Literal["fp32", "fp16"]
 
 OPSET = 18
 IR_VERSION = 8  # of that opset: read by every onnxruntime and TensorRT in question
-STAGES = ("magnitude", "mask", "residual", "H", "P", "views", "channels", "logit")
 
 # In float16 these overflow, or lose what matters, within the range of their inputs.
 _SINGLE = frozenset(
@@ -123,10 +122,9 @@ def build_onnx(
     import onnx
     from onnx import helper
 
-    config, tensors = weights.config, preset_tensors(weights.config, weights.tensors)
-    fe = config.front_end
+    config, fe = weights.config, weights.config.front_end
+    parts, tensors = folded(config, weights.tensors)
     batch, source = ("chunks", "audio_chunks") if form == "song" else ("batch", "audio")
-    unet, cnn = preset_layers(config)
     plane, map_shape = (fe.n_bins, fe.n_frames), (len(fe.channels), fe.n_mels, fe.n_frames)
     half = precision == "fp16"
 
@@ -135,7 +133,7 @@ def build_onnx(
         magnitude = _magnitude(g, source, fe, _window(weights), "stft")
     with g.scope("unet"):
         x = g.op("Unsqueeze", magnitude, g.ints(1))
-        mask = _network(g, unet, tensors, "unet", x, (1, *plane), half)
+        mask = _network(g, parts["unet"], tensors, "unet", x, (1, *plane), half)
         mask = g.reshape(mask, -1, *plane)
     residual = g.op("Mul", mask, magnitude)
     with g.scope("hpss"):
@@ -145,7 +143,7 @@ def build_onnx(
     with g.scope("channels"):
         channels = _channels(g, views, fe, form)
     with g.scope("cnn"):
-        logit = _network(g, cnn, tensors, "cnn", channels, map_shape, half)
+        logit = _network(g, parts["cnn"], tensors, "cnn", channels, map_shape, half)
         logit = g.reshape(logit, -1)
     if config.texture is not None and form != "network":
         with g.scope("texture"):

@@ -22,7 +22,8 @@ from artifactnet_jax.convert.operators import evaluate, x64
 from artifactnet_jax.convert.original import tensors_of
 from artifactnet_jax.convert.template import array_digest
 from artifactnet_jax.filterbank import hann
-from artifactnet_jax.layers import INPUT, layer, preset_tensors
+from artifactnet_jax.layers import INPUT, layer
+from artifactnet_jax.passes import folded
 from artifactnet_jax.results import aggregate, brief
 from artifactnet_jax.weights import Weights, weights_digest
 
@@ -401,7 +402,7 @@ def _from_residual(
     kept = {entry["tensor"] for entry in sources}
     fixed = {
         name: array_digest(array)
-        for name, array in preset_tensors(config, tensors).items()
+        for name, array in folded(config, tensors)[1].items()
         if name not in kept
     }
     found = {"initialisers": sources, "fixed": fixed, "stages": stages}

@@ -18,7 +18,7 @@ import numpy as np
 from artifactnet_jax.audio import Segment
 from artifactnet_jax.backends import load_backend, why_unavailable
 from artifactnet_jax.convert.graph import ConvertError
-from artifactnet_jax.reference import sigmoid
+from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.results import aggregate, brief
 from artifactnet_jax.weights import Weights
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from artifactnet_jax import dsp_numpy
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench.sanity import codec_delta
 from artifactnet_jax.bench.stress import CHAINS, SUITES, laundered
@@ -35,7 +36,7 @@ from artifactnet_jax.data.manifest import read_manifest, read_manifests
 from artifactnet_jax.data.records import AudioCache, Crops, prepare
 from artifactnet_jax.data.teachers import open_teacher
 from artifactnet_jax.detector import open_weights
-from artifactnet_jax.reference import stft_magnitude, texture_statistics
+from artifactnet_jax.forward import texture_statistics
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train.texture import Calibration, Fit, by_model, collect, head
 
@@ -108,8 +109,9 @@ def main() -> None:
         """P(AI) of the middle segment, as a file of 16 bits would hold it."""
         first = (len(audio) - size) // 2
         audio = to_int16(audio[first : first + size]).astype(np.float32) / np.float32(32768)
-        values = texture_statistics(audio, stft_magnitude(audio, config.front_end), config)
-        own = np.array(float(logit(values, config.texture, tensors)))
+        magnitude = dsp_numpy.stft_magnitude(audio, config.front_end)
+        values = texture_statistics(audio, magnitude, config, dsp_numpy)
+        own = np.array(float(logit(values, config.texture, tensors, dsp_numpy)))
         return float(calibration.scores(own, np.zeros(())))
 
     def plain(k: int, of: Crops = crops) -> np.ndarray:

@@ -10,7 +10,8 @@ import pytest
 from artifactnet_jax import backends
 from artifactnet_jax.backends import BACKENDS, BackendError, load_backend, why_unavailable
 from artifactnet_jax.config import CNN, Config, FrontEnd, UNet
-from artifactnet_jax.reference import Network, sigmoid
+from artifactnet_jax.dsp_numpy import sigmoid
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.weights import Weights, random_tensors
 
 WEIGHTS = Weights("random", Config.edge(), random_tensors(Config.edge()), "", "", {})
@@ -103,8 +104,10 @@ def song(joint: str, n: int = 3) -> tuple[Weights, np.ndarray]:
 @pytest.mark.parametrize("joint", ["segment", "view", "song", "song_view"])
 def test_the_joint_rule_of_a_song_by_hand(name, joint):
     weights, audio = song(joint)
-    network = Network(weights.config, weights.tensors, np.float64)
-    views = np.stack([network.segment_views(each) for each in audio.astype(np.float64)])
+    network = NumpyNetwork(weights.config, weights.tensors, np.float64)
+    views = np.stack(
+        [network.segment_db(network.magnitude(each)) for each in audio.astype(np.float64)]
+    )
     axes = {"segment": (1, 2, 3), "view": (2, 3), "song": (0, 1, 2, 3), "song_view": (0, 2, 3)}
     clamped = np.maximum(views, views.max(axis=axes[joint], keepdims=True) - 10)
     expected = []

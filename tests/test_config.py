@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from artifactnet_jax.config import CNN, Config, FrontEnd, Published, UNet, flops
-from artifactnet_jax.weights import parameter_counts, parameter_shapes
+from artifactnet_jax.config import CNN, Config, FrontEnd, Published, UNet
+from artifactnet_jax.presets import flops, parameter_shapes
+from artifactnet_jax.weights import parameter_counts
 
 
 def test_v94_has_the_published_parameter_counts():

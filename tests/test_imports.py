@@ -40,10 +40,12 @@ HEAVY |= {
 # A module may import modules of lower layers, and those of its own folder in `kernels`.
 LAYERS = (
     ("kernels", "layers", "results"),
-    ("config",),
+    ("config", "operators"),
     ("filterbank", "files", "texture"),
-    ("decode", "weights", "dsp", "reference", "texture_xla", "evaluation"),
-    ("audio", "model"),
+    ("presets",),
+    ("passes", "dsp_numpy", "texture_xla", "evaluation", "decode"),
+    ("weights", "dsp_jax", "forward"),
+    ("audio", "model", "numpy_network"),
     ("backends",),
     ("convert",),
     ("detector",),
@@ -54,7 +56,7 @@ LAYERS = (
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITH_JAX = {"dsp.py", "model.py", "xla.py"}
+WITH_JAX = {"dsp_jax.py", "model.py", "xla.py"}
 WITH_JAX |= {"median_xla.py", "median_pallas.py", "texture_xla.py"}
 
 SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]

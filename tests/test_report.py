@@ -23,7 +23,7 @@ from artifactnet_jax.audio import read_mono
 from artifactnet_jax.config import Config
 from artifactnet_jax.config import Verdict as Rules
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.reference import effective_bandwidth
+from artifactnet_jax.dsp_numpy import effective_bandwidth
 from artifactnet_jax.results import SegmentScore, Verdict
 from artifactnet_jax.weights import Weights
 from audio_files import encode, noise, write

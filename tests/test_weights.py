@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from artifactnet_jax.config import CNN, Config, FrontEnd, UNet
+from artifactnet_jax.presets import parameter_shapes
 from artifactnet_jax.weights import (
     WeightsError,
     default_path,
     load_weights,
-    parameter_shapes,
     random_tensors,
     save_weights,
 )

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from artifactnet_jax.config import flops
+from artifactnet_jax.presets import flops
 from artifactnet_jax.weights import Weights
 
 

@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from artifactnet_jax.backends import BackendError, cpu_count
 from artifactnet_jax.backends.head import HostHead
-from artifactnet_jax.reference import sigmoid
+from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.results import brief
 from artifactnet_jax.weights import Weights
 

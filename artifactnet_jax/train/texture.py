@@ -31,7 +31,7 @@ import optax
 from sklearn.metrics import roc_auc_score, roc_curve
 from threadpoolctl import threadpool_limits
 
-from artifactnet_jax import __version__, score
+from artifactnet_jax import __version__, dsp_numpy, score
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.data.augment import Augment, Chain, to_int16
@@ -45,13 +45,9 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.data.records import AudioCache, Crops, read_array, write_array
 from artifactnet_jax.detector import log_odds, open_weights
-from artifactnet_jax.reference import (
-    Network,
-    loudest,
-    sigmoid,
-    stft_magnitude,
-    texture_statistics,
-)
+from artifactnet_jax.dsp_numpy import sigmoid, stft_magnitude
+from artifactnet_jax.forward import texture_statistics
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.results import (
     OK,
     SOME_FAILED,
@@ -155,8 +151,9 @@ class _Statistics(Crops):
         kept = read_array(path)
         if kept is not None:
             return kept
-        audio, front_end = self._crop(k, segment, version), self._config.front_end
-        values = texture_statistics(audio, stft_magnitude(audio, front_end), self._config)
+        audio, config = self._crop(k, segment, version), self._config
+        magnitude = stft_magnitude(audio, config.front_end)
+        values = texture_statistics(audio, magnitude, config, dsp_numpy)
         write_array(path, values)
         return values
 
@@ -187,12 +184,11 @@ def network_logits(
 ) -> list[np.ndarray]:
     """The CNN's own logit of the same unchanged segments, float64 [segments] for each row."""
     source = _Statistics(rows, cache, weights.config, fit)
-    network = Network(weights.config, weights.tensors)
+    plain = dataclasses.replace(weights.config, texture=None)
+    network = NumpyNetwork(plain, weights.tensors)
 
     def one(k: int) -> np.ndarray:
-        segments = [network.segment_views(audio) for audio in source.plain(k)]
-        front_end = weights.config.front_end
-        return np.array([network.classify(v, loudest(v, front_end)) for v in segments], np.float64)
+        return np.array([network.logit(audio) for audio in source.plain(k)], np.float64)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
         return list(pool.map(one, range(len(rows))))
