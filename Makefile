@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARTIFACTNET := $(BIN)/artifactnet-jax
 
-.PHONY: install demo test lint clean train-default
+.PHONY: install demo test lint documents clean train-default
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
@@ -49,7 +49,8 @@ train-default: $(BIN)/uv
 	$(BIN)/python scripts/default_data.py inverted $(RAW)/excerpts $(RAW)/inverted
 	$(ARTIFACTNET) texture --data $(RAW)/data.csv --init $(RAW)/again/weights.safetensors \
 		--also $(RAW)/rvq/manifest.csv $(RAW)/inverted/manifest.csv \
-		--least-segments 5 -o $(RAW)/edge.safetensors --name edge-texture --half > $(RAW)/edge-report.json
+		--limits scripts/edge-limits.txt --least-segments 5 \
+		-o $(RAW)/edge.safetensors --name edge-texture --half > $(RAW)/edge-report.json
 
 # The type checker reads the package as it is installed, so that it follows the folder mapping.
 lint:
@@ -58,6 +59,10 @@ lint:
 	rm -rf build/types
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p artifactnet_jax
+
+# What documents and the weights' header take from data and code; a test runs it with --check.
+documents:
+	$(BIN)/python scripts/documents.py
 
 clean:
 	rm -rf .venv build *.egg-info

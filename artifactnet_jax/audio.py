@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from artifactnet_jax.config import FrontEnd, Verdict
+from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import AudioError, Decoded, Source, check_array, open_audio
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import printable
 
 BAND_LIMIT_HZ = 16_000.0  # "band-limited" below this cut-off
 BAND_FLOOR = 1e-9  # the cut-off is the highest bin within 90 dB of the strongest
@@ -51,7 +51,7 @@ class AudioReport:
     """What was read. `warnings` holds codes, in this order, from what was actually decoded:
 
     "resampled" (the source has another rate), "short" (under one segment), "silent" (every segment
-    at or below `Verdict.silence_peak`) or "silent-segments" (some of them), "clipped" (over 0.1 %
+    at or below `Decision.silence_peak`) or "silent-segments" (some of them), "clipped" (over 0.1 %
     of the samples lie at full scale with two more right before them), "band-limited" (cut-off under
     16 kHz) and "truncated" (a lossy file ends before its declared length).
     """
@@ -91,7 +91,7 @@ class SegmentReader:
         self,
         source: Source,
         front_end: FrontEnd,
-        verdict: Verdict,
+        verdict: Decision,
         segments: Segments = "all",
         name: str | None = None,
         counted: bool = False,

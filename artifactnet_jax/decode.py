@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from artifactnet_jax.files import audio_in
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import printable
 
 MAX_CHANNELS = 64
 RATES = (1_000, 768_000)  # Hz; a header outside is damaged or lying
@@ -189,7 +189,7 @@ def _decode_array(samples: np.ndarray, rate: int) -> Decoded:
     """Samples [n] or [n, channels] in memory, in blocks."""
     samples = samples[:, None] if samples.ndim == 1 else samples
     size = _block_frames(rate, samples.shape[1])
-    blocks = (_to_float(samples[i : i + size]) for i in range(0, len(samples), size))
+    blocks = (to_float(samples[i : i + size]) for i in range(0, len(samples), size))
     return Decoded(int(rate), samples.shape[1], blocks, len(samples))
 
 
@@ -198,7 +198,7 @@ def _block_frames(rate: int, channels: int) -> int:
     return max(1, min(rate, _BLOCK_VALUES // channels))
 
 
-def _to_float(pcm: np.ndarray) -> np.ndarray:
+def to_float(pcm: np.ndarray) -> np.ndarray:
     """Integer PCM or float of any width -> float32, full scale 1, as libsndfile scales."""
     if pcm.dtype.kind == "f":
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite: non-finite
@@ -338,7 +338,7 @@ def _from_frame(frame: Any) -> np.ndarray:
     """An FFmpeg audio frame, planar or packed, -> float32 [frames, channels]."""
     pcm = frame.to_ndarray()
     planar = frame.format.is_planar
-    return _to_float(pcm.T if planar else pcm.reshape(-1, frame.layout.nb_channels))
+    return to_float(pcm.T if planar else pcm.reshape(-1, frame.layout.nb_channels))
 
 
 def _detail(error: Exception | None) -> str:

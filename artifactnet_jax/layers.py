@@ -125,7 +125,8 @@ class Layer:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Layer:
         """Inverse of `to_dict`, also after JSON has turned tuples into lists."""
-        return layer(data["name"], data["op"], data["inputs"], data["attributes"], data["tensors"])
+        attributes, tensors = {**data["attributes"]}, {**data["tensors"]}
+        return layer(data["name"], data["op"], data["inputs"], attributes, tensors)
 
 
 def layer(

@@ -25,18 +25,28 @@ import numpy as np
 
 from artifactnet_jax.audio import SHORT_S, resampled
 from artifactnet_jax.config import Config
-from artifactnet_jax.decode import MAX_CHANNELS, RATES, AudioError, Blocks, Decoded, open_audio
-from artifactnet_jax.results import (
+from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.console.writers import writer
+from artifactnet_jax.decode import (
+    MAX_CHANNELS,
+    RATES,
+    AudioError,
+    Blocks,
+    Decoded,
+    open_audio,
+    to_float,
+)
+from artifactnet_jax.results import aggregate
+from artifactnet_jax.text import (
     NO_BACKEND,
     OK,
     SOME_FAILED,
     USAGE,
     CommandError,
-    aggregate,
     brief,
+    clock,
     printable,
 )
-from artifactnet_jax.score import open_detector, writer
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
@@ -520,7 +530,7 @@ def open_pcm(
             whole = len(data) // width * width
             if whole:
                 pcm = np.frombuffer(data[:whole], kind).reshape(-1, channels)
-                yield _to_float(pcm)
+                yield to_float(pcm)
             data = data[whole:]
             left -= whole
             if left <= len(data) or not (more := read(READ_BYTES)):
@@ -531,14 +541,6 @@ def open_pcm(
             notes.append(f"{len(data)} bytes at the end are no whole frame: left out")
 
     yield Decoded(rate, channels, blocks(head), frames)
-
-
-def _to_float(pcm: np.ndarray) -> np.ndarray:
-    """Samples as float32 of full scale 1, as libsndfile scales."""
-    if pcm.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # beyond float32: infinite, a flaw
-            return pcm.astype(np.float32)
-    return pcm.astype(np.float32) / np.float32(2.0 ** (8 * pcm.dtype.itemsize - 1))
 
 
 def _wav_header(exactly: Callable[[int], bytes]) -> tuple[np.dtype, int, int, int | None]:
@@ -631,7 +633,7 @@ def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
                 print(file=sys.stderr)
             return
         score, median = ("-" if row[k] is None else f"{row[k]:.3f}" for k in ("score", "median"))
-        at = _clock_text(row["start_s"])
+        at = clock(row["start_s"], hours=True)
         if terminal:
             bars.append(" " if row["score"] is None else _BARS[min(7, int(8 * row["score"]))])
             text = f"{at}  {row['verdict']:<9}  median {median}  now {score:>5}  {''.join(bars)}"
@@ -655,18 +657,13 @@ def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
     yield show
 
 
-def _clock_text(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
 def _sentence(summary: dict[str, Any]) -> str:
     """The summary in a few lines that people read."""
     median = "-" if summary["median"] is None else f"{summary['median']:.3f}"
     parts = [f"{summary[key]:,} {key}" for key in ("scored", "dropped", "silent", "failed")]
     lines = [
-        f"{_clock_text(summary['audio_s'])} of audio, windows of {summary['window_s']:g} s every "
-        f"{summary['hop_s']:.3f} s: {', '.join(parts)}",
+        f"{clock(summary['audio_s'], hours=True)} of audio, "
+        f"windows of {summary['window_s']:g} s every {summary['hop_s']:.3f} s: {', '.join(parts)}",
         f"{summary['ai']:,} of {summary['scored']:,} windows at or above "
         f"{summary['threshold']:.4g}; at the end {summary['verdict']}, median {median}",
     ]

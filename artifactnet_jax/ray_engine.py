@@ -31,18 +31,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 
 from artifactnet_jax import results
+from artifactnet_jax.console.detectors import comparable, detector_options, open_detector
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.files import (
     SUFFIXES,
     TemporaryCopy,
     find_audio,
     replace_file,
     sha256_of,
+    writing,
 )
-from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, Failure, brief
-from artifactnet_jax.score import comparable, detector_options, open_detector, progress, writing
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 if TYPE_CHECKING:
-    from artifactnet_jax.weights import Weights
+    from artifactnet_jax.weights import Model
 
 BLOCK = 32  # tracks in a block at most
 BLOCKS = 8  # ... and so many blocks for each worker at least, so that they end together
@@ -195,7 +198,7 @@ def _digest(file: BinaryIO) -> str:
     return digest
 
 
-def _detector(weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool) -> Any:
+def _detector(weights: Model, backend: str, options: Mapping[str, Any], pool: Pool) -> Any:
     """The Detector of one worker; its threads bounded by what it has reserved."""
     # Without a GPU a call takes as many segments as there are processors, a thread for each.
     batch = {} if pool.gpus or options.get("batch_size") else {"batch_size": pool.cpus}
@@ -259,7 +262,7 @@ class _Scorer:
     def _lost(paths: list[str], cause: str, cure: str) -> list[dict[str, Any]]:
         if len(paths) > 1:  # one of them is to blame, and which one is found out next
             return []
-        text = f"{results.printable(paths[0])}: {cause}: {cure}"
+        text = f"{printable(paths[0])}: {cause}: {cure}"
         return [{**Failure(paths[0], "lost", text).to_dict(), "sha256": None}]
 
     def _is_done(self, digest: str) -> bool:
@@ -289,7 +292,7 @@ class _Scorer:
                     continue
                 assert digest is not None
                 if expected and digest != expected:
-                    cause = f"{results.printable(path)}: its bytes are not those of its sha256"
+                    cause = f"{printable(path)}: its bytes are not those of its sha256"
                     text = f"{cause} in the manifest: correct it, or get the file again"
                     row = Failure(path, "digest", text).to_dict()
                     rows.append({**row, "sha256": digest})
@@ -312,7 +315,7 @@ class _Scorer:
 def _unreadable(path: str, error: Exception) -> dict[str, Any]:
     missing = isinstance(error, FileNotFoundError)
     cure = "check the path" if missing else "check the access to it"
-    text = f"{results.printable(path)}: cannot be read ({brief(error)}): {cure}"
+    text = f"{printable(path)}: cannot be read ({brief(error)}): {cure}"
     return {**Failure(path, "not-found" if missing else "read", text).to_dict(), "sha256": None}
 
 
@@ -373,7 +376,7 @@ def settle(pool: Pool, backend: str) -> Pool:
 
 def score_many(
     entries: Mapping[str, str],
-    weights: Weights,
+    weights: Model,
     backend: str = "auto",
     options: Mapping[str, Any] | None = None,
     pool: Pool | None = None,
@@ -583,7 +586,7 @@ def _utf8(path: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Score a catalogue; returns the exit code. CommandError: it cannot go on."""
-    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.models import open_model
     from artifactnet_jax.weights import WeightsError
 
     if args.output in (None, "-") or args.format != "table":
@@ -592,7 +595,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Folder(args.output)
     entries = list_entries(args.paths, args.recursive)
     try:
-        weights = open_weights(args.weights, args.backend)
+        weights = open_model(args.weights, args.backend)
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
     options = detector_options(args)
@@ -602,7 +605,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(
-    weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool
+    weights: Model, backend: str, options: Mapping[str, Any], pool: Pool
 ) -> dict[str, Any]:
     """What all rows of these options have in common, as a worker of the pool finds it.
 
@@ -624,7 +627,7 @@ def _score(
     args: argparse.Namespace,
     folder: Folder,
     entries: Mapping[str, str],
-    weights: Weights,
+    weights: Model,
     options: Mapping[str, Any],
     pool: Pool,
 ) -> int:

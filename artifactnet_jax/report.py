@@ -33,25 +33,19 @@ from artifactnet_jax import __version__
 from artifactnet_jax import config as cfg
 from artifactnet_jax.audio import SegmentReader, resampled
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.console.inputs import find_inputs
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.decode import AudioError, open_audio
 from artifactnet_jax.dsp_numpy import effective_bandwidth, stft_magnitude
-from artifactnet_jax.files import replace_file, sha256_of
+from artifactnet_jax.files import make_folder, replace_file, sha256_of, writing
 from artifactnet_jax.numpy_network import NumpyNetwork
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    Verdict,
-    printable,
-)
-from artifactnet_jax.score import find_inputs, open_detector, progress, writing
+from artifactnet_jax.results import Failure, Verdict
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, clock, printable
+from artifactnet_jax.weights import Model, Weights
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
-    from artifactnet_jax.weights import Weights
 
 SCHEMA = "artifactnet-jax/report/1"
 PAGE_BYTES = 3_000_000  # of a page at most
@@ -94,12 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if "-" in paths:
         raise CommandError("report reads a track twice, which stdin cannot: save it first", USAGE)
     folder = Path(args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(
-            f"-o {args.output}: {error.strerror}: name another folder", USAGE
-        ) from error
+    make_folder(folder, "-o")
     detector = open_detector(
         args.weights,
         args.backend,
@@ -196,8 +185,7 @@ def looks(detector: Detector, verdict: Verdict, reader: SegmentReader) -> list[L
     """Look at the scored segments of a track, or at `LOOKED` of them, evenly spaced."""
     config, weights = detector.weights.config, detector.weights
     front_end, silence = config.front_end, config.verdict.silence_peak
-    native = weights.graph is None and weights.file is None
-    network = NumpyNetwork(config, weights.tensors) if native else None
+    network = NumpyNetwork(config, weights.tensors) if isinstance(weights, Weights) else None
     scored = len(verdict.segments) or math.ceil(verdict.duration_s / front_end.segment_s)
     chosen = set(np.linspace(0, scored - 1, min(scored, LOOKED)).round().astype(int).tolist())
     audible = (segment for segment in reader if segment.peak > silence)
@@ -380,7 +368,7 @@ def make_page(
     return _track_page(verdict, data, drawn, charts, audio), data
 
 
-def statements(weights: Weights, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
+def statements(weights: Model, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
     """What is to be said of a verdict, in sentences, each from this track's and weights' data."""
     said = []
     points = dict(weights.config.verdict.operating_points)
@@ -559,12 +547,6 @@ def _charts(data: dict[str, Any], curves: dict[str, np.ndarray]) -> str:
     )
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def _bars(verdict: Verdict, segment_s: float) -> list[tuple[float, float, float]]:
     """Start, end and score of every bar: a segment, or the median of some where they are many."""
     segments, duration = verdict.segments, verdict.duration_s
@@ -647,7 +629,7 @@ def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in pairs)
 
 
-def _point(rules: cfg.Verdict, threshold: float) -> str | None:
+def _point(rules: cfg.Decision, threshold: float) -> str | None:
     """The operating point with this threshold, if there is one."""
     return next((name for name, at in rules.operating_points if at == threshold), None)
 
@@ -669,7 +651,7 @@ def _audio_note(facts: dict[str, Any], duration: float) -> str:
         return ""
     text = f"To listen only: mono MP3 of {facts['kbit_s']} kbit/s, {facts['sample_rate']:,} Hz"
     if facts["shortened"]:
-        text += f", the first {_clock(facts['seconds'])} of {_clock(duration)}"
+        text += f", the first {clock(facts['seconds'])} of {clock(duration)}"
     return f"{text}, so that the page stays small. The scores are those of the file itself."
 
 
@@ -705,7 +687,7 @@ def _ticks(duration: float) -> str:
     step = next((s for s in steps if duration / s <= 6), 86_400)
     times = range(0, int(duration) + 1, step)
     return "".join(
-        f'<span style="left:{100 * t / duration:.2f}%">{_clock(t)}</span>'
+        f'<span style="left:{100 * t / duration:.2f}%">{clock(t)}</span>'
         for t in times
         if t <= 0.94 * duration
     )
@@ -748,8 +730,8 @@ def _figure_texts(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def _table(verdict: Verdict, bars: Sequence[tuple[float, float, float]]) -> str:
     """A row and a button for every bar, for those who do not point at plots."""
     rows = "".join(
-        f'<tr><td><button type="button" data-start="{start:.3f}">{_clock(start)} to '
-        f"{_clock(end)}</button></td><td>{score:.3f}</td>"
+        f'<tr><td><button type="button" data-start="{start:.3f}">{clock(start)} to '
+        f"{clock(end)}</button></td><td>{score:.3f}</td>"
         f"<td>{'at or above' if score >= verdict.threshold else 'below'}</td></tr>"
         for start, end, score in bars[:LISTED]
     )
@@ -766,7 +748,7 @@ def _provenance(verdict: Verdict, data: dict[str, Any]) -> list[tuple[str, str]]
     return [
         ("File", printable(verdict.path)),
         ("SHA-256 of the file", data["file_sha256"]),
-        ("Length", f"{_clock(verdict.duration_s)} ({verdict.duration_s:.2f} s)"),
+        ("Length", f"{clock(verdict.duration_s)} ({verdict.duration_s:.2f} s)"),
         ("Source", f"{verdict.sample_rate:,} Hz, {verdict.channels} channels"),
         ("Weights", f"{weights['name']} (preset {weights['preset']})"),
         ("SHA-256 of the weights", weights["sha256"]),
@@ -794,7 +776,7 @@ def index_page(entries: Sequence[tuple[str, Verdict | Failure]]) -> str:
         rows.append(
             f'<tr><td><a href="{page}.html">{name}</a></td>'
             f'<td><span class="badge {result.verdict}">{_VERDICTS[result.verdict][0]}</span></td>'
-            f"<td>{score}</td><td>{_clock(result.duration_s)}</td>"
+            f"<td>{score}</td><td>{clock(result.duration_s)}</td>"
             f"<td>{html.escape(', '.join(result.warnings))}</td></tr>"
         )
     return _fill(

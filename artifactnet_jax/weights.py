@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -27,29 +27,89 @@ from artifactnet_jax.presets import parameter_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
 DEFAULT = "edge.safetensors"
+ENGINE_SUFFIX = ".engine"  # of a file that holds a TensorRT engine
 
 
 class WeightsError(Exception):
     """A weights file cannot be used; the message names the file, the cause and the cure."""
 
 
+class Model:
+    """What scores audio, as `models.open_model` finds it: one of the three types below."""
+
+    name: str
+    config: cfg.Config
+    sha256: str  # digest over config and tensors as stored
+    licence: str
+    provenance: Mapping[str, Any]
+
+    def summary(self) -> dict[str, str]:
+        """The three fields that identify a model in a result row."""
+        return {"name": self.name, "sha256": self.sha256, "preset": self.config.preset}
+
+    @property
+    def whole_song(self) -> bool:
+        """Whether the segments of a song are scored together."""
+        return self.config.front_end.joint.startswith("song")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
-    """Tensors by name, float32, with the config they belong to and their provenance."""
+class Weights(Model):
+    """A network that is known layer by layer: float32 tensors by name, and their config."""
 
     name: str
     config: cfg.Config
     tensors: Mapping[str, np.ndarray]
-    sha256: str  # digest over config and tensors as stored
+    sha256: str
     licence: str
     provenance: Mapping[str, Any]
-    graph: Mapping[str, Any] | None = None  # a foreign graph that is run as it is, node by node
-    # An exported ONNX file or an engine, which TensorRT reads; then there are no tensors.
-    file: str | None = None
 
-    def summary(self) -> dict[str, str]:
-        """The three fields that identify weights in a result row."""
-        return {"name": self.name, "sha256": self.sha256, "preset": self.config.preset}
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ForeignGraph(Model):
+    """An ONNX graph that was not recognised in every part: it runs as it is, node by node.
+
+    `tensors` are its constants, in their own dtypes. A graph of whole songs gives one score of its
+    own for all segments.
+    """
+
+    name: str
+    config: cfg.Config
+    tensors: Mapping[str, np.ndarray]
+    sha256: str
+    licence: str
+    provenance: Mapping[str, Any]
+    graph: Mapping[str, Any]  # see `convert.graph.graph_to_dict`
+
+    @property
+    def whole_song(self) -> bool:
+        """Whether the segments of a song are scored together."""
+        return self.provenance.get("form") == "song"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Engine(Model):
+    """A file that a library runs as it is: a graph that `export` wrote, or a TensorRT engine.
+
+    `sha256`, `licence` and `provenance` are those of the weights that it was made of.
+    """
+
+    name: str
+    config: cfg.Config
+    sha256: str
+    licence: str
+    provenance: Mapping[str, Any]
+    file: str
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it is a TensorRT engine."""
+        return self.file.endswith(ENGINE_SUFFIX)
+
+    @property
+    def precision(self) -> str:
+        """Precision of an exported graph: "fp32", "fp16" or "int8"."""
+        return str(self.provenance.get("precision"))
 
 
 def parameter_counts(config: cfg.Config) -> dict[str, int]:
@@ -172,7 +232,7 @@ def save_weights(
     replace_file(path, save(stored, metadata=header))
 
 
-def write_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
+def write_weights(weights: Weights | ForeignGraph, path: str | os.PathLike[str]) -> None:
     """Write weights as they are to a file: see `save_weights`."""
     save_weights(
         path,
@@ -181,7 +241,7 @@ def write_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
         name=weights.name,
         licence=weights.licence,
         provenance=weights.provenance,
-        graph=weights.graph,
+        graph=weights.graph if isinstance(weights, ForeignGraph) else None,
     )
 
 
@@ -190,7 +250,15 @@ def default_path() -> Path:
     return Path(str(resources.files("artifactnet_jax") / "assets" / DEFAULT))
 
 
-def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
+@overload
+def load_weights(path: None = None) -> Weights: ...
+
+
+@overload
+def load_weights(path: str | os.PathLike[str]) -> Weights | ForeignGraph: ...
+
+
+def load_weights(path: str | os.PathLike[str] | None = None) -> Weights | ForeignGraph:
     """Read and check a weights file; None reads the weights that come with the package.
 
     Raises WeightsError when the file is absent, not a weights file, or any tensor is missing,
@@ -211,16 +279,27 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
     if header.get("format") != FORMAT:
         raise WeightsError(f"{where}: its header is not {FORMAT!r}: not weights of artifactnet-jax")
     try:
-        config = cfg.Config.from_dict(json.loads(header["config"]))
-        provenance = json.loads(header["provenance"])
+        config = cfg.Config.from_dict(_table(header, "config"))
+        provenance = _table(header, "provenance")
         name, licence, sha256 = header["name"], header["licence"], header["sha256"]
         graph_json = header.get("graph", "")
-        graph = json.loads(graph_json) if graph_json else None
+        graph = _table(header, "graph") if graph_json else None
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{where}: damaged header ({error!r})") from error
     _check(where, config, stored, graph)
     if _digest(header["config"], stored, graph_json) != sha256:
         raise WeightsError(f"{where}: tensors do not match the digest in the header")
-    if graph is None:
-        stored = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
-    return Weights(name, config, stored, sha256, licence, provenance, graph)
+    if graph is not None:
+        return ForeignGraph(name, config, stored, sha256, licence, provenance, graph)
+    single = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
+    return Weights(name, config, single, sha256, licence, provenance)
+
+
+def _table(header: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The table that a header holds as JSON. KeyError or ValueError naming the key: it does not."""
+    try:
+        table = json.loads(header[key])
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    cfg.require(key, table, dict)
+    return dict(table)

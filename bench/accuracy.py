@@ -27,33 +27,16 @@ from artifactnet_jax import __version__, evaluation
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench import accuracy_report, manifests, mechanism, public, sanity, stress
-from artifactnet_jax.bench.detectors import (
-    RATE,
-    Adapter,
-    ArtifactNet,
-    Scored,
-    Tiered,
-    at_rate,
-    open_detector,
-    run_batch,
-    trained_parts,
-)
+from artifactnet_jax.bench.adapter import RATE, Adapter, Scored, at_rate, run_batch
+from artifactnet_jax.bench.detectors import ArtifactNet, Tiered, open_detector, trained_parts
 from artifactnet_jax.bench.manifests import AudioReader, Track
-from artifactnet_jax.data.manifest import ManifestError
+from artifactnet_jax.console.progress import progress
+from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    brief,
-    printable,
-)
-from artifactnet_jax.score import output_problem, progress, writer, writing
+from artifactnet_jax.files import check_output, claim, make_folder, replace_file, writing
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 BATCH = 8  # tracks in memory at once
 MEAN_TRACKS = 32  # of the part "train", whose channels' mean an ablation puts in their place
@@ -67,11 +50,8 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(package) is None:
             cause = f"bench accuracy needs a package that is missing ({package})"
             raise CommandError(f'{cause}: pip install "artifactnet-jax[bench]"', NO_BACKEND)
-    try:
-        known, notes = manifests.read(args.manifest, args.audio)
-        tracks = manifests.select(known, args.split, args.origin or "", args.each)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    known, notes = manifests.read(args.manifest, args.audio)
+    tracks = manifests.select(known, args.split, args.origin or "", args.each)
     say = _teller(args.quiet)
     for note in notes:
         say(note)
@@ -152,13 +132,9 @@ def _check_threshold(threshold: float | str, tracks: Sequence[Track]) -> None:
 
 def _claim(out: Path, resume: bool) -> None:
     """The folder, made if need be; found wanting now rather than after hours."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out {out}: {error.strerror}", USAGE) from error
+    make_folder(out, "--out")
     for name in ("results.jsonl", "stress.jsonl", "run.json"):
-        if problem := output_problem(str(out / name)):
-            raise CommandError(f"--out {out}: {name}: {problem}", USAGE)
+        check_output(out / name, f"--out {out}: {name}")
         if not resume and (out / name).exists():
             cure = "give --resume to go on with it, or another folder"
             raise CommandError(f"--out {out}: it holds a run already: {cure}", USAGE)
@@ -208,27 +184,17 @@ def _resume(
         "detectors": {detector.name: detector.identity for detector in detectors},
         "teacher": None if teacher.teacher is None else teacher.teacher.digest,
     }
-    path = out / "run.json"
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text())
-            known = dict(earlier["detectors"])
-        except (ValueError, KeyError, TypeError) as error:
-            cause = f"{path}: not of a run of bench accuracy ({brief(error)})"
-            raise CommandError(printable(f"{cause}: give another --out"), USAGE) from error
-        changed = [n for n, which in facts["detectors"].items() if known.get(n, which) != which]
-        if earlier.get("manifests") != digests:
-            changed.append("the manifest")
-        separator = earlier.get("teacher")
-        if separator and facts["teacher"] not in (None, separator):
-            changed.append("the separator")
-        if changed:
-            cause = f"--resume: {out} was made with other weights, data or settings of "
-            cause += ", ".join(changed)
-            raise CommandError(printable(f"{cause}: give another --out"), USAGE)
-        facts["detectors"] = known | facts["detectors"]
-        facts["teacher"] = facts["teacher"] or separator
-    with writing(str(path)):
+    path, own, separator = out / "run.json", facts["detectors"], facts["teacher"]
+
+    def decisive(facts: dict[str, Any]) -> dict[str, Any]:
+        """What both runs have, and must have alike."""
+        known = {name: facts["detectors"].get(name, own[name]) for name in own}
+        theirs = separator and (facts["teacher"] or separator)
+        return {"manifests": facts["manifests"], "detectors": known, "separator": theirs}
+
+    earlier = claim(path, facts, decisive)
+    facts |= {"detectors": earlier["detectors"] | own, "teacher": separator or earlier["teacher"]}
+    with writing(path):
         replace_file(path, (json.dumps(facts, indent=1) + "\n").encode())
     kept: dict[Key, dict[str, Any]] = {}
     for name in ("results.jsonl", "stress.jsonl"):
@@ -471,8 +437,8 @@ def _report(
         name = fact["name"]
         threshold = _threshold(args.threshold, name, tracks, rows)
         own = _metric_rows(name, judged, rows)
-        judgement = sanity.judge(own, threshold, _subsets(args.subsets))
-        passes += [{"detector": name, **row} for row in judgement]
+        subsets = sanity.evaluate(own, threshold, _subsets(args.subsets))
+        passes += [{"detector": name, **row} for row in subsets]
         views_of: dict[str, dict[str, float | None]] = defaultdict(dict)
         for (track_id, detector_name, change), row in rows.items():
             if change and detector_name == name:
@@ -489,7 +455,7 @@ def _report(
         if baseline:
             after = public.read_per_source(str(folder_of / "per_source.json"))
             worse += [{"detector": name, **row} for row in sanity.regressions(baseline, after)]
-        lines.append(_line(name, own, threshold, judgement))
+        lines.append(_line(name, own, threshold, subsets))
     for detector in detectors:
         if args.mechanism and isinstance(detector, ArtifactNet):
             threshold = _threshold(args.threshold, detector.name, tracks, rows)

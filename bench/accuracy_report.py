@@ -26,7 +26,7 @@ import numpy as np
 
 from artifactnet_jax import evaluation
 from artifactnet_jax.evaluation import BINS, bins_of
-from artifactnet_jax.files import replace_file
+from artifactnet_jax.files import replace_file, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,24 +67,25 @@ def write_report(
     its scores there do not allow it, it is 0.5, and the page says so.
 
     stress: for each detector `changes`, as of `stress.summarise`, and `codec_delta`, as of
-    `sanity.codec_delta`. sanity: rows as of `sanity.judge`, with `detector`. mechanism: for each
+    `sanity.codec_delta`. sanity: rows as of `sanity.evaluate`, with `detector`. mechanism: for each
     detector `sources` and `ablations`, rows as of `mechanism.by_source` and `mechanism.ablations`.
 
     Raises ValueError: no detectors, rows that `evaluation.evaluate` refuses, or a rule without a
-    calibration split; OSError.
+    calibration split. CommandError: the disk takes no more.
     """
     study = _Study(manifest_rows, results, detectors, threshold, resamples, seed)
     found = study.found(stress or (), sanity or (), mechanism or ())
     sections = _sections(study, found)
     out = Path(out)
-    (out / FIGURES).mkdir(parents=True, exist_ok=True)
-    for part in itertools.chain.from_iterable(section.parts for section in sections):
-        if isinstance(part, Chart):
-            replace_file(out / part.file, _csv([part.columns, *part.data]))
-    replace_file(out / "report.md", _markdown(study, sections).encode())
-    replace_file(out / "report.html", _html(study, sections).encode())
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-    replace_file(out / "metrics.json", text.encode())
+    with writing(out):
+        (out / FIGURES).mkdir(parents=True, exist_ok=True)
+        for part in itertools.chain.from_iterable(section.parts for section in sections):
+            if isinstance(part, Chart):
+                replace_file(out / part.file, _csv([part.columns, *part.data]))
+        replace_file(out / "report.md", _markdown(study, sections).encode())
+        replace_file(out / "report.html", _html(study, sections).encode())
+        replace_file(out / "metrics.json", text.encode())
 
 
 # --- what is reported ------------------------------------------------------------------------
@@ -192,7 +193,7 @@ class _Study:
             entry |= {"threshold": value, "threshold_origin": origin}
             entry["judged"] = evaluation.evaluate(self.judged[name], value, **self.drawing)
             entry["by_split"] = {
-                split: evaluation.judge(
+                split: evaluation.evaluate_rows(
                     [row for row in self.scored[name] if row.get("split") == split],
                     value,
                     **self.drawing,
@@ -200,11 +201,11 @@ class _Study:
                 for split in self.splits
             }
             if value != 0.5:
-                entry["at_0.5"] = evaluation.judge(self.judged[name], 0.5, **self.drawing)
+                entry["at_0.5"] = evaluation.evaluate_rows(self.judged[name], 0.5, **self.drawing)
             by_detector[name] = entry
         pairs = []
         for a, b in itertools.combinations(self.names, 2):
-            pair = evaluation.compare(
+            pair = evaluation.evaluate_pair(
                 self.judged[a],
                 self.judged[b],
                 threshold_a=self.thresholds[a][0],

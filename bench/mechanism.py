@@ -16,13 +16,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from artifactnet_jax.audio import BAND_FLOOR, SegmentReader
-from artifactnet_jax.bench.detectors import RATE, ArtifactNet
+from artifactnet_jax.bench.adapter import RATE
+from artifactnet_jax.bench.detectors import ArtifactNet
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.manifest import LABELS
 from artifactnet_jax.data.teachers import Teacher
 from artifactnet_jax.dsp_numpy import effective_bandwidth, sigmoid, stft_magnitude
+from artifactnet_jax.evaluation import auc
 from artifactnet_jax.numpy_network import NumpyNetwork
-from artifactnet_jax.results import USAGE, CommandError
+from artifactnet_jax.text import USAGE, CommandError
+from artifactnet_jax.weights import Weights
 
 SEGMENTS = 3  # evenly spaced ones of a track
 FLAT_MASK = 0.01  # public runner: a mask whose standard deviation is smaller is a bug
@@ -40,7 +43,7 @@ class Mechanism:
         self, detector: ArtifactNet, teacher: Teacher, basis: Iterable[np.ndarray]
     ) -> None:
         weights = detector.detector.weights
-        if weights.graph is not None or weights.config.front_end.joint.startswith("song"):
+        if not isinstance(weights, Weights) or weights.whole_song:
             cause = f"--mechanism: {detector.name} has no stages of a segment to look at"
             raise CommandError(f"{cause}: give artifactnet with native weights", USAGE)
         self._config = weights.config
@@ -137,14 +140,13 @@ def ablations(
 
     `delta_f1` and `delta_auroc` are differences to "none". AUROC is None with one class only.
     """
-    from sklearn.metrics import f1_score, roc_auc_score
+    from sklearn.metrics import f1_score
 
     table: list[dict[str, Any]] = []
     for name in scores[0] if scores else ():
         values = np.array([score[name] for score in scores])
         f1 = float(f1_score(labels, values >= threshold, zero_division=0.0))
-        both = len(set(labels)) == 2
-        auroc = float(roc_auc_score(labels, values)) if both else None
+        auroc = auc(np.array(labels), values)
         row: dict[str, Any] = {"ablation": name, "n": len(values), "f1": f1, "auroc": auroc}
         first = table[0] if table else row
         row["delta_f1"] = f1 - first["f1"]

@@ -24,7 +24,7 @@ import numpy as np
 
 from artifactnet_jax.bench.sanity import CODEC_PAIR
 from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import USAGE, CommandError, brief, printable
+from artifactnet_jax.text import USAGE, CommandError, brief, printable
 
 
 def write(

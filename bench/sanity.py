@@ -38,7 +38,7 @@ CODEC_PAIR = ("wav", "mp3-128", "aac-128", "opus-128")
 MOST_CODEC_MEAN, MOST_CODEC_LARGEST = 0.15, 0.35  # of the tracks' deltas
 
 
-def judge(
+def evaluate(
     rows: Iterable[Mapping[str, Any]], threshold: float, subsets: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """A row for every subset of one detector's rows (id, label, source, score or None).

@@ -25,7 +25,7 @@ from artifactnet_jax.layers import layer_traffic
 from artifactnet_jax.passes import folded
 from artifactnet_jax.presets import input_shapes
 from artifactnet_jax.results import aggregate
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.weights import Model, Weights
 
 ROUNDS = 5  # of every stage
 GRAPH_STAGES = {  # scopes of the exported graph
@@ -34,7 +34,7 @@ GRAPH_STAGES = {  # scopes of the exported graph
 }
 
 
-def reading_stages(tracks: Sequence[Track], weights: Weights) -> dict[str, float]:
+def reading_stages(tracks: Sequence[Track], weights: Model) -> dict[str, float]:
     """Seconds per second of audio to decode, and to mix down, resample, measure and cut.
 
     One thread, medians; the second is what reading segments takes beyond decoding.
@@ -164,7 +164,7 @@ def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
 
 
 def stages(
-    candidate: Candidate, weights: Weights, audio: np.ndarray, tracks: Sequence[Track]
+    candidate: Candidate, weights: Model, audio: np.ndarray, tracks: Sequence[Track]
 ) -> dict[str, Any] | None:
     """Milliseconds per segment by stage; None for a candidate that shows none of them.
 
@@ -173,7 +173,7 @@ def stages(
     call, one segment or batch, per segment)}.
     """
     backend, verdict = candidate.facts["backend"], weights.config.verdict
-    if weights.graph is not None or not weights.tensors:
+    if not isinstance(weights, Weights):
         return None
     if backend == "numpy":
         found = numpy_stages(weights, audio)

@@ -16,18 +16,20 @@ from artifactnet_jax.filterbank import mel_filterbank
 from artifactnet_jax.layers import Layer
 from artifactnet_jax.operators import evaluate
 from artifactnet_jax.passes import folded
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.weights import ForeignGraph, Model, Weights
 
 OPERATORS = {"conv", "conv_transpose", "linear", "relu", "sigmoid", "add", "mul", "concat"}
 OPERATORS |= {"pad", "slice", "max_pool", "mean", "flatten"}
 AXES = {"c": 1, "h": 2, "w": 3}  # of NCHW
 
 
-def why_not(weights: Weights) -> str:
+def why_not(weights: Model) -> str:
     """Why these weights cannot run here; empty when they can."""
     config = weights.config
-    if weights.graph is not None or config.texture is not None:
-        return "a foreign graph" if weights.graph is not None else "a texture head"
+    if not isinstance(weights, Weights):
+        return "a foreign graph" if isinstance(weights, ForeignGraph) else "an engine"
+    if config.texture is not None:
+        return "a texture head"
     sizes = ("segment_samples", "hpss_width", "percussive_width", "hpss_eps", "n_mels")
     known = {name: getattr(config.front_end, name) for name in sizes}
     if config.front_end != dataclasses.replace(FrontEnd(), **known):
@@ -44,8 +46,8 @@ class TorchNetwork:
     convolutions, PyTorch's default. ValueError where `why_not` says something.
     """
 
-    def __init__(self, weights: Weights, dtype: str = "float32"):
-        if reason := why_not(weights):
+    def __init__(self, weights: Model, dtype: str = "float32"):
+        if (reason := why_not(weights)) or not isinstance(weights, Weights):
             raise ValueError(f"the PyTorch network does not have {reason}")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.config = weights.config

@@ -44,15 +44,18 @@ def match_unet(network: Network, n_bins: int, n_frames: int) -> Matched | None:
     floors = [x.attrs["low"] for x in network.layers if x.op == "clip"]
     first = convs[0]
     patch = first.attrs["strides"] if shapes[0][:2] == first.attrs["strides"] else (1, 1)
-    candidate = cfg.UNet(
-        patch=patch,
-        stem=shapes[0][3] if patch != (1, 1) else 1,
-        widths=tuple(downs),
-        bottleneck=ups[0][2],
-        input_scale="log" if log else "magnitude",
-        log_floor=floors[0] if log and floors else cfg.UNet.log_floor,
-        mask_max=scales[-1],
-    )
+    try:
+        candidate = cfg.UNet(
+            patch=patch,
+            stem=shapes[0][3] if patch != (1, 1) else 1,
+            widths=tuple(downs),
+            bottleneck=ups[0][2],
+            input_scale="log" if log else "magnitude",
+            log_floor=floors[0] if log and floors else cfg.UNet.log_floor,
+            mask_max=scales[-1],
+        )
+    except ValueError:  # no UNet of ours has such figures
+        return None
     preset = unet_layers(candidate)
     return _matched("unet", candidate, network, preset, sized(preset, n_bins, n_frames))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.convert.graph import ConvertError, Graph
-from artifactnet_jax.results import brief
+from artifactnet_jax.text import brief
 
 
 def session(model: bytes | str, threads: int | None = None, optimise: bool = True) -> Any:

@@ -18,12 +18,12 @@ import soxr
 
 from artifactnet_jax import decode
 from artifactnet_jax.audio import AudioReport, Segment, SegmentReader
-from artifactnet_jax.config import FrontEnd, Verdict
+from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import find_audio
 from audio_files import encode, noise, write
 
-FE, VERDICT = FrontEnd(), Verdict()
+FE, VERDICT = FrontEnd(), Decision()
 RATE, SIZE = FE.sample_rate, FE.segment_samples
 
 
@@ -178,7 +178,7 @@ def test_tail_rule(n: int, count: int) -> None:
 )
 def test_short_recordings_have_overlapping_segments(seconds: float, starts: list[float]) -> None:
     samples = np.linspace(0.1, 0.5, round(seconds * RATE), dtype=np.float32)
-    verdict = Verdict(least_segments=5)
+    verdict = Decision(least_segments=5)
     reader = SegmentReader((samples, RATE), FrontEnd(), verdict)
     segments = list(reader)
     assert [s.start_s for s in segments] == starts
@@ -509,9 +509,9 @@ PEAK = """
 import re, sys
 from pathlib import Path
 from artifactnet_jax.audio import SegmentReader
-from artifactnet_jax.config import FrontEnd, Verdict
+from artifactnet_jax.config import FrontEnd, Decision
 plan = int(sys.argv[2]) if sys.argv[2].isdigit() else sys.argv[2]
-sum(1 for _ in SegmentReader(sys.argv[1], FrontEnd(), Verdict(), plan))
+sum(1 for _ in SegmentReader(sys.argv[1], FrontEnd(), Decision(), plan))
 # Not getrusage: its peak includes the parent's, from between fork and exec.
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1))
 """
@@ -542,7 +542,7 @@ def test_import_is_light() -> None:
 @pytest.mark.parametrize("least", [1, 5])
 @pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0, 17.9, 21.0])
 def test_the_number_of_segments_is_bounded_beforehand(tmp_path, seconds, least, plan):
-    verdict = Verdict(least_segments=least)
+    verdict = Decision(least_segments=least)
     for name, rate in (("a.wav", 44_100), ("a.flac", 48_000), ("a.mp3", 44_100), ("a.ogg", 32_000)):
         path = write(tmp_path, name, noise(seconds, rate, 1), rate)
         reader = SegmentReader(path, FrontEnd(), verdict, plan, counted=True)

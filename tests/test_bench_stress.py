@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 from artifactnet_jax.bench import mechanism, sanity, stress
 from artifactnet_jax.bench.detectors import open_detector
 from artifactnet_jax.numpy_network import NumpyNetwork
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 
 RATE = 44_100
 
@@ -192,7 +192,7 @@ def test_the_papers_subsets_and_rules():
     rows += [{"source": "aime_stable_audio_v1", "label": 1, "score": s} for s in (0.6, 0.6, 0.4)]
     rows += [{"source": "fma_hardneg", "label": 0, "score": s} for s in [0.4] * 19 + [0.6, None]]
     rows += [{"source": "mom_udio", "label": 1, "score": s} for s in [0.6] * 8 + [0.4]]
-    table = {row["subset"]: row for row in sanity.judge(rows, 0.5, sanity.PAPER_SUBSETS)}
+    table = {row["subset"]: row for row in sanity.evaluate(rows, 0.5, sanity.PAPER_SUBSETS)}
     assert len(table) == 28
     assert table["mom_yue"]["passed"]  # 0.9 is enough
     assert table["aime_stable_audio_v1"]["passed"]  # 0.67 of 0.6
@@ -200,7 +200,7 @@ def test_the_papers_subsets_and_rules():
     assert (table["fma_hardneg"]["n"], table["fma_hardneg"]["scored"]) == (21, 20)
     assert not table["mom_udio"]["passed"]  # 8 of 9
     assert (table["sonics_real"]["rate"], table["sonics_real"]["passed"]) == (None, False)
-    own = sanity.judge(rows, 0.5)
+    own = sanity.evaluate(rows, 0.5)
     assert [row["subset"] for row in own] == sorted({row["source"] for row in rows})
 
 

@@ -20,7 +20,7 @@ from artifactnet_jax.convert.graph import read_graph
 from artifactnet_jax.layers import layer, shapes
 from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.passes import folded
-from artifactnet_jax.weights import Weights, random_tensors
+from artifactnet_jax.weights import ForeignGraph, Weights, random_tensors
 from onnx_audio import segment
 
 TOLERANCE = 1e-5  # of a score
@@ -40,7 +40,7 @@ CNN = cfg.CNN(widths=(4, 6, 8), hidden=5)
 
 def make(front_end: cfg.FrontEnd = SMALL, unet: Any = V94, cnn: Any = CNN, **verdict: Any) -> Any:
     """Random weights whose scores of music lie well inside (0, 1)."""
-    config = cfg.Config("test", front_end, unet, cnn, cfg.Verdict(**verdict))
+    config = cfg.Config("test", front_end, unet, cnn, cfg.Decision(**verdict))
     tensors = random_tensors(config, seed=1)
     if isinstance(cnn, cfg.CNN):
         audio = music(front_end.segment_samples)[0]
@@ -409,7 +409,7 @@ def test_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
         build_onnx(weights, precision="int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="were not recognised"):
-        build_onnx(dataclasses.replace(weights, graph={}))
+        build_onnx(ForeignGraph("g", weights.config, {}, "", "", {}, {}))
     with pytest.raises(ValueError, match="a template keeps its own form and precision"):
         export(weights, tmp_path / "out.onnx", form="song", template=tmp_path / "in.onnx")
     with pytest.raises(ValueError, match="hold no map back"):

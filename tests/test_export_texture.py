@@ -13,11 +13,12 @@ import pytest
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax import dsp_numpy
+from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import build_onnx, export
 from artifactnet_jax.convert.graph import read_graph
-from artifactnet_jax.convert.importer import Contract, import_model
-from artifactnet_jax.convert.parity import candidates
+from artifactnet_jax.convert.importer import import_model
+from artifactnet_jax.convert.verify import candidates
 from artifactnet_jax.forward import texture_statistics
 from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.texture import texture_shapes
@@ -133,7 +134,7 @@ def test_segments_equal_the_numpy_pipeline(precision: Any) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("aggregate", ["median", "rms"])
 def test_songs_equal_the_numpy_pipeline(aggregate: Any, precision: Any) -> None:
-    weights, audio = make(verdict=cfg.Verdict(aggregate=aggregate)), music()
+    weights, audio = make(verdict=cfg.Decision(aggregate=aggregate)), music()
     scores = dsp_numpy.sigmoid(truth(weights, audio)[0])
     rms = np.sqrt(np.mean(audio**2, axis=1, dtype=np.float64))
     expected = {"median": np.median(scores), "rms": scores @ rms / rms.sum()}[aggregate]

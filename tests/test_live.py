@@ -347,7 +347,7 @@ def test_a_source_that_breaks_off_is_told(run, stdin, tmp_path):
 @posix
 def test_ctrl_c_ends_with_the_summary(tiny):
     options = ["--weights", str(tiny), "--backend", "numpy", "--format", "jsonl"]
-    line = [sys.executable, "-m", "artifactnet_jax.cli", "live", *options, "-"]
+    line = [sys.executable, "-m", "artifactnet_jax", "live", *options, "-"]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     # A parent that runs in the background may have passed on that SIGINT is ignored.
     wanted = signal.signal(signal.SIGINT, signal.default_int_handler)

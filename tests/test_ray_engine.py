@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from artifactnet_jax import ray_engine
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.weights import load_weights
 from audio_files import noise, write
 

@@ -20,8 +20,7 @@ pytest.importorskip("matplotlib")
 
 from artifactnet_jax import report as report_verb
 from artifactnet_jax.audio import read_mono
-from artifactnet_jax.config import Config
-from artifactnet_jax.config import Verdict as Rules
+from artifactnet_jax.config import Config, Decision
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.dsp_numpy import effective_bandwidth
 from artifactnet_jax.results import SegmentScore, Verdict
@@ -208,7 +207,7 @@ def test_what_a_track_is_filled_up_with_is_not_drawn():
 
 
 def weights_with(**changes: Any) -> Weights:
-    config = Config("x", verdict=Rules(**changes.pop("verdict", {})))
+    config = Config("x", verdict=Decision(**changes.pop("verdict", {})))
     return Weights("x", config, {}, "0", "none", changes.pop("provenance", {}))
 
 

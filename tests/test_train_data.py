@@ -25,10 +25,12 @@ from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.config import Config
 from artifactnet_jax.data import records
 from artifactnet_jax.data.augment import CODECS, RATE, Augment, encode_decode, to_int16
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row
-from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
+from artifactnet_jax.data.records import Examples, FixedExamples, batches
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.results import CommandError, Failure
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import CommandError
 from audio_files import noise, write
 
 SAMPLES = 8_192

@@ -152,7 +152,7 @@ def test_phase_codec_shrinks_the_cross_codec_delta():
     tensors = random_tensors(TINY)
     tensors["cnn.out.kernel"] *= 20
     tensors["cnn.out.bias"] += 12  # scores of this batch on both sides of 0.5
-    settings = settings_of("codec", rate=3e-3, seconds=0.15)
+    settings = settings_of("codec", learning_rate=3e-3, seconds=0.15)
     trainer = Trainer(TINY, tensors, settings)
     state, batch = trainer.initial(), batch_of(trainer)
     before = trainer.watch(state, batch)
@@ -204,7 +204,7 @@ def test_the_average_is_exponential():
 def test_the_first_update_is_adamw_by_hand():
     """Bias-corrected moments of one gradient: the step is its sign, less the decay of kernels."""
     trainer = trainer_of(
-        "head", clip=1e9, rate=1e-2, warmup=0.0, weight_decay=0.1, label_smoothing=0
+        "head", clip=1e9, learning_rate=1e-2, warmup=0.0, weight_decay=0.1, label_smoothing=0
     )
     state = trainer.initial()
     before = copied(state.moving)
@@ -218,7 +218,7 @@ def test_the_first_update_is_adamw_by_hand():
 
 
 def test_parts_have_their_own_rates():
-    trainer = trainer_of("codec", unet_rate=0.0)
+    trainer = trainer_of("codec", unet_learning_rate_scale=0.0)
     state = trainer.initial()
     before, batch = copied(state.moving), batch_of(trainer)
     state, _ = trainer.step(state, batch)
@@ -227,7 +227,9 @@ def test_parts_have_their_own_rates():
 
 
 def test_the_schedule_warms_up_and_ends_low():
-    settings = settings_of("cnn", rate=2e-3, steps=100, warmup=0.1, final_rate=0.05, accumulate=2)
+    settings = settings_of(
+        "cnn", learning_rate=2e-3, steps=100, warmup=0.1, final_learning_rate=0.05, accumulate=2
+    )
     rate = loop.schedule(settings)
     assert float(rate(0)) == pytest.approx(2e-3 / 5)
     assert float(rate(5)) == pytest.approx(2e-3)
@@ -302,7 +304,7 @@ def test_a_batch_must_divide_by_the_devices():
 
 def test_unknown_parts_are_named():
     with pytest.raises(SettingsError, match=r"moves=unet\.nothing: the model has no such part"):
-        trainer_of("cnn", moves=("unet.nothing",))
+        trainer_of("cnn", trainable=("unet.nothing",))
 
 
 def as_layers(config: cfg.Config, unet: tuple, tensors: dict) -> Trainer:

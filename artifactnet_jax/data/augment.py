@@ -22,6 +22,7 @@ import soxr
 
 from artifactnet_jax.audio import to_mono
 from artifactnet_jax.config import FrontEnd
+from artifactnet_jax.decode import to_float
 
 RATE = FrontEnd.sample_rate  # Hz
 MARGIN = RATE // 10  # samples on either side of a crop that are changed along and then cut away
@@ -53,14 +54,14 @@ def encode_decode(audio: np.ndarray, codec: str, kbps: int) -> np.ndarray:
     """
     audio = np.clip(audio, -1, 1)
     if codec == "wav":
-        return to_int16(audio).astype(np.float32) / np.float32(32768)
+        return to_float(to_int16(audio))
     pcm = np.ascontiguousarray(audio.reshape(len(audio), -1), np.float32)
     decoded = _vorbis(pcm, kbps) if codec == "vorbis" else _through_av(pcm, codec, kbps)
     return _fit(decoded, len(pcm)).reshape(audio.shape)
 
 
 def to_int16(audio: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] -> int16 at 2^15, rounded: noise of -101 dBFS rms."""
+    """Float in [-1, 1] -> int16 at 2^15, rounded: noise of -101 dBFS rms."""
     return np.clip(np.rint(audio * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 

@@ -36,6 +36,7 @@ from artifactnet_jax import __version__, results
 from artifactnet_jax.serve.service import RateLimit, Service
 from artifactnet_jax.serve.store import LOCAL, Key, StateError
 from artifactnet_jax.serve.uploads import BadUpload, DiskFull, Multipart
+from artifactnet_jax.text import brief, printable
 
 PAGE = Path(__file__).parent / "page"
 FEED_BYTES = 2**20  # of a body that are collected before they are written
@@ -631,7 +632,7 @@ def _on_state_error(_: Request, error: Any) -> Response:
 def _on_database_error(_: Request, error: Any) -> Response:
     if "disk is full" in str(error) or "No space left" in str(error):
         return _problem(507, "disk-full", "the service's disk is full: tell who runs it")
-    print(f"artifactnet-jax: database: {results.printable(results.brief(error))}", file=sys.stderr)
+    print(f"artifactnet-jax: database: {printable(brief(error))}", file=sys.stderr)
     text = "the database does not answer: try again later"
     return _problem(503, "database", text, {"retry-after": "10"})
 
@@ -639,7 +640,7 @@ def _on_database_error(_: Request, error: Any) -> Response:
 def _on_invalid(_: Request, error: Any) -> Response:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    return _problem(422, "invalid", results.printable(f"{where}: {first['msg']}"))
+    return _problem(422, "invalid", printable(f"{where}: {first['msg']}"))
 
 
 def _on_http_error(request: Request, error: Any) -> Response:

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from artifactnet_jax.results import printable
 from artifactnet_jax.serve.store import File, new_id
+from artifactnet_jax.text import printable
 
 NAME_CHARS = 500  # of a client's name that are kept
 SPARE_BYTES = 64 * 2**20  # kept free on the disk, for the database

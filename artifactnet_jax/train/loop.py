@@ -66,7 +66,7 @@ class Trainer:
         devices = jax.devices() if devices is None else devices
         self.config, self.settings = config, settings
         self.frozen_statistics = settings.batch_statistics == "frozen" or (
-            tensors is not None and _folded(tensors, settings.moves)
+            tensors is not None and _folded(tensors, settings.trainable)
         )
         self._check(len(devices))
         precision = jax.lax.Precision(settings.precision)
@@ -85,9 +85,9 @@ class Trainer:
                 name: leaf.replace(jnp.asarray(tensors[name])) for name, leaf in values.items()
             }
         self._statistics = [n for n, v in values.items() if isinstance(v, nnx.BatchStat)]
-        self._moving = [n for n, v in values.items() if _moves(n, v, settings.moves)]
+        self._moving = [n for n, v in values.items() if _moves(n, v, settings.trainable)]
         if not self._moving:
-            raise SettingsError(f"moves={','.join(settings.moves)}: the model has no such part")
+            raise SettingsError(f"moves={','.join(settings.trainable)}: the model has no such part")
         self._initial = {name: jnp.copy(leaf[...]) for name, leaf in values.items()}
         mesh = Mesh(np.array(devices), ("data",))
         self.replicated = NamedSharding(mesh, PartitionSpec())
@@ -200,7 +200,7 @@ class Trainer:
     def _set_mode(self, model: ArtifactNet, training: bool) -> None:
         model.eval()
         if training:
-            for name in {part.split(".")[0] for part in self.settings.moves} - {"texture"}:
+            for name in {part.split(".")[0] for part in self.settings.trainable} - {"texture"}:
                 part = model.unet if name == "unet" else model.cnn
                 part.set_attributes(
                     deterministic=False,
@@ -263,11 +263,15 @@ def losses(
 
 
 def schedule(settings: Settings) -> Callable[[Any], Any]:
-    """Learning rate by update: linear warm-up, then a cosine to `final_rate` of the peak."""
+    """Learning rate by update: linear warm-up, then a cosine to its end."""
     updates = max(2, settings.steps // settings.accumulate)
     warm = min(max(1, round(settings.warmup * updates)), updates - 1)
     return optax.warmup_cosine_decay_schedule(
-        settings.rate / warm, settings.rate, warm, updates, settings.rate * settings.final_rate
+        settings.learning_rate / warm,
+        settings.learning_rate,
+        warm,
+        updates,
+        settings.learning_rate * settings.final_learning_rate,
     )
 
 
@@ -283,8 +287,12 @@ def _optimiser(settings: Settings) -> optax.GradientTransformation:
             lambda count: factor * rate(count), weight_decay=settings.weight_decay, mask=kernels
         )
 
-    parts = {"unet": settings.unet_rate, "cnn": settings.cnn_rate, AUXILIARY: 1.0}
-    parts["texture"] = settings.cnn_rate
+    parts = {
+        "unet": settings.unet_learning_rate_scale,
+        "cnn": settings.cnn_learning_rate_scale,
+        AUXILIARY: 1.0,
+    }
+    parts["texture"] = settings.cnn_learning_rate_scale
     optimiser = optax.chain(
         optax.clip_by_global_norm(settings.clip),
         optax.partition(
