@@ -44,7 +44,8 @@ from artifactnet_jax.bench.baselines import (
     SpecTTTra,
     Trained,
 )
-from artifactnet_jax.config import Config, Decision, FrontEnd, flops
+from artifactnet_jax.config import Config, Decision, FrontEnd
+from artifactnet_jax.presets import flops
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief, printable
 

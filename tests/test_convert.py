@@ -31,7 +31,7 @@ from artifactnet_jax.convert.original import session
 from artifactnet_jax.files import cache_folder
 from artifactnet_jax.filterbank import mel_filterbank
 from artifactnet_jax.models import load_backend
-from artifactnet_jax.reference import Network
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.weights import (
     Weights,
     WeightsError,
@@ -119,7 +119,7 @@ def test_real_music_scores_as_in_onnxruntime(converted, music, name):
 def test_float64_settles_who_is_right(converted, audio):
     """Where we differ most from onnxruntime, ours is nearer to the same network in float64."""
     weights = converted["instance_gates"]
-    exact = Network(weights.config, weights.tensors, np.float64)
+    exact = NumpyNetwork(weights.config, weights.tensors, np.float64)
     truth = np.array([float(exact(segment.astype(np.float64))) for segment in audio])
     ours = np.abs(load_backend("numpy", weights)(audio) - truth).max()
     theirs = np.abs(np.array(TRUTH["instance_gates"]["scores"]) - truth).max()

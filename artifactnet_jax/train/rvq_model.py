@@ -21,7 +21,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from artifactnet_jax import dsp
+from artifactnet_jax import dsp_jax
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.augment import RATE, to_int16
 from artifactnet_jax.data.decoded import AudioCache
@@ -168,7 +168,7 @@ def envelope_distance(made: jax.Array, real: jax.Array) -> jax.Array:
     grid = dataclasses.replace(FrontEnd(), n_fft=1024, hop=256, stft_pad=512)
 
     def envelope(audio: jax.Array) -> jax.Array:
-        power = dsp.stft_magnitude(audio, grid)[:, 1:] ** 2
+        power = dsp_jax.stft_magnitude(audio, grid)[:, 1:] ** 2
         batch, bins, frames = power.shape
         bands = power.reshape(batch, bins // BAND, BAND, frames)
         return jnp.log(jnp.mean(bands, axis=2) + BAND_FLOOR)

@@ -27,9 +27,9 @@ from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import LABELS, Row, read_manifests
 from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import log_odds
+from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
 from artifactnet_jax.files import check_output, writing
-from artifactnet_jax.reference import sigmoid
 from artifactnet_jax.results import Failure, aggregate
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.texture import logit

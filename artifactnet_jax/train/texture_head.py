@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from threadpoolctl import threadpool_limits
 
+from artifactnet_jax import dsp_numpy
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.data.augment import Augment, Chain, to_int16
@@ -26,7 +27,9 @@ from artifactnet_jax.data.decoded import AudioCache, read_array, write_array
 from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.data.records import Crops
 from artifactnet_jax.decode import to_float
-from artifactnet_jax.reference import Network, loudest, stft_magnitude, texture_statistics
+from artifactnet_jax.dsp_numpy import stft_magnitude
+from artifactnet_jax.forward import texture_statistics
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.texture import normalised
 from artifactnet_jax.train.losses import binary_cross_entropy
 from artifactnet_jax.weights import Weights
@@ -121,7 +124,8 @@ class _Statistics(Crops):
         if kept is not None:
             return kept
         audio, front_end = self._crop(k, segment, version), self._config.front_end
-        values = texture_statistics(audio, stft_magnitude(audio, front_end), self._config)
+        magnitude = stft_magnitude(audio, front_end)
+        values = texture_statistics(audio, magnitude, self._config, dsp_numpy)
         write_array(path, values)
         return values
 
@@ -152,12 +156,11 @@ def network_logits(
 ) -> list[np.ndarray]:
     """The CNN's own logit of the same unchanged segments, float64 [segments] for each row."""
     source = _Statistics(rows, cache, weights.config, fit)
-    network = Network(weights.config, weights.tensors)
+    plain = dataclasses.replace(weights.config, texture=None)
+    network = NumpyNetwork(plain, weights.tensors)
 
     def one(k: int) -> np.ndarray:
-        segments = [network.segment_views(audio) for audio in source.plain(k)]
-        front_end = weights.config.front_end
-        return np.array([network.classify(v, loudest(v, front_end)) for v in segments], np.float64)
+        return np.array([network.logit(audio) for audio in source.plain(k)], np.float64)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
         return list(pool.map(one, range(len(rows))))
