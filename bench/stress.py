@@ -63,7 +63,7 @@ def _seed(track: str) -> int:
 def _chain(chain: Chain) -> Change:
     def change(audio: np.ndarray, track: str) -> np.ndarray:
         seeded = dataclasses.replace(chain, noise_seed=_seed(track))
-        (changed,) = seeded.apply(audio[:, None])
+        changed: np.ndarray = seeded.apply(audio[:, None])[0]
         return changed
 
     return change
@@ -88,15 +88,15 @@ def stretched(audio: np.ndarray, tempo: float) -> np.ndarray:
             blocks.append(pulled.to_ndarray().reshape(-1))
         except (av.error.EOFError, av.error.BlockingIOError):
             break
-    joined: np.ndarray = np.concatenate(blocks or [np.zeros(0, np.float32)])
-    return np.clip(joined, -1, 1)
+    joined = np.concatenate(blocks or [np.zeros(0, np.float32)])
+    clipped: np.ndarray = np.clip(joined, -1, 1)
+    return clipped
 
 
 def shifted(audio: np.ndarray, semitones: float) -> np.ndarray:
     """Higher by semitones at the same tempo: played faster by resampling, then stretched back."""
     factor = 2 ** (semitones / 12)
-    (faster,) = Chain(speed=factor).apply(audio[:, None])
-    return stretched(faster, 1 / factor)
+    return stretched(Chain(speed=factor).apply(audio[:, None])[0], 1 / factor)
 
 
 def _placed(place: float) -> Change:
