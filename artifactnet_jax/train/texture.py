@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from artifactnet_jax import dsp_numpy
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.console.progress import progress
@@ -82,7 +83,8 @@ def left_out(
             fit,
         )
         for i in np.flatnonzero(fold == k).tolist():
-            out[i] = logit(statistics[i].plain, texture, tensors).astype(np.float64)
+            logits = logit(statistics[i].plain, texture, tensors, dsp_numpy)
+            out[i] = logits.astype(np.float64)
     return out, fold
 
 
