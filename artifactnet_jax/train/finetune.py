@@ -97,17 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(said, file=sys.stderr)
 
-    outcome = training.train(
-        args.phase,
-        settings,
-        training_rows(ranked, keep, settings.source_power),
-        folder / "train",
-        config=weights.config,
-        weights=weights,
-        cache=AudioCache(args.cache),
-        quiet=args.quiet,
-        one_class=not keep,
-    )
+    chosen = training_rows(ranked, keep, settings.source_power)
+    outcome = _trained(args, settings, weights, chosen, folder / "train")
     tuned = training.native_weights(outcome.weights)
     seconds.stop("training")
     alpha, shift, adapted = _choose(weights, tuned, hard, keep, before, scorer)
@@ -157,6 +148,23 @@ def run(args: argparse.Namespace) -> int:
     if worse:
         print(printable(f"warning: worse on the keep-set: {', '.join(worse)}"), file=sys.stderr)
     return SOME_FAILED if report["failed"] else OK
+
+
+def _trained(
+    args: argparse.Namespace, settings: Settings, weights: Weights, rows: list[Row], folder: Path
+) -> training.Outcome:
+    """The run of the training; without a keep-set it may have tracks of one class."""
+    return training.train(
+        args.phase,
+        settings,
+        rows,
+        folder,
+        config=weights.config,
+        weights=weights,
+        cache=AudioCache(args.cache),
+        quiet=args.quiet,
+        one_class=args.keep is None,
+    )
 
 
 # --- what is asked for -----------------------------------------------------------------------
