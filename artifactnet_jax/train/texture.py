@@ -63,9 +63,9 @@ def left_out(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Held-out logits of every row's unchanged segments: no head was fitted to the row's group.
 
-    The groups are divided into `folds` parts; the rows of each are judged by a head that was fitted
+    The groups are divided into `folds` parts; the rows of each are scored by a head that was fitted
     to the others, and to those of `helpers` that are of no group of the part. Helpers are not
-    judged; `theirs` are their statistics. Returns the logits [segments] of each row, and its fold
+    scored; `theirs` are their statistics. Returns the logits [segments] of each row, and its fold
     [rows].
     """
     parts = {str(k): 1 / folds for k in range(folds)}
