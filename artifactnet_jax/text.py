@@ -6,7 +6,7 @@ from __future__ import annotations
 OK, SOME_FAILED, USAGE, NO_BACKEND = range(4)
 
 # Names of the backends, as `backends.BACKENDS` describes them; --help must not import that.
-BACKENDS = ("xla", "numpy", "tensorrt", "onnxruntime", "onnxruntime-cuda")
+BACKENDS = ("xla", "numpy", "onnxruntime", "onnxruntime-cuda", "tensorrt")
 
 
 class CommandError(Exception):
