@@ -21,17 +21,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from artifactnet_jax import Detector
 from artifactnet_jax.audio import SegmentReader
-from artifactnet_jax.backends import load_backend
 from artifactnet_jax.config import CNN, Decision, FrontEnd, Imported, UNet
-from artifactnet_jax.convert.cache import load_onnx
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import export
 from artifactnet_jax.convert.graph import ConvertError
+from artifactnet_jax.convert.import_cache import load_onnx
 from artifactnet_jax.convert.importer import import_model
 from artifactnet_jax.convert.original import session
 from artifactnet_jax.files import cache_folder
 from artifactnet_jax.filterbank import mel_filterbank
-from artifactnet_jax.reference import Network
+from artifactnet_jax.models import load_backend
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.weights import (
     Weights,
     WeightsError,
@@ -119,7 +119,7 @@ def test_real_music_scores_as_in_onnxruntime(converted, music, name):
 def test_float64_settles_who_is_right(converted, audio):
     """Where we differ most from onnxruntime, ours is nearer to the same network in float64."""
     weights = converted["instance_gates"]
-    exact = Network(weights.config, weights.tensors, np.float64)
+    exact = NumpyNetwork(weights.config, weights.tensors, np.float64)
     truth = np.array([float(exact(segment.astype(np.float64))) for segment in audio])
     ours = np.abs(load_backend("numpy", weights)(audio) - truth).max()
     theirs = np.abs(np.array(TRUTH["instance_gates"]["scores"]) - truth).max()
@@ -467,9 +467,9 @@ def test_the_export_command(command, converted, tmp_path):
 
 @pytest.mark.parametrize("head", [True, False], ids=["texture", "bare"])
 def test_embedded_weights_export(command, tmp_path, audio, head):
-    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.models import open_model
 
-    weights = open_weights(None)
+    weights = open_model(None)
     if not head:
         tensors = {n: t for n, t in weights.tensors.items() if not n.startswith("texture.")}
         config = dataclasses.replace(weights.config, texture=None)

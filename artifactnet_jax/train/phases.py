@@ -8,10 +8,10 @@ gives the encoder a short path to the label, first alone, then beside the whole.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +29,7 @@ class SettingsError(CommandError):
         super().__init__(message, USAGE)
 
 
+Codec = Literal["wav", "mp3", "aac", "opus"]
 Inside = Annotated[float, "between 0 and 1", lambda x: 0 < x < 1]
 
 
@@ -51,7 +52,7 @@ class Settings(Checked):
     steps: Count = 2000
     batch: Count = 16  # tracks; with `versions` each counts once
     seconds: Positive = 4.0  # length of a crop; shorter trains faster, scoring always takes 4 s
-    versions: tuple[str, ...] = ()  # codecs that each track is shown in, all in one batch
+    versions: tuple[Codec, ...] = ()  # codecs that each track is shown in, all in one batch
     accumulate: Count = 1  # batches per update
     learning_rate: Positive = 1e-3  # of AdamW, at its peak
     unet_learning_rate_scale: From0 = 1.0  # factor on it for the UNet
@@ -149,20 +150,19 @@ def to_flat(settings: Settings) -> dict[str, Any]:
 
 def from_flat(values: dict[str, Any]) -> Settings:
     """Inverse of `to_flat`; texts are converted. SettingsError names what cannot be."""
-    parts: dict[str, dict[str, Any]] = {"": {}, "augment": {}}
-    for key, value in values.items():
-        part, _, name = key.rpartition(".")
-        name = _FIELDS.get(name, name)
-        section = Augment if part else Settings
-        parts[part][name] = _convert(key, value, typing.get_type_hints(section)[name])
-        hint = typing.get_type_hints(section, include_extras=True)[name]
+    parts: dict[type, dict[str, Any]] = {Settings: {}, Augment: {}}
+    for key, text in values.items():
+        kind: type = Augment if key.startswith("augment.") else Settings
+        name = key.removeprefix("augment.")
+        name = name if kind is Augment else _FIELDS.get(name, name)
+        hint = typing.get_type_hints(kind, include_extras=True)[name]
+        parts[kind][name] = value = _parsed(text, hint)
         try:
-            require(key, parts[part][name], hint)
-        except ValueError as error:  # by its key, which a field's name may differ from
+            require(key, value, hint)
+        except ValueError as error:
             raise SettingsError(str(error)) from None
     try:
-        augment = Augment(**parts["augment"])
-        settings = Settings(**parts[""], augment=augment)
+        settings = Settings(**parts[Settings], augment=Augment(**parts[Augment]))
     except ValueError as error:
         raise SettingsError(str(error)) from None
     _check(settings)
@@ -201,50 +201,35 @@ def _known(key: str, values: dict[str, Any], where: str) -> str:
     return key
 
 
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    """A text or a JSON value as the type of a field."""
+def _parsed(value: Any, hint: Any) -> Any:
+    """A text or a JSON value as an annotation has it, where that can be; else as it is."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in args:
-            raise SettingsError(f"{key}={value}: use one of {', '.join(map(str, args))}")
-        return value
+    if origin is Annotated:
+        return _parsed(value, args[0])
     if origin is tuple:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
-        if not isinstance(value, (list, tuple)):
-            raise SettingsError(f"{key}={value}: not a list")
-        kinds = args[:1] * len(value) if args[1:] == (...,) else args
-        if len(kinds) != len(value):
-            raise SettingsError(f"{key}: give {len(kinds)} values, not {len(value)}")
-        return tuple(_convert(key, part, kind) for part, kind in zip(value, kinds, strict=True))
-    if origin in (typing.Union, types.UnionType):
-        if value in (None, "", "none"):
-            return None
-        return _convert(key, value, next(a for a in args if a is not type(None)))
+        if isinstance(value, (list, tuple)):
+            hints = args[:1] * len(value) if args[1:] == (...,) else args
+            return tuple(map(_parsed, value, hints)) if len(value) == len(hints) else value
     if hint is bool:
         named = {"true": True, "false": False, "1": True, "0": False}
-        if isinstance(value, str) and value.lower() in named:
-            return named[value.lower()]
-        if isinstance(value, bool):
-            return value
-        raise SettingsError(f"{key}={value}: use true or false")
-    try:
-        if hint is int and float(value) != int(float(value)):
-            raise ValueError
-        return int(float(value)) if hint is int else hint(value)
-    except (TypeError, ValueError, OverflowError):
-        raise SettingsError(f"{key}={value}: not of type {hint.__name__}") from None
+        return named.get(str(value).lower(), value)
+    if hint in (int, float):
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(value)
+            return int(number) if hint is int and number.is_integer() else number
+    return value
 
 
 def _check(settings: Settings) -> None:
+    """SettingsError where settings make no sense together."""
     s = settings
     if not s.distill + s.bce + s.auxiliary:
         raise SettingsError("distill, bce and auxiliary are all 0: there is nothing to minimise")
     if not s.trainable or not all(part.split(".")[0] in _PARTS for part in s.trainable):
         named = ",".join(s.trainable)
         raise SettingsError(f"moves={named}: name unet, cnn or parts such as cnn.out")
-    if unknown := set(s.versions) - set(CODECS):
-        raise SettingsError(f"versions: no codec {sorted(unknown)}: use {','.join(CODECS)}")
     if s.consistency and len(s.versions) < 2:
         raise SettingsError("consistency needs at least two versions, such as versions=wav,mp3")
     if s.distill and (s.versions or s.draws):

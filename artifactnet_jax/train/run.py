@@ -27,19 +27,20 @@ import numpy as np
 from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.config import Config
-from artifactnet_jax.data.decoded import AudioCache
+from artifactnet_jax.console.progress import Teller, progress
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row, read_manifests
 from artifactnet_jax.data.records import Examples, FixedExamples, batches
 from artifactnet_jax.data.splits import check_rows
-from artifactnet_jax.detector import open_weights
-from artifactnet_jax.files import claim, replace_file
+from artifactnet_jax.files import claim, replace_file, write_json
+from artifactnet_jax.models import open_model
 from artifactnet_jax.results import to_json
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import Settings
-from artifactnet_jax.train.steps import WATCHED, Loop, Teller, full_disk, prepare_shown
-from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
+from artifactnet_jax.train.steps import WATCHED, Loop, full_disk
+from artifactnet_jax.weights import Engine, Weights, WeightsError, load_weights, save_weights
 
 TRAIN = ("train", "")  # values of a manifest's column `split`
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A finished run: the weights written, and what is said of it."""
+    """A finished run: path of its weights, and its report."""
 
     weights: Path
     report: dict[str, Any]
@@ -113,14 +114,15 @@ def train(
         tell("the norms of these weights are folded into convolutions: their statistics stay")
     wanted, watched = _select(rows, settings, one_class or bool(settings.distill))
     jobs = settings.workers or cpu_count()
-    good, skipped = prepare_shown(
-        [*wanted, *watched],
-        cache,
-        max_bad=settings.max_bad,
-        jobs=jobs,
-        tell=tell,
-        residual=bool(settings.distill),
-    )
+    with progress(quiet, str(folder), len(wanted) + len(watched)) as shown:
+        good, skipped = prepare(
+            [*wanted, *watched],
+            cache,
+            max_bad=settings.max_bad,
+            jobs=jobs,
+            tell=shown,
+            residual=bool(settings.distill),
+        )
     with full_disk(folder):
         lines = "".join(to_json(failure.to_dict()) + "\n" for failure in skipped)
         replace_file(folder / "skipped.jsonl", lines.encode())
@@ -166,16 +168,19 @@ def native_weights(path: str | None) -> Weights:
     """Weights that can be trained; None: the embedded ones.
 
     Raises:
-        CommandError: they cannot be opened, or are a graph that is run as it stands.
+        CommandError: they cannot be opened, or are a graph or an engine, which runs as it is.
     """
     try:
-        weights = open_weights(path)
+        model = open_model(path)
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
-    if weights.graph is not None:
-        cause = f"weights {weights.name!r} are a graph that was not recognised in every part"
-        raise CommandError(f"{cause}: only native models can be trained", USAGE)
-    return weights
+    if isinstance(model, Weights):
+        return model
+    what = "a graph that was not recognised in every part"
+    if isinstance(model, Engine):
+        what = f"the file {model.file}, which holds no tensors"
+    cause = f"weights {model.name!r} are {what}"
+    raise CommandError(f"{cause}: only native models can be trained", USAGE)
 
 
 def _select(
@@ -246,7 +251,7 @@ def _claim(
     }
     claim(path, facts, lambda facts: facts["decisive"])
     with full_disk(folder):
-        replace_file(path, json.dumps(facts, indent=1).encode())
+        write_json(path, facts)
 
 
 def _watch_batches(
@@ -273,10 +278,18 @@ def _watch_batches(
     return found
 
 
-def history(weights: Weights) -> list[Any]:
-    """What made these weights, step by step, as far as they say."""
-    earlier = list(weights.provenance.get("history", ()))
-    return earlier or [{"weights": weights.summary(), "provenance": dict(weights.provenance)}]
+def provenance(weights: Weights | None, entry: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of weights that a step `entry` made of `weights` (None: random ones)."""
+    history: list[Any] = []
+    if weights is not None:
+        history += weights.provenance.get("history", ())
+        facts = {"weights": weights.summary(), "provenance": dict(weights.provenance)}
+        history = history or [facts]  # all that is known of them
+    return {
+        "trained_by": f"artifactnet-jax {__version__}",
+        "history": [*history, entry],
+        "note": "not evidence by itself",
+    }
 
 
 def _write_weights(
@@ -289,7 +302,6 @@ def _write_weights(
     report: dict[str, Any],
 ) -> None:
     """weights.safetensors, with the history of what made it."""
-    earlier = history(weights) if weights else []
     # The points were those of the weights that this run began with.
     verdict = dataclasses.replace(config.verdict, operating_points=())
     config = dataclasses.replace(config, verdict=verdict)
@@ -307,11 +319,7 @@ def _write_weights(
                 tensors,
                 name=folder.resolve().name,
                 licence=settings.licence or (weights.licence if weights else "not stated"),
-                provenance={
-                    "trained_by": f"artifactnet-jax {__version__}",
-                    "history": [*earlier, entry],
-                    "note": "not evidence by itself",
-                },
+                provenance=provenance(weights, entry),
             )
     except WeightsError as error:
         raise CommandError(str(error), SOME_FAILED) from error

@@ -18,16 +18,15 @@ originals and of the same level.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.console.progress import progress
+from artifactnet_jax.console.progress import Teller, progress, step_progress
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row, check_output, read_other, write_manifest
 from artifactnet_jax.files import claim, make_folder, writing
@@ -126,6 +125,7 @@ def _models(
     """
     learnt, measured, held_out = _parts(tracks, args.seed)
     models: dict[str, Model] = {}
+    tell = Teller(args.quiet)
     print(
         _COLUMNS.format(
             *("model", "steps", "seconds", "kbit/s", "SI-SDR", "LSD", "mel", ">10k", "used")
@@ -140,8 +140,9 @@ def _models(
                 raise CommandError(f"{cause}: name another --out", USAGE)
         else:
             try:
-                with _bar(args.quiet, args.steps, f"{k + 1}/{len(family)} {codec.name}") as tell:
-                    model = train(codec, learnt, args.steps, args.seed + k, tell)
+                tell(f"training {k + 1}/{len(family)} {codec.name}")
+                with step_progress(tell, 0, args.steps) as bar:
+                    model = train(codec, learnt, args.steps, args.seed + k, bar)
             except Diverged as error:
                 text = f"{codec.name}: {error}; it is left out, the other models go on"
                 print(text, file=sys.stderr)
@@ -164,20 +165,6 @@ def _line(model: Model) -> str:
         *(f"{f[name]:.1f}" for name in ("si_sdr", "lsd", "mel", "high")),
         f"{f['used']:.2f}",
     )
-
-
-@contextlib.contextmanager
-def _bar(quiet: bool, total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """A function that shows on stderr how many steps are done; a line if that is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        if not quiet:
-            print(f"training {name}", file=sys.stderr)
-        yield lambda step: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="step", desc=name, file=sys.stderr, dynamic_ncols=True) as bar:
-        yield lambda step: bar.update(step - bar.n) and None
 
 
 def _positives(

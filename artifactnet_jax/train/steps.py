@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,12 +16,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from artifactnet_jax.data.decoded import AudioCache, prepare
-from artifactnet_jax.data.manifest import Row
+from artifactnet_jax.console.progress import Teller, step_progress
 from artifactnet_jax.data.records import Examples, batches
 from artifactnet_jax.evaluation import auc
 from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import Failure, to_json
+from artifactnet_jax.results import to_json
 from artifactnet_jax.text import SOME_FAILED, CommandError, brief
 from artifactnet_jax.train.loop import State, Trainer
 from artifactnet_jax.train.phases import Settings
@@ -33,7 +30,7 @@ STARVED = 0.3  # share of the time spent waiting for batches above which to say 
 
 
 class Loop:
-    """Steps, and all that is kept of them: checkpoints, metrics, the watch over collapse."""
+    """The steps of a run: checkpoints, metrics, and the watch over a mask that collapses."""
 
     def __init__(self, folder: Path, trainer: Trainer, settings: Settings, tell: Teller):
         self.folder, self.trainer, self.settings, self.tell = folder, trainer, settings, tell
@@ -65,7 +62,7 @@ class Loop:
             contextlib.closing(
                 batches(examples, settings.batch, start=done, workers=jobs)
             ) as source,
-            progress(self.tell, done, settings.steps) as bar,
+            step_progress(self.tell, done, settings.steps) as bar,
             ThreadPoolExecutor(1) as clock,
         ):
             pending: list[tuple[int, dict[str, Any], np.ndarray]] = []
@@ -116,7 +113,9 @@ class Loop:
         if step is not None:
             leaves, tree = jax.tree.flatten(state)
             kinds = [
-                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.trainer.replicated)
+                jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+                    leaf.shape, leaf.dtype, sharding=self.trainer.replicated
+                )
                 for leaf in leaves
             ]
             try:
@@ -282,7 +281,7 @@ class Loop:
 
 
 def _when_ready(value: jax.Array) -> float:
-    """The time at which the device has computed this."""
+    """The time at which the device has computed `value`."""
     value.block_until_ready()
     return time.perf_counter()
 
@@ -323,54 +322,3 @@ def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, old in zip(numbers, before, strict=True):
             signal.signal(number, old)
-
-
-class Teller:
-    """Says a line on stderr, above the progress bar if there is one."""
-
-    def __init__(self, quiet: bool):
-        self.quiet = quiet
-        self.bar: Any = None
-
-    def __call__(self, text: str) -> None:
-        if not self.quiet:
-            (print if self.bar is None else self.bar.write)(text, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def progress(
-    tell: Teller, done: int, total: int, unit: str = "step"
-) -> Iterator[Callable[[int], None]]:
-    """A function that moves a bar, where stderr is a terminal."""
-    if tell.quiet or not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True) as bar:
-        tell.bar = bar
-        try:
-            yield lambda count: bar.update(count - bar.n)
-        finally:
-            tell.bar = None
-
-
-def prepare_shown(
-    rows: list[Row],
-    cache: AudioCache,
-    *,
-    max_bad: float,
-    jobs: int,
-    tell: Teller,
-    residual: bool = False,
-) -> tuple[list[Row], list[Failure]]:
-    """`prepare` with its progress and failures on stderr."""
-    with progress(tell, 0, len(rows), "track") as bar:
-        done = itertools.count(1)
-
-        def each(result: Row | Failure) -> None:
-            if isinstance(result, Failure):
-                tell(result.message)
-            bar(next(done))
-
-        return prepare(rows, cache, max_bad=max_bad, jobs=jobs, tell=each, residual=residual)
