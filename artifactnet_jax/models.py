@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 from artifactnet_jax.backends import BACKENDS, Backend, BackendError
-from artifactnet_jax.config import flops
+from artifactnet_jax.presets import flops
 from artifactnet_jax.weights import (
     ENGINE_SUFFIX,
     Engine,

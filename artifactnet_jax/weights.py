@@ -22,8 +22,8 @@ import numpy as np
 from artifactnet_jax import config as cfg
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
-from artifactnet_jax.layers import FOLDED_VARIANCE, tensor_shapes
-from artifactnet_jax.texture import texture_shapes
+from artifactnet_jax.layers import FOLDED_VARIANCE
+from artifactnet_jax.presets import parameter_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
 DEFAULT = "edge.safetensors"
@@ -110,77 +110,6 @@ class Engine(Model):
     def precision(self) -> str:
         """Precision of an exported graph: "fp32", "fp16" or "int8"."""
         return str(self.provenance.get("precision"))
-
-
-def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a model, batch statistics (mean, var) included.
-
-    Names are the paths of the Flax modules in `artifactnet_jax.model`; convolution kernels are
-    HWIO. Of a converted graph there are also the layers of `config.Imported` and what the front
-    end is given: front_end.window [n_fft], front_end.mel [n_mels, n_bins].
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    front_end, unet, cnn = config.front_end, config.unet, config.cnn
-
-    def conv(name: str, rows: int, cols: int, i: int, o: int, bias: bool) -> None:
-        shapes[f"{name}.kernel"] = (rows, cols, i, o)
-        if bias:
-            shapes[f"{name}.bias"] = (o,)
-
-    def norm(name: str, features: int) -> None:
-        for leaf in ("scale", "bias", "mean", "var"):
-            shapes[f"{name}.{leaf}"] = (features,)
-
-    def residual(name: str, i: int, o: int) -> None:
-        conv(f"{name}.conv1", 3, 3, i, o, False)
-        norm(f"{name}.norm1", o)
-        conv(f"{name}.conv2", 3, 3, o, o, False)
-        norm(f"{name}.norm2", o)
-
-    def block(name: str, i: int, o: int) -> None:
-        residual(name, i, o)
-        if i != o:
-            conv(f"{name}.shortcut", 1, 1, i, o, True)
-
-    if front_end.window == "given":
-        shapes["front_end.window"] = (front_end.n_fft,)
-    if front_end.mel_scale == "given":
-        shapes["front_end.mel"] = (front_end.n_mels, front_end.n_bins)
-
-    if isinstance(unet, cfg.Imported):
-        shapes |= tensor_shapes(unet.layers, "unet")
-    else:
-        area, i = unet.patch[0] * unet.patch[1], 1
-        if area > 1:
-            i = unet.stem
-            conv("unet.stem", *unet.patch, 1, i, True)
-        for level, o in enumerate(unet.widths):
-            block(f"unet.encoder.{level}", i, o)
-            conv(f"unet.down.{level}", 4, 4, o, o, True)
-            i = o
-        block("unet.bottom", i, unet.bottleneck)
-        residual("unet.gated", unet.bottleneck, unet.bottleneck)
-        conv("unet.gated.gate", 1, 1, unet.bottleneck, unet.bottleneck, True)
-        i = unet.bottleneck
-        for level, o in enumerate(reversed(unet.widths)):
-            conv(f"unet.up.{level}.conv", 1, 1, i, 4 * o, False)
-            shapes[f"unet.up.{level}.bias"] = (o,)
-            block(f"unet.decoder.{level}", 2 * o, o)
-            i = o
-        conv("unet.head", 1, 1, i, area, True)
-
-    shapes |= texture_shapes(config)
-    if isinstance(cnn, cfg.Imported):
-        return shapes | tensor_shapes(cnn.layers, "cnn")
-    i = len(front_end.channels)
-    for level, o in enumerate(cnn.widths):
-        conv(f"cnn.conv.{level}", 3, 3, i, o, True)
-        norm(f"cnn.norm.{level}", o)
-        i = o
-    for name, rows, cols in (("hidden", i, cnn.hidden), ("out", cnn.hidden, 1)):
-        shapes[f"cnn.{name}.kernel"] = (rows, cols)
-        shapes[f"cnn.{name}.bias"] = (cols,)
-    return shapes
 
 
 def parameter_counts(config: cfg.Config) -> dict[str, int]:

@@ -17,7 +17,7 @@ RATE = FrontEnd.sample_rate  # Hz; what every track is decoded to
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """What a detector says of one track."""
+    """A detector's score of one track."""
 
     score: float  # P(AI) in [0, 1]
     segments: tuple[float | None, ...] = ()  # of its parts, where it has them
@@ -33,7 +33,7 @@ class DetectorError(Exception):
 
 
 class Adapter:
-    """A detector. One of yours needs no more than this: `name`, `params` and so on, and `score`.
+    """A detector. One of yours needs `score`, and where known `name`, `params` and so on.
 
     `load` is called once, before anything else. `score` takes mono float32 [n] in [-1, 1] at
     `input_rate` Hz and gives P(AI) (or a `Scored`); it raises what it likes. `batch` does the same
@@ -54,7 +54,7 @@ class Adapter:
         raise NotImplementedError
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
-        """The same for several tracks; a DetectorError in place of a score fails that track."""
+        """Scores of several tracks; a DetectorError in place of a score fails that track."""
         return [_caught(self.score, one) for one in audio]
 
 
@@ -75,7 +75,7 @@ def at_rate(audio: np.ndarray, rate: int) -> np.ndarray:
 
 
 def run_batch(detector: Adapter, audio: Sequence[np.ndarray]) -> list[Scored | DetectorError]:
-    """A detector's word on tracks at 44.1 kHz, every score checked: finite and in [0, 1]."""
+    """A detector's scores of tracks at 44.1 kHz, each checked: finite and in [0, 1]."""
     heard = [at_rate(one, detector.input_rate) for one in audio]
     try:
         results = list(detector.batch(heard))

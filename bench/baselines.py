@@ -47,7 +47,7 @@ class Trained(Adapter):
 
     @property
     def label(self) -> str:
-        """What is fitted: equal labels, equal fits."""
+        """Name of the fit: equal labels mean equal fits."""
         return self.kind
 
     @property
@@ -81,7 +81,7 @@ class Trained(Adapter):
         self.restore({"kind": self.kind, "weights": weights.tolist(), "bias": bias})
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave; ValueError or KeyError."""
+        """Take a fit that `state` gave. ValueError or KeyError: it is none."""
         if state["kind"] != self.kind:
             raise ValueError(f"it is a {state['kind']}")
         weights = np.array(state["weights"], np.float64)
@@ -91,7 +91,7 @@ class Trained(Adapter):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What was fitted, for JSON."""
+        """The fit, for JSON."""
         assert self._fitted is not None
         weights, bias = self._fitted
         return {"kind": self.kind, "weights": weights.tolist(), "bias": bias}
@@ -121,7 +121,7 @@ class Fakeprint(Trained):
     gflops = 4 * 16_000 / HOP * 5 * N_FFT * math.log2(N_FFT) / 1e9
 
     def features(self, audio: np.ndarray) -> np.ndarray:
-        """See the class. DetectorError for digital silence."""
+        """Peaks of the spectrum; see the class. DetectorError for digital silence."""
         from scipy.interpolate import make_interp_spline
 
         audio = audio[: self.SECONDS * self.input_rate]
@@ -140,7 +140,7 @@ class Fakeprint(Trained):
         hull = make_interp_spline(lowest, spectrum[lowest], k=2)
         floor = np.maximum(hull(np.arange(len(spectrum))), self.FLOOR_DB)
         peaks = np.clip(spectrum - floor, 0, self.PEAK_DB)
-        return peaks / max(float(peaks.max()), 1e-9)
+        return np.divide(peaks, max(float(peaks.max()), 1e-9))
 
 
 class Separation(Trained):
@@ -159,7 +159,7 @@ class Separation(Trained):
 
     @property
     def label(self) -> str:
-        """With the teacher, unless that is the built-in one."""
+        """Kind and teacher; the built-in teacher is not named."""
         return self.kind if self._spec == "builtin" else f"{self.kind}-{self._spec}"
 
     def load(self, device: str) -> None:
@@ -178,7 +178,7 @@ class Separation(Trained):
         return np.array([10 * math.log10(max(left / energy, 1e-12))])
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Its identity is the teacher's too."""
+        """Take a fit. The teacher's digest is part of the identity."""
         super().restore(state)
         self.identity += f" {self._teacher.digest}"
 

@@ -44,7 +44,8 @@ from artifactnet_jax.bench.baselines import (
     SpecTTTra,
     Trained,
 )
-from artifactnet_jax.config import Config, Decision, FrontEnd, flops
+from artifactnet_jax.config import Config, Decision, FrontEnd
+from artifactnet_jax.presets import flops
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief, printable
 
@@ -93,7 +94,7 @@ class ArtifactNet(Adapter):
         return [found[index] for index in range(len(audio))]
 
     def score(self, audio: np.ndarray) -> float | Scored:
-        """See `Adapter`."""
+        """P(AI) of one track; see `Adapter`."""
         (result,) = self.batch([audio])
         if isinstance(result, DetectorError):
             raise result
@@ -141,7 +142,7 @@ class Onnx(Adapter):
             self.identity += _digest_of(f"{self._path}.data")
 
     def score(self, audio: np.ndarray) -> Scored:
-        """See the class."""
+        """P(AI) of one track; see the class."""
         plan: Segments = "first60" if self.song else self.SEGMENTS
         reader = SegmentReader((audio, RATE), self._front_end, Decision(), plan)
         segments = np.stack([segment.samples for segment in reader])
@@ -163,7 +164,7 @@ class Onnx(Adapter):
 
 
 def trained_parts(detector: Adapter) -> list[Trained]:
-    """What has to be fitted before this detector can score: itself, or its tiers."""
+    """The parts that must be fitted before a detector can score: itself, or its tiers."""
     if isinstance(detector, Tiered):
         return trained_parts(detector.fast) + trained_parts(detector.second)
     return [detector] if isinstance(detector, Trained) else []
@@ -180,23 +181,23 @@ class Tiered(Adapter):
         self.fast, self.second, self.band = fast, second, band
 
     def load(self, device: str) -> None:
-        """Both are loaded."""
+        """Load both detectors."""
         self.fast.load(device)
         self.second.load(device)
 
     @property
     def identity(self) -> str:  # type: ignore[override]
-        """Of both, and the band."""
+        """Identities of both detectors, and the band."""
         return f"{self.fast.identity} {self.second.identity} {self.band}"
 
     @property
     def params(self) -> int | None:  # type: ignore[override]
-        """Of both."""
+        """Parameters of both detectors; None where one is unknown."""
         counts = (self.fast.params, self.second.params)
         return None if None in counts else sum(counts)  # type: ignore[arg-type]
 
     def score(self, audio: np.ndarray) -> Scored:
-        """See the class."""
+        """P(AI) of one track; see the class."""
         (result,) = self.batch([audio])
         if isinstance(result, DetectorError):
             raise result
@@ -204,7 +205,7 @@ class Tiered(Adapter):
         return result
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
-        """The fast one on all, then the second one on the rest."""
+        """Scores of the fast detector; of the second one where the fast one is not sure."""
         results: list[Any] = run_batch(self.fast, audio)
         low, high = self.band
         unsure = [
@@ -253,17 +254,18 @@ class Foreign(Adapter):
             self.input_rate = int(getattr(self._its, "input_rate", RATE))
 
     def load(self, device: str) -> None:
-        """Its own `load`, where it has one."""
+        """Call the class's own `load`, where it has one."""
         if hasattr(self._its, "load"):
             self._its.load(device)
         self.identity = str(getattr(self._its, "identity", ""))
 
     def score(self, audio: np.ndarray) -> float | Scored:
-        """Its own `score`."""
-        return self._score(audio)  # type: ignore[misc]
+        """Score by the class's own `score` or `forward`."""
+        answer: float | Scored = self._score(audio)  # type: ignore[misc]
+        return answer
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
-        """Its own `batch`, where it has one."""
+        """Scores by the class's own `batch`, where it has one."""
         if hasattr(self._its, "batch"):
             return list(self._its.batch(audio))
         return super().batch(audio)
@@ -284,7 +286,7 @@ class Command(Adapter):
         self.identity = " ".join(words)
 
     def score(self, audio: np.ndarray) -> float:
-        """See the class."""
+        """P(AI) of one track; see the class."""
         with tempfile.TemporaryDirectory(prefix="artifactnet-jax-") as folder:
             path = os.path.join(folder, "track.wav")
             soundfile.write(path, audio, RATE, subtype="FLOAT")

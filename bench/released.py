@@ -32,7 +32,7 @@ def dft(g: Any, audio: str, fe: FrontEnd, window: np.ndarray, name: str) -> str:
         kernel = g.constant((basis * window)[:, None], name=f"{name}.{part}")
         wave = g.op("Conv", x, kernel, strides=[fe.hop])
         squares.append(g.op("Mul", wave, wave))
-    return g.op("Sqrt", g.op("Add", *squares))
+    return str(g.op("Sqrt", g.op("Add", *squares)))
 
 
 def median(g: Any, x: str, n: int, size: int, edge: str) -> str:
@@ -42,7 +42,7 @@ def median(g: Any, x: str, n: int, size: int, edge: str) -> str:
     copies = [g.op("Unsqueeze", g.cut(padded, 1, k, k + n), g.ints(3)) for k in range(size)]
     stacked = g.op("Concat", *copies, axis=3)
     values, _ = g.ops("TopK", stacked, g.ints(size), outputs=2, axis=3)
-    return g.op("Squeeze", g.cut(values, 3, half, half + 1), g.ints(3))
+    return str(g.op("Squeeze", g.cut(values, 3, half, half + 1), g.ints(3)))
 
 
 def released_form(weights: Model) -> bytes:
@@ -50,7 +50,7 @@ def released_form(weights: Model) -> bytes:
     if weights.config.texture is not None:
         raise ValueError("no released graph has a texture head: name other weights")
     with mock.patch.multiple(export_front_end, magnitude=dft, median=median):
-        return export.build_onnx(weights).SerializeToString()
+        return bytes(export.build_onnx(weights).SerializeToString())
 
 
 def main(argv: list[str] | None = None) -> int:

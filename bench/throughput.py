@@ -42,9 +42,10 @@ from artifactnet_jax.bench.candidates import (
 from artifactnet_jax.bench.processes import cold, scaling
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
 from artifactnet_jax.bench.stages import reading_stages, roofline, stages, traffic
-from artifactnet_jax.config import Config, flops
+from artifactnet_jax.config import Config
 from artifactnet_jax.files import check_output, find_audio, replace_file, writing
 from artifactnet_jax.models import open_model, why_unavailable
+from artifactnet_jax.presets import flops
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.weights import (

@@ -21,7 +21,8 @@ from artifactnet_jax.convert.export_texture import texture_logit
 from artifactnet_jax.convert.onnx_graph import OnnxGraph
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
-from artifactnet_jax.layers import preset_layers, preset_tensors
+from artifactnet_jax.forward import STAGES
+from artifactnet_jax.passes import folded
 from artifactnet_jax.weights import Engine, ForeignGraph, Model, Weights
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ Precision = Literal["fp32", "fp16"]
 
 OPSET = 18
 IR_VERSION = 8  # of that opset: read by every onnxruntime and TensorRT in question
-STAGES = ("magnitude", "mask", "residual", "H", "P", "views", "channels", "logit")
 
 
 def export(
@@ -139,15 +139,14 @@ def build_onnx(
 
 def _stages(g: OnnxGraph, weights: Weights, audio: str, form: Form, half: bool) -> dict[str, str]:
     """The nodes from audio to logit; name of a stage -> its value."""
-    config, tensors = weights.config, preset_tensors(weights.config, weights.tensors)
-    fe = config.front_end
-    unet, cnn = preset_layers(config)
+    config, fe = weights.config, weights.config.front_end
+    parts, tensors = folded(config, weights.tensors)
     plane, map_shape = (fe.n_bins, fe.n_frames), (len(fe.channels), fe.n_mels, fe.n_frames)
     with g.scope("stft"):
         magnitude = front_end.magnitude(g, audio, fe, _window(weights), "stft")
     with g.scope("unet"):
         x = g.op("Unsqueeze", magnitude, g.ints(1))
-        mask = network(g, unet, tensors, "unet", x, (1, *plane), half)
+        mask = network(g, parts["unet"], tensors, "unet", x, (1, *plane), half)
         mask = g.reshape(mask, -1, *plane)
     residual = g.op("Mul", mask, magnitude)
     with g.scope("hpss"):
@@ -157,7 +156,7 @@ def _stages(g: OnnxGraph, weights: Weights, audio: str, form: Form, half: bool) 
     with g.scope("channels"):
         channels = front_end.channels(g, views, fe, over_song=form == "song")
     with g.scope("cnn"):
-        logit = network(g, cnn, tensors, "cnn", channels, map_shape, half)
+        logit = network(g, parts["cnn"], tensors, "cnn", channels, map_shape, half)
         logit = g.reshape(logit, -1)
     if config.texture is not None and form != "network":
         with g.scope("texture"):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.convert.onnx_graph import OnnxGraph
-from artifactnet_jax.layers import INPUT, PRODUCTS, Layer, sampling, shapes
+from artifactnet_jax.layers import INPUT, PRODUCTS, Layer, shapes
+from artifactnet_jax.operators import sampling
 
 # In float16 these overflow, or lose what matters, within the range of their inputs.
 _SINGLE = frozenset(

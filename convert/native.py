@@ -18,7 +18,8 @@ from artifactnet_jax.convert.networks import Network, extract
 from artifactnet_jax.convert.template import array_digest
 from artifactnet_jax.convert.trace import Trace, Unmapped, decimal, probe_audio
 from artifactnet_jax.filterbank import hann
-from artifactnet_jax.layers import INPUT, Layer, layer, preset_tensors
+from artifactnet_jax.layers import INPUT, Layer, layer
+from artifactnet_jax.passes import folded
 from artifactnet_jax.results import aggregate
 from artifactnet_jax.text import brief
 from artifactnet_jax.weights import Weights
@@ -109,7 +110,7 @@ def _from_residual(
     kept = {entry["tensor"] for entry in sources}
     fixed = {
         name: array_digest(array)
-        for name, array in preset_tensors(config, tensors).items()
+        for name, array in folded(config, tensors)[1].items()
         if name not in kept
     }
     return Native(config, tensors, {"initialisers": sources, "fixed": fixed, "stages": stages})

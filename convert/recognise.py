@@ -20,7 +20,8 @@ from artifactnet_jax.config import CHANNELS
 from artifactnet_jax.convert.operators import evaluate
 from artifactnet_jax.convert.recognise_spectrum import EDGES
 from artifactnet_jax.convert.trace import Plane, Trace, Unmapped, decimal, planes, scalars
-from artifactnet_jax.reference import delta, running_median
+from artifactnet_jax.dsp_numpy import running_median
+from artifactnet_jax.forward import delta
 
 MAX_MEDIAN = 101
 SHARE_ERROR = 1e-4  # of a soft mask
@@ -220,8 +221,8 @@ def clamped(views: np.ndarray, top_db: float | None, joint: str) -> np.ndarray:
 def seven(views: np.ndarray) -> dict[str, np.ndarray]:
     """The named channels, each [n, M, T], of clamped views [n, 3, M, T]."""
     mel_res, mel_h, mel_p = views[:, 0], views[:, 1], views[:, 2]
-    d = delta(mel_res)
-    parts = (mel_res, mel_h, mel_p, d, delta(d), mel_h - mel_p, np.abs(d))
+    d = delta(mel_res, np)
+    parts = (mel_res, mel_h, mel_p, d, delta(d, np), mel_h - mel_p, np.abs(d))
     return dict(zip(CHANNELS, parts, strict=True))
 
 

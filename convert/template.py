@@ -17,7 +17,7 @@ import numpy as np
 from artifactnet_jax.convert.graph import read_graph
 from artifactnet_jax.convert.protobuf import Bytes, Field, encoded, fields, varint, varints
 from artifactnet_jax.files import replace_file
-from artifactnet_jax.layers import preset_tensors
+from artifactnet_jax.passes import folded
 from artifactnet_jax.weights import ForeignGraph, Model, Weights
 
 # From our axes to the file's: see "initialisers" in the provenance of converted weights.
@@ -77,7 +77,7 @@ def fill_template(
     if os.path.realpath(path) == os.path.realpath(template):
         raise ValueError(f"{os.fspath(path)}: this is the template; write to another file")
 
-    own = preset_tensors(weights.config, weights.tensors) if isinstance(weights, Weights) else {}
+    own = folded(weights.config, weights.tensors)[1] if isinstance(weights, Weights) else {}
     tensors = {**weights.tensors, **own}  # of a preset: as the file has them, batch norms folded
     editor = _Editor(where, source, _values(where, entries, tensors))
     data = editor.model(source.read_bytes())

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from artifactnet_jax import dsp_numpy
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench.sanity import codec_delta
 from artifactnet_jax.bench.stress import CHAINS, SUITES, laundered
@@ -36,7 +37,7 @@ from artifactnet_jax.data.manifest import Row, read_manifest, read_manifests
 from artifactnet_jax.data.records import Crops
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import to_float
-from artifactnet_jax.reference import stft_magnitude, texture_statistics
+from artifactnet_jax.forward import texture_statistics
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train.run import native_weights
 from artifactnet_jax.train.texture import Calibration
@@ -95,10 +96,10 @@ class Robustness:
         """P(AI) of the middle segment, as a file of 16 bits would hold it."""
         first = (len(audio) - self._size) // 2
         audio = to_float(to_int16(audio[first : first + self._size]))
-        magnitude = stft_magnitude(audio, self.config.front_end)
-        values = texture_statistics(audio, magnitude, self.config)
+        magnitude = dsp_numpy.stft_magnitude(audio, self.config.front_end)
+        values = texture_statistics(audio, magnitude, self.config, dsp_numpy)
         assert self.config.texture is not None
-        own = np.array(float(logit(values, self.config.texture, self._tensors)))
+        own = np.array(float(logit(values, self.config.texture, self._tensors, dsp_numpy)))
         return float(self._calibration.scores(own, np.zeros(())))
 
     def crop(self, k: int, chain: Chain = PLAIN) -> np.ndarray:

@@ -10,8 +10,9 @@ import pytest
 from artifactnet_jax import models
 from artifactnet_jax.backends import BACKENDS, BackendError
 from artifactnet_jax.config import CNN, Config, FrontEnd, UNet
+from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.models import load_backend, why_unavailable
-from artifactnet_jax.reference import Network, sigmoid
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.weights import Engine, ForeignGraph, Weights, random_tensors
 
 WEIGHTS = Weights("random", Config.edge(), random_tensors(Config.edge()), "", "", {})
@@ -104,8 +105,9 @@ def song(joint: str, n: int = 3) -> tuple[Weights, np.ndarray]:
 @pytest.mark.parametrize("joint", ["segment", "view", "song", "song_view"])
 def test_the_joint_rule_of_a_song_by_hand(name, joint):
     weights, audio = song(joint)
-    network = Network(weights.config, weights.tensors, np.float64)
-    views = np.stack([network.segment_views(each) for each in audio.astype(np.float64)])
+    network = NumpyNetwork(weights.config, weights.tensors, np.float64)
+    magnitudes = map(network.magnitude, audio.astype(np.float64))
+    views = np.stack([network.segment_db(each) for each in magnitudes])
     axes = {"segment": (1, 2, 3), "view": (2, 3), "song": (0, 1, 2, 3), "song_view": (0, 2, 3)}
     clamped = np.maximum(views, views.max(axis=axes[joint], keepdims=True) - 10)
     expected = []

@@ -17,7 +17,8 @@ from flax import nnx
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.backends.xla import build_model
-from artifactnet_jax.layers import layer, preset_layers
+from artifactnet_jax.layers import layer
+from artifactnet_jax.passes import folded
 from artifactnet_jax.train import loop
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import PHASES, Settings, SettingsError
@@ -314,7 +315,7 @@ def as_layers(config: cfg.Config, unet: tuple, tensors: dict) -> Trainer:
 
 
 def test_constants_of_a_converted_graph_do_not_move():
-    layers, _ = preset_layers(TINY)
+    layers = folded(TINY)[0]["unet"]
     last = layers[-1]
     scaled = (*layers, layer("scaled", "mul", (last.name,), tensors={"value": (1,)}))
     config = dataclasses.replace(TINY, unet=cfg.Imported(scaled, 0.5))
@@ -326,7 +327,7 @@ def test_constants_of_a_converted_graph_do_not_move():
 
 
 def test_a_converted_model_takes_whole_segments_and_no_scaffolding():
-    layers, _ = preset_layers(TINY)
+    layers = folded(TINY)[0]["unet"]
     config = dataclasses.replace(TINY, unet=cfg.Imported(layers, 0.5))
     with pytest.raises(SettingsError, match="takes seconds=1 only"):
         Trainer(config, None, settings_of("codec", seconds=0.5))

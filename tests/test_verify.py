@@ -20,7 +20,8 @@ from artifactnet_jax.convert.graph import ConvertError
 from artifactnet_jax.convert.import_cache import load_onnx
 from artifactnet_jax.convert.parity import BACKENDS, STAGES, Candidate, Comparison, Errors, aligned
 from artifactnet_jax.convert.verify import short
-from artifactnet_jax.weights import Weights, parameter_shapes, write_weights
+from artifactnet_jax.presets import parameter_shapes
+from artifactnet_jax.weights import Weights, write_weights
 from audio_files import write
 from onnx_audio import segments
 

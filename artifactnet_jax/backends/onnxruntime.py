@@ -20,7 +20,7 @@ from artifactnet_jax.backends import BackendError, cpu_count
 from artifactnet_jax.backends.head import HostHead
 from artifactnet_jax.convert.export import Form
 from artifactnet_jax.convert.export_cache import exported
-from artifactnet_jax.reference import sigmoid
+from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.text import brief
 from artifactnet_jax.weights import Engine, Weights
 

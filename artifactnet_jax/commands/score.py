@@ -185,6 +185,7 @@ def report(verbs: Verbs) -> None:
         verbs,
         "report",
         "artifactnet_jax.report:run",
+        "report",
         help="write a page for each track: verdict, sound, spectrograms",
         description="Score tracks and write a page for each, to be read offline: verdict, score "
         "along the song with its sound, spectrograms of input and residual, figures, origin; an "

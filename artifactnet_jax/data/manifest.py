@@ -36,7 +36,8 @@ LABELS = ("real", "ai")  # by label
 _COLUMNS = ("path", "label", "kind", "source", "model", "group", "split", "residual", "weight")
 _SPELLINGS = (("0", "0.0", "real", "human"), ("1", "1.0", "ai", "fake", "generated", "synthetic"))
 _LABEL_OF = {text: label for label, texts in enumerate(_SPELLINGS) for text in texts}
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ManifestError(CommandError):
@@ -104,7 +105,7 @@ def read_records(path: str | os.PathLike[str]) -> tuple[list[str], Records]:
 
 
 def made_of_rows(name: str, rows: Iterable[tuple[str, T]], make: Callable[[str, T], R]) -> list[R]:
-    """What `make` gives for the name and the content of each row of a manifest.
+    """The results of `make` for the name and the content of each row of a manifest.
 
     Raises:
         ManifestError: `make` raised ValueError; the message names the first row and counts the

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -38,7 +37,7 @@ from artifactnet_jax.data.manifest import (
 from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.evaluation import auc
-from artifactnet_jax.files import check_output, make_folder, replace_file, writing
+from artifactnet_jax.files import check_output, make_folder, write_json, writing
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
@@ -164,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
-    """Settings and weights, found wanting now rather than after the mining."""
+    """Settings and weights, checked before the mining. CommandError."""
     check_output(args.out, f"--out {args.out}")
     weights = training.native_weights(args.weights)
     boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
@@ -368,10 +367,10 @@ def _last_bias(weights: Weights) -> list[str]:
 
 
 def level(before: Scores, after: Scores, threshold: float) -> float:
-    """The least shift of logits that calls as many tracks AI as before; both of the same tracks.
+    """The least shift of logits that calls as many tracks AI as before.
 
-    Training on changed crops, half of them AI, moves all scores together. At a threshold that was
-    chosen for other scores that alone would turn many a verdict.
+    Training on changed crops, half of them AI, moves all scores together. The threshold was chosen
+    for other scores, so without a shift many verdicts would change.
     """
     paths = [path for path in after if path in before]
     wanted = sum(before[path] >= threshold for path in paths)
@@ -401,7 +400,7 @@ def _choose(
     before: Scores,
     scorer: Callable[[Sequence[Row], Weights], Scores],
 ) -> tuple[float, float, Weights]:
-    """How much of the change to keep, the shift of the logits, and the weights that gives.
+    """Share of the change to keep, shift of the logits, and the resulting weights.
 
     As much as leaves the keep-set's validation tracks no worse, at a shift that calls as many of
     them AI as before. Without a keep-set, as little as puts `FIXED` of the hard tracks right, and
@@ -484,7 +483,7 @@ def _auc(rows: Iterable[Row], scores: Scores) -> float | None:
 
 
 class _Seconds:
-    """What each stage took in this call."""
+    """Seconds of each stage of this call."""
 
     def __init__(self) -> None:
         self.by_stage: dict[str, float] = {}
@@ -511,8 +510,7 @@ def _save(path: Path, weights: Weights) -> None:
 def _publish(out: str, report: Mapping[str, Any], changes: Sequence[Change]) -> None:
     """The report beside the weights `out`, and for people on stdout."""
     with writing(f"{out}.report.json"):
-        text = json.dumps(report, indent=1, allow_nan=False)
-        replace_file(f"{out}.report.json", text.encode())
+        write_json(f"{out}.report.json", report)
     width = max([len("source"), *(len(printable(change.source)) for change in changes)])
     print(f"set   {'source':<{width}}  label  tracks  called AI    mean score")
     for change in changes:

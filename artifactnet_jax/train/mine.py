@@ -114,7 +114,7 @@ def rows_of(paths: Sequence[str], label: str | None, recursive: bool) -> list[Ro
 def score_rows(
     rows: Sequence[Row], detector: Detector, output: str, quiet: bool
 ) -> list[dict[str, Any]]:
-    """What the detector says of each row, in their order, as `results` has it in JSON.
+    """Verdict or failure of each row, in order, as JSON rows of `results`.
 
     `output` is a JSON Lines file that grows with every track: what it has from earlier, and is
     younger than the recording, is not scored again. Failures are told on stderr, and are tried
@@ -149,7 +149,7 @@ def _changed_since(path: str, scores: str) -> bool:
 
 
 def rank(rows: Iterable[Row], verdicts: Iterable[dict[str, Any]], threshold: float) -> list[Scored]:
-    """The tracks that have a score, the most wrong first; of equals by their worst segment."""
+    """The rows with a score, the most wrong first; equals by their worst segment."""
     scored = []
     for row, verdict in zip(rows, verdicts, strict=True):
         value = verdict.get("score")
@@ -177,7 +177,7 @@ def rank(rows: Iterable[Row], verdicts: Iterable[dict[str, Any]], threshold: flo
 
 
 def mined(one: Scored, place: int) -> Row:
-    """Its row with the columns score, segment_score, segment_start_s, wrong, rank and mined."""
+    """The row with columns score, segment_score, segment_start_s, wrong, rank and mined."""
 
     def text(value: float | None) -> str:
         return "" if value is None else repr(round(value, 6))

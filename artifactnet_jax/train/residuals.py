@@ -29,7 +29,7 @@ import numpy as np
 
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.console.progress import progress
-from artifactnet_jax.data.decoded import AudioCache
+from artifactnet_jax.data.decoded import AudioCache, read_array
 from artifactnet_jax.data.manifest import (
     LABELS,
     Row,
@@ -132,11 +132,8 @@ def _kept(rows: list[Row], cache: AudioCache, journal: str, folder: str) -> dict
 
 
 def _whole(path: str, samples: int) -> bool:
-    try:
-        found = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return False
-    return found.dtype == np.float16 and found.shape == (samples,)
+    array = read_array(path)
+    return array is not None and array.dtype == np.float16 and array.shape == (samples,)
 
 
 def _file(folder: str, key: str) -> str:

@@ -32,14 +32,14 @@ from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row, read_manifests
 from artifactnet_jax.data.records import Examples, FixedExamples, batches
 from artifactnet_jax.data.splits import check_rows
-from artifactnet_jax.files import claim, replace_file
+from artifactnet_jax.files import claim, replace_file, write_json
 from artifactnet_jax.models import open_model
 from artifactnet_jax.results import to_json
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import phases
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import Settings
-from artifactnet_jax.train.steps import WATCHED, Loop, Teller, full_disk
+from artifactnet_jax.train.steps import WATCHED, Loop, full_disk
 from artifactnet_jax.weights import Engine, Weights, WeightsError, load_weights, save_weights
 
 TRAIN = ("train", "")  # values of a manifest's column `split`
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A finished run: the weights written, and what is said of it."""
+    """A finished run: path of its weights, and its report."""
 
     weights: Path
     report: dict[str, Any]
@@ -251,7 +251,7 @@ def _claim(
     }
     claim(path, facts, lambda facts: facts["decisive"])
     with full_disk(folder):
-        replace_file(path, json.dumps(facts, indent=1).encode())
+        write_json(path, facts)
 
 
 def _watch_batches(
@@ -278,10 +278,18 @@ def _watch_batches(
     return found
 
 
-def history(weights: Weights) -> list[Any]:
-    """What made these weights, step by step, as far as they say."""
-    earlier = list(weights.provenance.get("history", ()))
-    return earlier or [{"weights": weights.summary(), "provenance": dict(weights.provenance)}]
+def provenance(weights: Weights | None, entry: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of weights that a step `entry` made of `weights` (None: random ones)."""
+    history: list[Any] = []
+    if weights is not None:
+        history += weights.provenance.get("history", ())
+        facts = {"weights": weights.summary(), "provenance": dict(weights.provenance)}
+        history = history or [facts]  # all that is known of them
+    return {
+        "trained_by": f"artifactnet-jax {__version__}",
+        "history": [*history, entry],
+        "note": "not evidence by itself",
+    }
 
 
 def _write_weights(
@@ -294,7 +302,6 @@ def _write_weights(
     report: dict[str, Any],
 ) -> None:
     """weights.safetensors, with the history of what made it."""
-    earlier = history(weights) if weights else []
     # The points were those of the weights that this run began with.
     verdict = dataclasses.replace(config.verdict, operating_points=())
     config = dataclasses.replace(config, verdict=verdict)
@@ -312,11 +319,7 @@ def _write_weights(
                 tensors,
                 name=folder.resolve().name,
                 licence=settings.licence or (weights.licence if weights else "not stated"),
-                provenance={
-                    "trained_by": f"artifactnet-jax {__version__}",
-                    "history": [*earlier, entry],
-                    "note": "not evidence by itself",
-                },
+                provenance=provenance(weights, entry),
             )
     except WeightsError as error:
         raise CommandError(str(error), SOME_FAILED) from error

@@ -21,7 +21,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from artifactnet_jax import dsp
+from artifactnet_jax import dsp_jax
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.augment import RATE, to_int16
 from artifactnet_jax.data.decoded import AudioCache
@@ -114,7 +114,9 @@ class Model:
         """Compiled: audio float32 [B, n] -> what the codec makes of it, codes int32 [depth, N]."""
 
         @jax.jit
-        def apply(net: Autoencoder, books: jax.Array, audio: jax.Array):
+        def apply(
+            net: Autoencoder, books: jax.Array, audio: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             latent = net.encode(audio)
             codes, _ = quantise(latent.reshape(-1, latent.shape[-1]), books)
             return net.decode(dequantise(codes, books).reshape(latent.shape)), codes
@@ -124,7 +126,7 @@ class Model:
         return functools.partial(apply, _network(self.codec, tensors), books)
 
 
-def _split(codec: Codec) -> tuple[nnx.GraphDef[Autoencoder], nnx.State]:
+def _split(codec: Codec) -> tuple[nnx.GraphDef[Autoencoder], nnx.State[Any, Any]]:
     """A codec's network in Flax's two halves, shapes in place of tensors."""
     return nnx.split(nnx.eval_shape(lambda: Autoencoder(codec)))
 
@@ -147,7 +149,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def crops(tracks: Sequence[Track], rng: np.random.Generator) -> np.ndarray:
-    """A batch to train on, float32 [BATCH, CROP]: tracks as likely as each other, zero-padded."""
+    """A batch to train on, float32 [BATCH, CROP], zero-padded. All tracks are equally likely."""
     batch = np.zeros((BATCH, CROP), np.float32)
     for crop in batch:
         track = tracks[int(rng.integers(len(tracks)))]
@@ -160,13 +162,13 @@ def crops(tracks: Sequence[Track], rng: np.random.Generator) -> np.ndarray:
 def envelope_distance(made: jax.Array, real: jax.Array) -> jax.Array:
     """Mean |difference| of the log power in bands: two [B, n] -> [B].
 
-    What is noise cannot be coded as a waveform, and bin by bin its spectrum is noise too: those
-    losses would give every track the same treble. The power in a band can be coded.
+    Noise cannot be coded as a waveform, and its spectrum is noise in every bin: those two losses
+    would give every track the same treble. The power in a band can be coded.
     """
     grid = dataclasses.replace(FrontEnd(), n_fft=1024, hop=256, stft_pad=512)
 
     def envelope(audio: jax.Array) -> jax.Array:
-        power = dsp.stft_magnitude(audio, grid)[:, 1:] ** 2
+        power = dsp_jax.stft_magnitude(audio, grid)[:, 1:] ** 2
         batch, bins, frames = power.shape
         bands = power.reshape(batch, bins // BAND, BAND, frames)
         return jnp.log(jnp.mean(bands, axis=2) + BAND_FLOOR)
@@ -226,12 +228,14 @@ def _functions(codec: Codec, steps: int) -> tuple[Callable[..., Any], ...]:
     )
 
     @jax.jit
-    def begin(net: nnx.State) -> tuple[Any, Codebooks]:
+    def begin(net: nnx.State[Any, Any]) -> tuple[Any, Codebooks]:
         count = jnp.zeros((codec.depth, codec.codes))
         vectors = jnp.zeros((codec.depth, codec.codes, codec.latent))
         return optimiser.init(net), Codebooks(vectors, count, vectors)
 
-    def loss_of(net: nnx.State, books: Codebooks, audio: jax.Array, quantised: jax.Array):
+    def loss_of(
+        net: nnx.State[Any, Any], books: Codebooks, audio: jax.Array, quantised: jax.Array
+    ) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, net)
         latent = model.encode(audio)
         passed, commitment, codes, inputs = straight_through(latent, books.vectors)
@@ -242,13 +246,13 @@ def _functions(codec: Codec, steps: int) -> tuple[Callable[..., Any], ...]:
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(
-        net: nnx.State,
+        net: nnx.State[Any, Any],
         state: Any,
         books: Codebooks,
         audio: jax.Array,
         key: jax.Array,
         quantised: jax.Array,
-    ):
+    ) -> tuple[Any, Any, Codebooks, jax.Array]:
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (codes, inputs)), slope = gradient(net, books, audio, quantised)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to its int32 counts
@@ -257,7 +261,7 @@ def _functions(codec: Codec, steps: int) -> tuple[Callable[..., Any], ...]:
         return optax.apply_updates(net, updates), state, books, loss
 
     @jax.jit
-    def encode(net: nnx.State, audio: jax.Array) -> jax.Array:
+    def encode(net: nnx.State[Any, Any], audio: jax.Array) -> jax.Array:
         return nnx.merge(graph, net).encode(audio).reshape(-1, codec.latent)
 
     return begin, step, encode
@@ -275,7 +279,7 @@ def _schedule(steps: int) -> optax.Schedule:
 
 
 def resynthesise(model: Model, track: Track, chunk: int = CHUNK) -> Iterator[np.ndarray]:
-    """Blocks of what the codec makes of a track: float32 [<= chunk], as many samples in all.
+    """The track through the codec, in blocks: float32 [<= chunk], as many samples in all.
 
     Memory does not grow with the track. Each chunk (whole frames) is coded with `Codec.context`
     around it, so that its size makes no difference but for rounding.
@@ -376,7 +380,7 @@ def distances(made: np.ndarray, real: np.ndarray) -> dict[str, float]:
         """Level of made over real in dB; what is FLOOR_DB below the crop's strongest counts not."""
         floor = powers[1].max(axis=(1, 2), keepdims=True) * 10 ** (-FLOOR_DB / 10)
         made_db, real_db = (10 * np.log10(np.maximum(power, floor)) for power in powers)
-        return made_db - real_db
+        return np.subtract(made_db, real_db)
 
     high = np.fft.rfftfreq(front_end.n_fft, 1 / RATE) > HIGH_HZ
     treble = [power[..., high].mean(axis=(1, 2), keepdims=True) for power in bins]

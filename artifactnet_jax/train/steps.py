@@ -30,7 +30,7 @@ STARVED = 0.3  # share of the time spent waiting for batches above which to say 
 
 
 class Loop:
-    """Steps, and all that is kept of them: checkpoints, metrics, the watch over collapse."""
+    """The steps of a run: checkpoints, metrics, and the watch over a mask that collapses."""
 
     def __init__(self, folder: Path, trainer: Trainer, settings: Settings, tell: Teller):
         self.folder, self.trainer, self.settings, self.tell = folder, trainer, settings, tell
@@ -113,7 +113,9 @@ class Loop:
         if step is not None:
             leaves, tree = jax.tree.flatten(state)
             kinds = [
-                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.trainer.replicated)
+                jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+                    leaf.shape, leaf.dtype, sharding=self.trainer.replicated
+                )
                 for leaf in leaves
             ]
             try:
@@ -279,7 +281,7 @@ class Loop:
 
 
 def _when_ready(value: jax.Array) -> float:
-    """The time at which the device has computed this."""
+    """The time at which the device has computed `value`."""
     value.block_until_ready()
     return time.perf_counter()
 

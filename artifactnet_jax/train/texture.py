@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import __version__
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.console.progress import progress
@@ -28,13 +27,13 @@ from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import LABELS, Row, read_manifests
 from artifactnet_jax.data.splits import assign_splits, check_rows
 from artifactnet_jax.detector import log_odds
+from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
 from artifactnet_jax.files import check_output, writing
-from artifactnet_jax.reference import sigmoid
 from artifactnet_jax.results import Failure, aggregate
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.texture import logit
-from artifactnet_jax.train.run import history, native_weights
+from artifactnet_jax.train.run import native_weights, provenance
 from artifactnet_jax.train.texture_head import (
     Fit,
     Taken,
@@ -61,7 +60,7 @@ def left_out(
     helpers: Sequence[Row] = (),
     theirs: Sequence[Taken] = (),
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Logits of every row's unchanged segments by a head that knew nothing of the row's group.
+    """Held-out logits of every row's unchanged segments: no head was fitted to the row's group.
 
     The groups are divided into `folds` parts; the rows of each are judged by a head that was fitted
     to the others, and to those of `helpers` that are of no group of the part. Helpers are not
@@ -89,7 +88,7 @@ def left_out(
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How the two logits become a probability: sigmoid(own * head + network * cnn + bias)."""
+    """P(AI) of two logits: sigmoid(own * texture head + network * CNN + bias)."""
 
     own: float
     network: float
@@ -106,9 +105,9 @@ def calibrate(
     network: Sequence[np.ndarray],
     source_power: float,
 ) -> Calibration:
-    """Logistic regression on the segments of rows that neither part of the detector was fitted to.
+    """Logistic regression on held-out segments: no part of the detector was fitted to the rows.
 
-    A share of the network that is not above 0 becomes 0: then it only adds noise.
+    A weight of the network that is not above 0 becomes 0: such a network only adds noise.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -249,16 +248,10 @@ def _write(
     weights: Weights,
     config: Config,
     tensors: Mapping[str, np.ndarray],
-    entry: Mapping[str, Any],
-    limits: Mapping[str, Any],
+    entry: dict[str, Any],
+    limits: dict[str, Any],
 ) -> None:
     """The weights with their new head; `entry` goes to their history. CommandError."""
-    provenance = {
-        "trained_by": f"artifactnet-jax {__version__}",
-        "history": [*history(weights), entry],
-        "note": "not evidence by itself",
-        **limits,
-    }
     try:
         with writing(args.output):
             save_weights(
@@ -267,7 +260,7 @@ def _write(
                 tensors,
                 name=args.name or Path(args.output).stem,
                 licence=weights.licence,
-                provenance=provenance,
+                provenance=provenance(weights, entry) | limits,
                 dtype=np.float16 if args.half else np.float32,
             )
     except WeightsError as error:

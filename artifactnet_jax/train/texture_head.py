@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from threadpoolctl import threadpool_limits
 
+from artifactnet_jax import dsp_numpy
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.data.augment import Augment, Chain, to_int16
@@ -26,7 +27,9 @@ from artifactnet_jax.data.decoded import AudioCache, read_array, write_array
 from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.data.records import Crops
 from artifactnet_jax.decode import to_float
-from artifactnet_jax.reference import Network, loudest, stft_magnitude, texture_statistics
+from artifactnet_jax.dsp_numpy import stft_magnitude
+from artifactnet_jax.forward import texture_statistics
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.texture import normalised
 from artifactnet_jax.train.losses import binary_cross_entropy
 from artifactnet_jax.weights import Weights
@@ -41,7 +44,7 @@ Params = list[tuple[jax.Array, jax.Array]]  # kernels [I, O] and biases [O], or 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Everything that decides a fit, besides its data."""
+    """Settings of a fit: together with the data they decide it."""
 
     segments: int = 3  # of a recording with `every_s` seconds for each, else one
     every_s: float = 6.0
@@ -84,7 +87,7 @@ class _Statistics(Crops):
         super().__init__(rows, cache, config.front_end.segment_samples, store)
 
     def of(self, k: int) -> Taken:
-        """What row k's segments, as they are and changed, have for statistics."""
+        """Statistics of row k's segments, unchanged and changed."""
         segments, draws = self._segments(k), self._fit.draws
         each = range(1, 1 + (draws if len(segments) == 1 else max(1, draws // 2)))
         changed = [(segment, version) for segment in segments for version in each]
@@ -93,7 +96,7 @@ class _Statistics(Crops):
         return Taken(np.stack(plain), np.stack([self._one(k, *draw) for draw in changed]))
 
     def plain(self, k: int) -> list[np.ndarray]:
-        """The unchanged segments of row k that `of` has the statistics of: float32 [N] each."""
+        """Row k's unchanged segments, whose statistics `of` gives: float32 [N] each."""
         return [self._crop(k, segment, 0) for segment in self._segments(k)]
 
     def _segments(self, k: int) -> range:
@@ -112,7 +115,7 @@ class _Statistics(Crops):
         return to_float(to_int16(crop))  # as a file would hold it
 
     def _draw(self, segment: int, version: int) -> str:
-        """What a draw is known by: nothing of the fit is in it, so all fits share statistics."""
+        """Name of a draw. It holds no setting of the fit, so all fits share statistics."""
         return f"res/{segment}/{version}"
 
     def _one(self, k: int, segment: int, version: int) -> np.ndarray:
@@ -121,7 +124,8 @@ class _Statistics(Crops):
         if kept is not None:
             return kept
         audio, front_end = self._crop(k, segment, version), self._config.front_end
-        values = texture_statistics(audio, stft_magnitude(audio, front_end), self._config)
+        magnitude = stft_magnitude(audio, front_end)
+        values = texture_statistics(audio, magnitude, self._config, dsp_numpy)
         write_array(path, values)
         return values
 
@@ -152,12 +156,11 @@ def network_logits(
 ) -> list[np.ndarray]:
     """The CNN's own logit of the same unchanged segments, float64 [segments] for each row."""
     source = _Statistics(rows, cache, weights.config, fit)
-    network = Network(weights.config, weights.tensors)
+    plain = dataclasses.replace(weights.config, texture=None)
+    network = NumpyNetwork(plain, weights.tensors)
 
     def one(k: int) -> np.ndarray:
-        segments = [network.segment_views(audio) for audio in source.plain(k)]
-        front_end = weights.config.front_end
-        return np.array([network.classify(v, loudest(v, front_end)) for v in segments], np.float64)
+        return np.array([network.logit(audio) for audio in source.plain(k)], np.float64)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
         return list(pool.map(one, range(len(rows))))
@@ -166,7 +169,7 @@ def network_logits(
 def head(
     texture: Texture, rows: Sequence[Row], statistics: Sequence[Taken], fit: Fit
 ) -> dict[str, np.ndarray]:
-    """The head's tensors, fitted to what `collect` gives: the same for the same input.
+    """Tensors of the head, fitted to statistics of `collect`. Equal input gives equal tensors.
 
     It is taught the mean logit of `fit.members` heads, each fitted to the labels.
     """
@@ -219,7 +222,7 @@ def head(
 def _pairs(
     x: np.ndarray, label: np.ndarray, edges: np.ndarray, fit: Fit, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches without end: versions drawn by weight, mixed in pairs; and their labels, likewise."""
+    """Endless batches: versions drawn by weight and mixed in pairs, labels mixed alike."""
     while True:
         pick = np.minimum(np.searchsorted(edges, rng.random(fit.batch) * edges[-1]), len(x) - 1)
         a, y = x[pick], label[pick].astype(np.float32)
@@ -274,12 +277,15 @@ def _dropped(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
 
 
 def by_model(helpers: Sequence[Row]) -> list[Row]:
-    """What one codec made is one source, however many the originals are of."""
+    """The rows with their model as source: what one codec made is one source."""
     return [dataclasses.replace(row, source=row.model or row.source) for row in helpers]
 
 
 def row_weights(rows: Sequence[Row], source_power: float) -> np.ndarray:
-    """What a row counts: both labels alike, within one a source by its size to `source_power`."""
+    """Weight of each row [rows]: both labels sum to 1.
+
+    Within a label a source weighs as its number of rows to the power `source_power`.
+    """
     count = Counter((row.label, row.source) for row in rows)
     weights = np.array([count[row.label, row.source] ** (source_power - 1) for row in rows])
     for label in (0, 1):
