@@ -92,6 +92,14 @@ def test_one_version_and_one_address():
         assert re.findall(r"git clone (\S+)", (ROOT / name).read_text()) == [address]
 
 
+def test_every_extra_is_documented():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    table = pyproject.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    page = (ROOT / "docs" / "install.md").read_text()
+    first = " ".join(re.findall(r"^\| (.*?) \|", page, re.M))
+    assert sorted(re.findall(r"^(\w+) = ", table, re.M)) == sorted(re.findall("`(.*?)`", first))
+
+
 def commands_of(path):
     """The commands of this package in a document's console blocks, each as its words."""
     for block in re.findall(r"^```console\n(.*?)^```", path.read_text(), re.M | re.S):
