@@ -71,7 +71,7 @@ def track_page(
         score=_score(verdict),
         threshold=_threshold(verdict, data),
         statements=data["statements"],
-        audio=base64.b64encode(audio).decode(),
+        audio=Markup(base64.b64encode(audio).decode()),
         audio_note=_audio_note(facts, duration),
         timeline=_timeline(bars, verdict.threshold, duration),
         limit=verdict.threshold,

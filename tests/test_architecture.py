@@ -17,15 +17,6 @@ FOLDERS = {"artifactnet_jax": "", "convert": "convert/", "kernels": "kernels/", 
 FOLDERS["scripts"] = "scripts/"
 DOOR = "__init__"  # the package's own: public names, looked up on first use
 
-# What is not yet as the table says. The three lists may only get shorter, and go when empty.
-OFFENCES = {  # "importing module -> imported module"; "door", "console" ... say whose they are
-    "layers -> config",  # core: presets
-}
-CIRCLES: set[str] = {  # modules that stand in circles of imports
-    "config, layers",  # core
-}
-AWAITED = {"dsp_jax", "dsp_numpy", "forward", "numpy_network", "operators", "passes", "presets"}
-
 
 def floors() -> dict[str, int]:
     """Pattern of a module's name -> its floor, as the document's table has them."""
@@ -134,15 +125,15 @@ def test_every_module_stands_on_one_floor():
 
 def test_every_row_names_a_module():
     folders = {f"{name.rpartition('/')[0]}/*" for name in KNOWN}
-    assert set(floors()) - set(KNOWN) - folders == AWAITED
+    assert not set(floors()) - set(KNOWN) - folders
 
 
 def test_imports_point_down():
-    assert upward(IMPORTS, floors()) == OFFENCES
+    assert not upward(IMPORTS, floors())
 
 
 def test_no_circle():
-    assert {", ".join(sorted(set(path))) for path in circles(IMPORTS)} == CIRCLES
+    assert not circles(IMPORTS)
 
 
 def test_the_kernels_import_nothing_of_the_package():
