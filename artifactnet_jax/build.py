@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError, engine
+from artifactnet_jax.backends import BackendError, engine
 from artifactnet_jax.backends.cuda import find_device
-from artifactnet_jax.detector import open_weights
 from artifactnet_jax.files import cache_folder, writing
+from artifactnet_jax.models import open_model
 from artifactnet_jax.text import NO_BACKEND, OK, USAGE, CommandError
-from artifactnet_jax.weights import Weights, WeightsError
+from artifactnet_jax.weights import ENGINE_SUFFIX, Engine, Model, WeightsError
 
 REFIT_KEEPS = ("precision", "target", "workspace", "batches", "version_compatible", "refittable")
 
@@ -21,7 +21,7 @@ REFIT_KEEPS = ("precision", "target", "workspace", "batches", "version_compatibl
 def run(args: argparse.Namespace) -> int:
     """Build or refit an engine and print its path. CommandError: it cannot be had."""
     try:
-        weights = open_weights(args.weights, "tensorrt")
+        weights = open_model(args.weights, "tensorrt")
         path = _refit(args, weights) if args.refit else _build(args, weights)
     except BackendError as error:
         raise CommandError(str(error), NO_BACKEND) from error
@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _build(args: argparse.Namespace, weights: Weights) -> Path:
-    if weights.file is not None and weights.file.endswith(ENGINE_SUFFIX):
+def _build(args: argparse.Namespace, weights: Model) -> Path:
+    if isinstance(weights, Engine) and weights.compiled:
         raise ValueError(f"{weights.file} is an engine already: name the weights, or the ONNX file")
-    own = "fp32" if weights.file is None else weights.provenance["precision"]
+    own = weights.precision if isinstance(weights, Engine) else "fp32"
     library = engine.find_library(args.target)
     recipe = engine.recipe_for(
         weights,
@@ -57,7 +57,7 @@ def _build(args: argparse.Namespace, weights: Weights) -> Path:
     return path
 
 
-def _refit(args: argparse.Namespace, weights: Weights) -> Path:
+def _refit(args: argparse.Namespace, weights: Model) -> Path:
     given = [f"--{name.replace('_', '-')}" for name in REFIT_KEEPS if getattr(args, name)]
     if given:
         raise ValueError(f"--refit keeps what the engine was built with: leave {given[0]} out")

@@ -21,7 +21,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
-from artifactnet_jax.layers import Layer, layer_flops, preset_layers, shapes
+from artifactnet_jax.layers import Layer, shapes
 
 # What a value may be: its type, the rule in words, the rule.
 Count = Annotated[int, "above 0", lambda x: x > 0]
@@ -386,18 +386,3 @@ def _layers(tables: Any) -> tuple[Layer, ...]:
         return tuple(map(Layer.from_dict, tables))
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"layers: {error!r}") from error
-
-
-def flops(config: Config) -> dict[str, int]:
-    """Floating-point operations of the convolutions and linear layers, per segment.
-
-    A multiply-add counts as two; biases, norms and activations are left out, as is usual.
-    Returns {"unet", "cnn", "total"}.
-    """
-    fe = config.front_end
-    unet, cnn = preset_layers(config)
-    work = {
-        "unet": layer_flops(unet, (1, fe.n_bins, fe.n_frames)),
-        "cnn": layer_flops(cnn, (len(fe.channels), fe.n_mels, fe.n_frames)),
-    }
-    return {**work, "total": sum(work.values())}

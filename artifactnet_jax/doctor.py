@@ -14,8 +14,9 @@ from importlib import metadata
 from typing import Any
 
 from artifactnet_jax import __version__
-from artifactnet_jax.backends import BACKENDS, ENGINE_SUFFIX, cpu_count, pick, why_unavailable
+from artifactnet_jax.backends import BACKENDS, cpu_count
 from artifactnet_jax.files import cache_folder, writing
+from artifactnet_jax.models import pick, why_unavailable
 from artifactnet_jax.text import NO_BACKEND, OK, brief
 
 PACKAGES = (
@@ -47,6 +48,7 @@ def _nvidia() -> dict[str, Any]:
     """What running an engine here depends on, and what a report of a board should say."""
     from artifactnet_jax.backends import BackendError, engine
     from artifactnet_jax.backends.cuda import find_device
+    from artifactnet_jax.weights import ENGINE_SUFFIX
 
     found: dict[str, Any] = {"gpu": None, "capability": None, "memory": None, "cuda": None}
     device = find_device()

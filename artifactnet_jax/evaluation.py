@@ -361,7 +361,9 @@ def _counted(table: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(part), math.nan), where=whole > 0)
+    share = np.full(np.shape(part), math.nan)
+    np.divide(part, whole, out=share, where=whole > 0)
+    return share
 
 
 def bins_of(score: np.ndarray) -> np.ndarray:
@@ -413,7 +415,7 @@ class Sample(NamedTuple):
     @property
     def scored(self) -> np.ndarray:
         """Whether a row has a score: bool [n]."""
-        return ~np.isnan(self.score)
+        return np.logical_not(np.isnan(self.score))
 
     def points(self, called: np.ndarray, missing_as_wrong: bool = False) -> dict[str, float]:
         """`METRICS` of the rows as they are, NaN where not defined; `called` AI: bool [n]."""

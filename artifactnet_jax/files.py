@@ -171,7 +171,7 @@ def claim(
         old, new = _flat(decisive(found)), _flat(decisive(facts))
     except FileNotFoundError:
         with writing(path):
-            replace_file(path, json.dumps(facts, indent=1).encode())
+            write_json(path, facts)
         return facts
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         cause = f"{name} cannot be read ({brief(error)})"
@@ -188,6 +188,11 @@ def claim(
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:
     nested = {f"{k}.{j}": w for k, v in facts.items() if isinstance(v, dict) for j, w in v.items()}
     return {k: v for k, v in facts.items() if not isinstance(v, dict)} | nested
+
+
+def write_json(path: str | os.PathLike[str], data: Any) -> None:
+    """Write a JSON file atomically, indented. ValueError: a number is infinite or NaN."""
+    replace_file(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:

@@ -39,7 +39,7 @@ from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 if TYPE_CHECKING:
-    from artifactnet_jax.weights import Weights
+    from artifactnet_jax.weights import Model
 
 BLOCK = 32  # tracks in a block at most
 BLOCKS = 8  # ... and so many blocks for each worker at least, so that they end together
@@ -79,7 +79,7 @@ def _digest(file: BinaryIO) -> str:
     return digest
 
 
-def _detector(weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool) -> Any:
+def _detector(weights: Model, backend: str, options: Mapping[str, Any], pool: Pool) -> Any:
     """The Detector of one worker; its threads bounded by what it has reserved."""
     # Without a GPU a call takes as many segments as there are processors, a thread for each.
     batch = {} if pool.gpus or options.get("batch_size") else {"batch_size": pool.cpus}
@@ -257,7 +257,7 @@ def settle(pool: Pool, backend: str) -> Pool:
 
 def score_many(
     entries: Mapping[str, str],
-    weights: Weights,
+    weights: Model,
     backend: str = "auto",
     options: Mapping[str, Any] | None = None,
     pool: Pool | None = None,
@@ -318,7 +318,7 @@ def sizing(tracks: float, segment_s: float, segments: float, price: float) -> di
 
 def run(args: argparse.Namespace) -> int:
     """Score a catalogue; returns the exit code. CommandError: it cannot go on."""
-    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.models import open_model
     from artifactnet_jax.weights import WeightsError
 
     if args.output in (None, "-") or args.format != "table":
@@ -327,7 +327,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Folder(args.output)
     entries = list_entries(args.paths, args.recursive)
     try:
-        weights = open_weights(args.weights, args.backend)
+        weights = open_model(args.weights, args.backend)
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
     options = detector_options(args)
@@ -337,7 +337,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(
-    weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool
+    weights: Model, backend: str, options: Mapping[str, Any], pool: Pool
 ) -> dict[str, Any]:
     """What all rows of these options have in common, as a worker of the pool finds it.
 
@@ -359,7 +359,7 @@ def _score(
     args: argparse.Namespace,
     folder: Folder,
     entries: Mapping[str, str],
-    weights: Weights,
+    weights: Model,
     options: Mapping[str, Any],
     pool: Pool,
 ) -> int:

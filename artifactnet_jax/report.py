@@ -34,22 +34,16 @@ from artifactnet_jax.console.detectors import open_detector
 from artifactnet_jax.console.inputs import find_inputs
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.decode import AudioError, open_audio
+from artifactnet_jax.dsp_numpy import effective_bandwidth, stft_magnitude
 from artifactnet_jax.files import make_folder, replace_file, sha256_of, writing
-from artifactnet_jax.reference import (
-    Network,
-    channels,
-    effective_bandwidth,
-    hpss,
-    loudest,
-    stft_magnitude,
-)
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.report_page import LEVELS
 from artifactnet_jax.results import Failure, Verdict
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.weights import Model, Weights
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
-    from artifactnet_jax.weights import Weights
 
 SCHEMA = "artifactnet-jax/report/1"
 PAGE_BYTES = 3_000_000  # of a page at most
@@ -136,21 +130,17 @@ class Look:
 
 
 def look(
-    samples: np.ndarray, start_s: float, front_end: cfg.FrontEnd, network: Network | None
+    samples: np.ndarray, start_s: float, front_end: cfg.FrontEnd, network: NumpyNetwork | None
 ) -> Look:
     """Look at one segment [N]: at its input alone where there is no network to run."""
     if network is None:
         views = {"input": stft_magnitude(samples, dataclasses.replace(front_end, window="hann"))}
         mask = logits = None
     else:
-        magnitude = network.magnitude(samples)
-        mask = network.mask(magnitude)
-        residual = mask * magnitude
-        harmonic, percussive = hpss(residual, front_end)
-        views = {"input": magnitude, "residual": residual, "H": harmonic, "P": percussive}
-        levels = network.views(residual)
-        logit = network.logit(channels(levels, front_end, loudest(levels, front_end)))
-        logits = float(logit), float(network.texture(samples, magnitude))
+        stages = network.stages(samples)
+        mask, magnitude = stages["mask"], stages["magnitude"]
+        views = {"input": magnitude} | {name: stages[name] for name in ("residual", "H", "P")}
+        logits = float(stages["network_logit"]), float(stages["texture_logit"])
     squares = {name: np.square(view) for name, view in views.items()}
     rows = min(ROWS, front_end.n_bins)
     edges = np.linspace(0, front_end.n_bins, rows + 1).astype(int)
@@ -170,8 +160,7 @@ def looks(detector: Detector, verdict: Verdict, reader: SegmentReader) -> list[L
     """Look at the scored segments of a track, or at `LOOKED` of them, evenly spaced."""
     config, weights = detector.weights.config, detector.weights
     front_end, silence = config.front_end, config.verdict.silence_peak
-    native = weights.graph is None and weights.file is None
-    network = Network(config, weights.tensors) if native else None
+    network = NumpyNetwork(config, weights.tensors) if isinstance(weights, Weights) else None
     scored = len(verdict.segments) or math.ceil(verdict.duration_s / front_end.segment_s)
     chosen = set(np.linspace(0, scored - 1, min(scored, LOOKED)).round().astype(int).tolist())
     audible = (segment for segment in reader if segment.peak > silence)
@@ -351,7 +340,7 @@ def make_page(detector: Detector, verdict: Verdict) -> tuple[str, dict[str, Any]
     return report_page.track_page(verdict, data, *shown, audio), data
 
 
-def statements(weights: Weights, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
+def statements(weights: Model, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
     """What is to be said of a verdict, in sentences, each from this track's and weights' data."""
     said = []
     points = dict(weights.config.verdict.operating_points)

@@ -144,7 +144,7 @@ def spectrograms(
     """Window length and magnitude [..., F, T] of every resolution, in their order.
 
     audio [..., N]; its magnitude [..., n_bins, n_frames] is taken where a resolution is the front
-    end's own. `stft_magnitude` is that of `reference` or `dsp`.
+    end's own. `stft_magnitude` is that of `dsp_numpy` or `dsp_jax`.
     """
     own, head = config.front_end, config.texture
     assert head is not None
@@ -153,13 +153,19 @@ def spectrograms(
         yield n_fft, magnitude if plain == own else stft_magnitude(audio, plain)
 
 
-def logit(statistics: np.ndarray, texture: Texture, tensors: Mapping[str, np.ndarray]) -> Any:
-    """The head in NumPy: statistics [..., K] -> what is added to the CNN's logit [...]."""
-    x = normalised(statistics, tensors["texture.mean"], tensors["texture.spread"], texture)
-    for level in range(len(texture.hidden)):
-        name = f"texture.hidden.{level}"
-        x = np.maximum(x @ tensors[f"{name}.kernel"] + tensors[f"{name}.bias"], 0)
-    return (x @ tensors["texture.out.kernel"] + tensors["texture.out.bias"])[..., 0]
+def logit(statistics: Any, texture: Texture, tensors: Mapping[str, Any], lib: Any) -> Any:
+    """The head: statistics [..., K] -> what is added to the CNN's logit [...].
+
+    `tensors` by full name, `lib` is `dsp_numpy` or `dsp_jax`.
+    """
+    mean, std = tensors["texture.mean"], tensors["texture.spread"]
+    x = normalised(statistics, mean, std, texture, lib.xp)
+    levels = [f"texture.hidden.{level}" for level in range(len(texture.hidden))]
+    for name in (*levels, "texture.out"):
+        bias = tensors[f"{name}.bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+        x = lib.matmul(x, tensors[f"{name}.kernel"]) + bias
+        x = lib.xp.maximum(x, 0) if name != "texture.out" else x
+    return x[..., 0]
 
 
 def normalised(statistics: Any, mean: Any, spread: Any, texture: Texture, xp: Any = np) -> Any:

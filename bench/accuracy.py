@@ -27,24 +27,14 @@ from artifactnet_jax import __version__, evaluation
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench import accuracy_report, manifests, mechanism, public, sanity, stress
-from artifactnet_jax.bench.detectors import (
-    RATE,
-    Adapter,
-    ArtifactNet,
-    Scored,
-    Tiered,
-    at_rate,
-    open_detector,
-    run_batch,
-    trained_parts,
-)
+from artifactnet_jax.bench.adapter import RATE, Adapter, Scored, at_rate, run_batch
+from artifactnet_jax.bench.detectors import ArtifactNet, Tiered, open_detector, trained_parts
 from artifactnet_jax.bench.manifests import AudioReader, Track
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.console.writers import writer
-from artifactnet_jax.data.manifest import ManifestError
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import check_output, claim, make_folder, replace_file, writing
+from artifactnet_jax.files import check_output, claim, make_folder, write_json, writing
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
@@ -60,11 +50,8 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(package) is None:
             cause = f"bench accuracy needs a package that is missing ({package})"
             raise CommandError(f'{cause}: pip install "artifactnet-jax[bench]"', NO_BACKEND)
-    try:
-        known, notes = manifests.read(args.manifest, args.audio)
-        tracks = manifests.select(known, args.split, args.origin or "", args.each)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    known, notes = manifests.read(args.manifest, args.audio)
+    tracks = manifests.select(known, args.split, args.origin or "", args.each)
     say = _teller(args.quiet)
     for note in notes:
         say(note)
@@ -121,7 +108,7 @@ class _Lazy:
         self.teacher: Teacher | None = None
 
     def open(self) -> Teacher:
-        """The same one each time."""
+        """The separator; opened by the first call."""
         if self.teacher is None:
             self.teacher = open_teacher(self._spec)
             self._say(f"separator: {self.teacher.name}")
@@ -144,7 +131,7 @@ def _check_threshold(threshold: float | str, tracks: Sequence[Track]) -> None:
 
 
 def _claim(out: Path, resume: bool) -> None:
-    """The folder, made if need be; found wanting now rather than after hours."""
+    """Make the folder where it is missing, and check that it can be used."""
     make_folder(out, "--out")
     for name in ("results.jsonl", "stress.jsonl", "run.json"):
         check_output(out / name, f"--out {out}: {name}")
@@ -171,7 +158,7 @@ def _fit(
             rate = part.input_rate
             part.fit((at_rate(audio, rate), track.label) for track, audio in _decoded(known))
             with writing(str(path)):
-                replace_file(path, (json.dumps(part.state) + "\n").encode())
+                write_json(path, part.state)
         try:
             part.restore(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError) as error:
@@ -200,7 +187,7 @@ def _resume(
     path, own, separator = out / "run.json", facts["detectors"], facts["teacher"]
 
     def decisive(facts: dict[str, Any]) -> dict[str, Any]:
-        """What both runs have, and must have alike."""
+        """Facts that both runs have, and that must be equal."""
         known = {name: facts["detectors"].get(name, own[name]) for name in own}
         theirs = separator and (facts["teacher"] or separator)
         return {"manifests": facts["manifests"], "detectors": known, "separator": theirs}
@@ -208,7 +195,7 @@ def _resume(
     earlier = claim(path, facts, decisive)
     facts |= {"detectors": earlier["detectors"] | own, "teacher": separator or earlier["teacher"]}
     with writing(path):
-        replace_file(path, (json.dumps(facts, indent=1) + "\n").encode())
+        write_json(path, facts)
     kept: dict[Key, dict[str, Any]] = {}
     for name in ("results.jsonl", "stress.jsonl"):
         if (out / name).exists():
@@ -368,7 +355,7 @@ def _problem(kind: str, message: str, stage: str) -> dict[str, str]:
 
 
 def _judged(tracks: Sequence[Track]) -> list[Track]:
-    """What figures are of: all but the tracks that thresholds are chosen on."""
+    """The tracks that figures are of: all but those that thresholds are chosen on."""
     return [t for t in tracks if t.split != "calibration"] or list(tracks)
 
 
@@ -378,7 +365,7 @@ def _threshold(
     tracks: Sequence[Track],
     rows: Mapping[Key, Mapping[str, Any]],
 ) -> float:
-    """The number; where a detector's calibration scores allow none, 0.5, as in the report."""
+    """The threshold of a rule, or the number given; 0.5 where calibration scores allow none."""
     if isinstance(threshold, float):
         return threshold
     own = _metric_rows(name, [t for t in tracks if t.split == "calibration"], rows)

@@ -89,7 +89,7 @@ class Track:
     development: bool = False  # a detector or threshold was made with it: reports say so
 
     def to_dict(self) -> dict[str, Any]:
-        """What metrics and reports see: everything but where the audio is."""
+        """The fields that metrics and reports use: all but the place of the audio."""
         keys = ("id", "label", "source", "generator", "group", "lineage", "split", "development")
         return {key: getattr(self, key) for key in keys}
 
@@ -98,7 +98,7 @@ class Track:
 
 
 def read(paths: Sequence[str], folders: Sequence[str] = ()) -> tuple[list[Track], list[str]]:
-    """The tracks of all manifests, their audio bound, and what people should be told.
+    """The tracks of all manifests, each with its audio, and notes for people.
 
     `folders` are searched, with their subfolders, for audio that is not where its row says; a track
     without any is there all the same, with its `problem`. ManifestError: a manifest cannot be read
@@ -356,7 +356,7 @@ class _Index:
 
 
 class AudioReader:
-    """Gives out what audio can be decoded from, one track after another.
+    """Opens the audio of tracks, one track after another.
 
     Shards are read a few rows at a time, in order: tracks should be asked for as they lie in them.
     """

@@ -81,7 +81,7 @@ def codec_delta(
 
     tracks: id and label; views: scores by change and id. A track's delta is the largest less the
     smallest of its four scores; tracks that lack one are left out. For "ai", "real" and "all": `n`,
-    `mean`, `median`, `p90`, `max`, and `of_means`, the paper's delta: the spread of the four mean
+    `mean`, `median`, `p90`, `max`, and `of_means`, the paper's delta: the range of the four mean
     scores. `passed` is the public runner's rule on the mean and the largest of all.
     """
     if not set(CODEC_PAIR) <= set(views):

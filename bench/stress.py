@@ -55,16 +55,14 @@ CHAINS = {
 
 
 def _seed(track: str) -> int:
-    """What a track's noise is drawn from: the same every time."""
+    """Seed of a track's noise: the same every time."""
     digest = hashlib.sha256(track.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:4], "little")
 
 
 def _chain(chain: Chain) -> Change:
     def change(audio: np.ndarray, track: str) -> np.ndarray:
-        if chain.noise_db is not None:
-            return dataclasses.replace(chain, noise_seed=_seed(track)).apply(audio[:, None])[0]
-        return chain.apply(audio[:, None])[0]
+        return dataclasses.replace(chain, noise_seed=_seed(track)).apply(audio[:, None])[0]
 
     return change
 
@@ -88,7 +86,8 @@ def stretched(audio: np.ndarray, tempo: float) -> np.ndarray:
             blocks.append(pulled.to_ndarray().reshape(-1))
         except (av.error.EOFError, av.error.BlockingIOError):
             break
-    return np.clip(np.concatenate(blocks or [np.zeros(0, np.float32)]), -1, 1)
+    joined: np.ndarray = np.concatenate(blocks or [np.zeros(0, np.float32)])
+    return np.clip(joined, -1, 1)
 
 
 def shifted(audio: np.ndarray, semitones: float) -> np.ndarray:

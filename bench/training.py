@@ -50,6 +50,7 @@ def measure(preset: str, phase: str, batch: int, seconds: float, dtype: Any, ste
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", nargs="+", default=["edge"], choices=("edge", "v94"))
     parser.add_argument("--phase", nargs="+", default=list(PHASES), choices=tuple(PHASES))

@@ -15,7 +15,7 @@ from artifactnet_jax.files import check_output, writing
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError
 
 if TYPE_CHECKING:
-    from artifactnet_jax.weights import Weights
+    from artifactnet_jax.weights import Model
 
 # Of --precision int8
 SEGMENTS = 7  # evenly spaced ones of a track, the public runner's number
@@ -52,7 +52,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Weights file -> ONNX model."""
-    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.models import open_model
     from artifactnet_jax.weights import WeightsError
 
     if args.template and (args.form or args.precision):
@@ -66,7 +66,7 @@ def export(args: argparse.Namespace) -> int:
     try:
         from artifactnet_jax.convert.export import export as write
 
-        weights = open_weights(args.weights)
+        weights = open_model(args.weights)
         with writing(args.output):
             if args.precision == "int8":
                 return _export_int8(weights, args)
@@ -85,7 +85,7 @@ def export(args: argparse.Namespace) -> int:
     return OK
 
 
-def _export_int8(weights: Weights, args: argparse.Namespace) -> int:
+def _export_int8(weights: Model, args: argparse.Namespace) -> int:
     """Weights file -> int8 ONNX model; what that costs goes to stdout. Raises as its parts do."""
     from artifactnet_jax.files import find_audio
 
@@ -110,7 +110,7 @@ class Quantised(NamedTuple):
     failures: list[str]  # messages of tracks that could not be read
 
 
-def _quantise(weights: Weights, path: str | os.PathLike[str], tracks: Sequence[str]) -> Quantised:
+def _quantise(weights: Model, path: str | os.PathLike[str], tracks: Sequence[str]) -> Quantised:
     """Write the int8 graph of weights, atomically; how its scores differ from float32.
 
     Every second track gives ranges, the others are scored by both graphs in onnxruntime. Raises
@@ -146,7 +146,7 @@ def _quantise(weights: Weights, path: str | os.PathLike[str], tracks: Sequence[s
     return Quantised(len(both), flips, float(np.median(apart)), float(apart.max()), failures)
 
 
-def _segments(weights: Weights, tracks: Sequence[str], failures: list[str]) -> list[np.ndarray]:
+def _segments(weights: Model, tracks: Sequence[str], failures: list[str]) -> list[np.ndarray]:
     """Up to `MOST` segments float32 [N], evenly spaced over the tracks that can be read."""
     from artifactnet_jax.audio import AudioError, SegmentReader
 
@@ -168,12 +168,12 @@ def _scores(graph: str, tracks: Sequence[str]) -> list[Any]:
     return [result for _, result in sorted(detector.score_many(tracks), key=lambda pair: pair[0])]
 
 
-def _wrote(weights: Weights, path: str) -> None:
+def _wrote(weights: Model, path: str) -> None:
     print(f"licence of the weights: {weights.licence}", file=sys.stderr)
     print(f"wrote {path} ({os.path.getsize(path):,} bytes)", file=sys.stderr)
 
 
-def _own_form(weights: Weights) -> Literal["segment", "song"]:
+def _own_form(weights: Model) -> Literal["segment", "song"]:
     return "song" if weights.provenance.get("form") == "song" else "segment"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from artifactnet_jax import config as cfg
 from artifactnet_jax.filterbank import mel_filterbank
 from artifactnet_jax.layers import INPUT, Layer, shapes
-from artifactnet_jax.weights import Weights, parameter_counts
+from artifactnet_jax.weights import ForeignGraph, Weights, parameter_counts
 
 _ACTIVATIONS = (
     *("relu", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "mish", "hard_swish"),
@@ -19,7 +19,7 @@ _ACTIVATIONS = (
 )
 
 
-def describe(weights: Weights) -> list[tuple[str, str]]:
+def describe(weights: Weights | ForeignGraph) -> list[tuple[str, str]]:
     """(what, as found) for every part of a converted model, in the order of the pipeline."""
     source, config = weights.provenance, weights.config
     contract = source["contract"]

@@ -11,330 +11,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from artifactnet_jax.config import CHANNELS
-from artifactnet_jax.convert.networks import Trace, Unmapped, decimal
 from artifactnet_jax.convert.operators import evaluate
-from artifactnet_jax.filterbank import hann
-from artifactnet_jax.reference import delta, running_median
+from artifactnet_jax.convert.recognise_spectrum import EDGES
+from artifactnet_jax.convert.trace import Plane, Trace, Unmapped, decimal, planes, scalars
+from artifactnet_jax.dsp_numpy import running_median
+from artifactnet_jax.forward import delta
 
-EDGES = ("reflect", "edge", "constant")  # the names are NumPy's too
 MAX_MEDIAN = 101
 SHARE_ERROR = 1e-4  # of a soft mask
 STRETCH = 2.0
 DB_ERROR = 2e-3  # dB; a float32 logarithm of a float32 sum
-
-
-def probe_audio(segments: int, samples: int, seed: int = 0) -> np.ndarray:
-    """Audio float32 [segments, samples] with everything that the steps must tell apart."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(samples) / 44_100
-    audio = np.zeros((segments, samples))
-    for i in range(segments):
-        for start in np.linspace(0, t[-1] * 0.8, 9):  # notes with overtones that die away
-            pitch = rng.uniform(80, 900)
-            since = np.maximum(t - start, 0)
-            for k in range(1, 12):
-                tone = np.sin(2 * np.pi * pitch * k * since) * np.exp(-(2 + k) * since)
-                audio[i] += rng.uniform(0.02, 0.2) / k * tone * (t >= start)
-        audio[i] += rng.normal(0, 0.01, samples) * (1 + np.sin(2 * np.pi * (1 + i) * t))
-        loud = slice(samples // 4, samples // 3)  # so that the clamp below the maximum shows
-        audio[i, loud] += 0.6 * np.sin(2 * np.pi * 500 * (1 + i) * t[loud])
-        clicks = rng.integers(0, samples, 12)
-        audio[i, clicks] += rng.uniform(-0.8, 0.8, 12)
-        audio[i, -samples // 6 :] = rng.normal(0, 1e-6, len(audio[i, -samples // 6 :]))
-        audio[i] *= (0.8, 0.25, 0.5)[i % 3]
-    return np.clip(audio, -1, 1).astype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plane:
-    """A two-dimensional quantity of each segment, found in a tensor of the graph."""
-
-    tensor: str
-    array: np.ndarray  # [segments, height, width]
-    roles: tuple[str, ...] | None  # axes of the tensor; None where it holds several planes
-
-
-def planes(trace: Trace, height: int, width: int, among: set[str] | None = None) -> Iterator[Plane]:
-    """Every plane of these sizes, those in stacks of up to 16 included, in order of computation."""
-    n = trace.segments
-    for name in sorted(trace.values, key=lambda tensor: trace.order.get(tensor, -1)):
-        shape = trace.shapes[name]
-        if (among is not None and name not in among) or len(shape) < 2:
-            continue
-        count, rest = divmod(int(np.prod(shape)), n * height * width)
-        if rest or not 1 <= count <= 16:
-            continue
-        for a, b in itertools.permutations(range(len(shape)), 2):
-            if shape[a] != height or shape[b] != width:
-                continue
-            if count == 1:
-                others = [k for k in range(len(shape)) if k not in (a, b)]
-                front = [k for k in others if shape[k] == n][:1]
-                array = np.moveaxis(trace.values[name], (a, b), (-2, -1))
-                roles = ["1"] * len(shape)
-                roles[a], roles[b] = "h", "w"
-                if front:
-                    roles[front[0]] = "n"
-                elif n > 1:
-                    continue
-                spare = [k for k in others if roles[k] == "1"]
-                if spare:
-                    roles[spare[0]] = "c"
-                yield Plane(name, array.reshape(n, height, width), tuple(roles))
-            else:
-                array = np.moveaxis(trace.values[name], (a, b), (-2, -1))
-                lead = array.shape[:-2]
-                array = array.reshape(-1, height, width)
-                orders = {"n": array.reshape(n, count, height, width)}
-                if lead[0] != n or n == count:
-                    orders["c"] = array.reshape(count, n, height, width).swapaxes(0, 1)
-                for stack in orders.values() if n > 1 else [orders["n"]]:
-                    for k in range(count):
-                        yield Plane(name, stack[:, k], None)
-            if height != width:
-                break
-
-
-def close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-4) -> bool:
-    """Whether two arrays agree within a fraction of the larger one's peak."""
-    peak = float(np.max(np.abs(b)))
-    return bool(np.max(np.abs(a - b)) <= tolerance * peak) if peak > 0 else not np.any(a)
-
-
-def scalars(trace: Trace) -> list[float]:
-    """Every positive number that the graph holds by itself, in ascending order."""
-    found = {
-        decimal(array)
-        for array in trace.static.values()
-        if array.size == 1 and np.issubdtype(array.dtype, np.floating)
-    }
-    for node in trace.graph.nodes:
-        for key in ("min", "max", "value", "epsilon"):
-            if isinstance(node.attributes.get(key), float):
-                found.add(node.attributes[key])
-    return sorted(x for x in found if np.isfinite(x) and x > 0)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Spectrum:
-    """The magnitude as the graph has it, and the convention that gives it."""
-
-    planes: list[Plane]  # the same values in tensors of other shapes
-    values: dict[str, Any]  # of FrontEnd
-    window: np.ndarray
-
-
-def _transforms(trace: Trace) -> Iterator[tuple[int, int | None, list[np.ndarray]]]:
-    """(n_fft, hop or None, windows) of what might be a Fourier transform."""
-    vectors: dict[int, list[np.ndarray]] = {}
-    for array in trace.static.values():
-        if array.size >= 16 and array.size == max(array.shape, default=0):
-            vectors.setdefault(array.size, []).append(array.reshape(-1).astype(np.float64))
-    for node in trace.graph.nodes:
-        n_fft, hop = 0, None
-        rows: list[np.ndarray] = []
-        if node.op == "STFT":
-            hop = int(trace.static[node.inputs[1]].reshape(()))
-            n_bins = trace.shapes[node.outputs[0]][-2]
-            n_fft = 2 * (n_bins - 1) if node.attributes.get("onesided", 1) else n_bins
-            window = node.inputs[2] if len(node.inputs) > 2 else ""
-            if window:
-                rows.append(trace.static[window].reshape(-1).astype(np.float64))
-                n_fft = len(rows[0])
-        elif node.op == "Conv" and node.inputs[1] in trace.static:
-            weight = trace.static[node.inputs[1]]
-            n_fft = max(weight.shape[2:])
-            if weight.shape[1] != 1 or np.prod(weight.shape[2:]) != n_fft or n_fft < 16:
-                continue
-            hop = max(node.attributes.get("strides", (1,)))
-            rows.append(weight[0].reshape(-1).astype(np.float64))  # the cosine of bin 0 is 1
-        elif node.op in ("MatMul", "Gemm"):
-            for name in node.inputs[:2]:
-                given = trace.static.get(name)
-                if given is None or given.ndim < 2 or given.size != np.prod(given.shape[-2:]):
-                    continue
-                flat = given.reshape(given.shape[-2], given.shape[-1])
-                for matrix in (flat, flat.T):
-                    size = len(matrix)
-                    if matrix.shape[-1] in (size // 2 + 1, size + 2):
-                        n_fft = size
-                        rows.append(matrix[:, 0].astype(np.float64))
-        if n_fft >= 16:
-            yield n_fft, hop, [*rows, *vectors.get(n_fft, []), hann(n_fft), np.ones(n_fft)]
-    # Any other transform shows by the size of its result alone.
-    bins = {n for name in trace.values for n in trace.shapes[name] if n > 16 and (n - 1) % 16 == 0}
-    for n_fft in sorted((2 * (n - 1) for n in bins), key=lambda n: (n & (n - 1), n)):
-        yield n_fft, None, [hann(n_fft), *vectors.get(n_fft, []), np.ones(n_fft)]
-
-
-def find_spectrum(trace: Trace, audio: np.ndarray) -> list[Spectrum]:
-    """Tensors that hold the magnitude of the probe, by convention. Raises Unmapped."""
-    n, samples = audio.shape
-    pads = {(0, "reflect")}
-    for name, values in trace.values.items():  # the padded audio shows how it was padded
-        length = max(trace.shapes[name], default=0)
-        if values.size == n * length and length > samples and (length - samples) % 2 == 0:
-            pad = (length - samples) // 2
-            for edge in EDGES:
-                if np.array_equal(
-                    values.reshape(n, -1),
-                    np.pad(audio, ((0, 0), (pad, pad)), mode=edge),  # type: ignore[call-overload]
-                ):
-                    pads.add((pad, edge))
-    found: list[Spectrum] = []
-    tried = set()
-    for n_fft, hop, windows in _transforms(trace):
-        n_bins = n_fft // 2 + 1
-        widths = {
-            size
-            for name in trace.values
-            for size in trace.shapes[name]
-            if n_bins in trace.shapes[name]
-            and size > 1
-            and (size != n_bins or trace.shapes[name].count(n_bins) > 1)
-        }
-        windows = [
-            w for k, w in enumerate(windows) if not any(close(w, v, 1e-6) for v in windows[:k])
-        ]
-        for (pad, edge), window in itertools.product(sorted(pads), windows):
-            hops = [hop] if hop else _hops(samples + 2 * pad - n_fft, widths)
-            for step in hops:
-                key = (n_fft, step, pad, edge, window.tobytes())
-                if key in tried or samples + 2 * pad < n_fft:
-                    continue
-                tried.add(key)
-                padded = np.pad(audio, ((0, 0), (pad, pad)), mode=edge)
-                frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=1)
-                if (samples + 2 * pad - n_fft) // step + 1 not in widths:
-                    continue
-                magnitude = np.abs(np.fft.rfft(frames[:, ::step] * window)).swapaxes(1, 2)
-                candidates = [
-                    plane
-                    for plane in planes(trace, *magnitude.shape[1:])
-                    if plane.roles is not None and np.isfinite(plane.array[0, 0, 0])
-                ]
-                for power in (1.0, 2.0):
-                    for matched, scale in _match_spectrum(candidates, magnitude**power):
-                        figures: dict[str, Any] = {
-                            **{"n_fft": n_fft, "hop": step, "stft_pad": pad, "stft_edge": edge},
-                            **{"spectrum_power": power, "spectrum_scale": scale ** (1 / power)},
-                        }
-                        eps = _spectrum_eps(trace, matched[0].array, magnitude, figures)
-                        figures["spectrum_eps"] = eps
-                        found.append(Spectrum(matched, figures, window))
-        if found:
-            return found
-    raise Unmapped("no tensor holds the magnitude spectrogram of the audio")
-
-
-def _hops(span: int, widths: set[int]) -> list[int]:
-    """Hops that give one of these numbers of frames, the usual ones only."""
-    usual = [2**k for k in range(4, 13)] + [10 * k for k in range(4, 200)] + [441, 882]
-    return [hop for hop in usual if span // hop + 1 in widths]
-
-
-def _match_spectrum(
-    candidates: list[Plane], expected: np.ndarray
-) -> list[tuple[list[Plane], float]]:
-    """Planes that are a multiple of `expected` but for rounding, equal ones together, and the
-    factor. (A floor under the magnitude is no rounding: it comes after, and begins the UNet.)"""
-    found: list[tuple[list[Plane], float]] = []
-    some = expected.reshape(-1)[::101]  # enough to turn away what is something else
-    for plane in candidates:
-        part = plane.array.reshape(-1)[::101]
-        ratio = float(np.sum(part * some) / np.sum(some**2))
-        if not ratio > 0 or not close(part, ratio * some, 1e-5):
-            continue
-        ratio = float(np.sum(plane.array * expected) / np.sum(expected**2))
-        if not close(plane.array, ratio * expected, 1e-5):
-            continue
-        for group, _ in found:
-            if np.array_equal(group[0].array, plane.array):
-                group.append(plane)
-                break
-        else:
-            found.append(([plane], 1.0 if abs(ratio - 1) < 1e-5 else ratio))
-    return found
-
-
-def _spectrum_eps(
-    trace: Trace, got: np.ndarray, magnitude: np.ndarray, values: Mapping[str, Any]
-) -> float:
-    """What was added to re^2 + im^2, by the quietest bins: one of the graph's numbers, or 0."""
-    power, scale = values["spectrum_power"], values["spectrum_scale"]
-    quiet = magnitude <= np.quantile(magnitude, 0.05)
-
-    def error(eps: float) -> float:
-        model = (scale * np.sqrt(magnitude[quiet] ** 2 + eps)) ** power
-        return float(np.mean(np.abs(np.log((got[quiet] + 1e-30) / (model + 1e-30)))))
-
-    candidates = [0.0, *(x for x in scalars(trace) if x < 1e-3)]
-    best = min(candidates, key=error)
-    return best if error(best) < 0.5 * error(0.0) else 0.0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Residual:
-    """residual = factor * mask * magnitude, as tensors of the graph."""
-
-    spectrum: Spectrum
-    mask: str
-    mask_plane: Plane
-    plane: Plane
-    factor: float = 1.0
-
-
-def find_residuals(trace: Trace, spectra: list[Spectrum], output: str) -> list[Residual]:
-    """Products of the magnitude and a mask in [0, 1] that the output depends on."""
-    used = trace.before(output)
-    found = []
-    for spectrum in spectra:
-        f, t = spectrum.planes[0].array.shape[1:]
-        by_name = {p.tensor: p for p in planes(trace, f, t) if p.roles is not None}
-        same = {plane.tensor for plane in spectrum.planes}
-        for node in trace.graph.nodes:
-            if node.op != "Mul" or node.outputs[0] not in used or node.outputs[0] not in by_name:
-                continue
-            for magnitude, mask in (node.inputs, node.inputs[::-1]):
-                if magnitude in same and mask not in same and mask in by_name:
-                    values = by_name[mask].array
-                    inside = values.min() >= -1e-6 and values.max() <= 1 + 1e-6
-                    if inside and np.std(values) > 1e-6:
-                        plane = by_name[node.outputs[0]]
-                        found.append(Residual(spectrum, mask, by_name[mask], plane))
-                        found += _scaled(trace, found[-1], by_name)
-    if not found:
-        raise Unmapped("no tensor is a mask in [0, 1] times the magnitude")
-    return found
-
-
-def _scaled(trace: Trace, residual: Residual, planes: Mapping[str, Plane]) -> list[Residual]:
-    """The same where the mask's factor is multiplied in last: 0.5 * (sigmoid * magnitude)."""
-    found = []
-    for node in trace.graph.nodes:
-        if node.op not in ("Mul", "Div") or residual.plane.tensor not in node.inputs:
-            continue
-        number = trace.static.get(node.inputs[1 - node.inputs.index(residual.plane.tensor)])
-        if number is None or number.size != 1 or node.outputs[0] not in planes:
-            continue
-        factor = decimal(number) if node.op == "Mul" else 1 / decimal(number)
-        found.append(dataclasses.replace(residual, plane=planes[node.outputs[0]], factor=factor))
-    return found
-
-
-def after(trace: Trace, name: str) -> set[str]:
-    """The tensors that are computed from a tensor, itself included."""
-    reached = {name}
-    for node in trace.graph.nodes:
-        if reached.intersection(node.inputs):
-            reached.update(node.outputs)
-    return reached
 
 
 def _windows(residual: np.ndarray, axis: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
@@ -367,7 +59,7 @@ def find_medians(trace: Trace, residual: Plane) -> dict[str, Any]:
     """The two medians: {"hpss_width", "percussive_width", "hpss_edge", "h", "p"} (planes)."""
     found: dict[str, Any] = {}
     array = residual.array
-    below = after(trace, residual.tensor)
+    below = trace.after(residual.tensor)
     around = {axis: _windows(array, axis) for axis in (1, 2)}
     for plane in planes(trace, array.shape[1], array.shape[2], among=below):
         if plane.array.shape != array.shape:
@@ -399,7 +91,7 @@ def find_parts(trace: Trace, residual: Plane, medians: Mapping[str, Any]) -> dic
             trace,
             r.shape[1],
             r.shape[2],
-            among=after(trace, medians["h"].tensor) & after(trace, medians["p"].tensor),
+            among=trace.after(medians["h"].tensor) & trace.after(medians["p"].tensor),
         )
     ]
     numbers = scalars(trace)
@@ -529,8 +221,8 @@ def clamped(views: np.ndarray, top_db: float | None, joint: str) -> np.ndarray:
 def seven(views: np.ndarray) -> dict[str, np.ndarray]:
     """The named channels, each [n, M, T], of clamped views [n, 3, M, T]."""
     mel_res, mel_h, mel_p = views[:, 0], views[:, 1], views[:, 2]
-    d = delta(mel_res)
-    parts = (mel_res, mel_h, mel_p, d, delta(d), mel_h - mel_p, np.abs(d))
+    d = delta(mel_res, np)
+    parts = (mel_res, mel_h, mel_p, d, delta(d, np), mel_h - mel_p, np.abs(d))
     return dict(zip(CHANNELS, parts, strict=True))
 
 
@@ -540,7 +232,7 @@ def find_clamp(trace: Trace, mel: Mel, below: set[str]) -> dict[str, Any]:
     What follows the logarithm is computed again from logarithms that are `STRETCH` times as large:
     else the floor under the logarithm would hide a clamp on all but loud audio.
     """
-    later = set().union(*(after(trace, log) for log in mel.logs)) & below & set(trace.values)
+    later = set().union(*(trace.after(log) for log in mel.logs)) & below & set(trace.values)
     names = [
         name
         for name in sorted(later, key=lambda tensor: trace.order.get(tensor, -1))
@@ -609,7 +301,7 @@ def find_channels(trace: Trace, views: np.ndarray, start: str, output: str) -> C
     named = seven(views)
     m, t = views.shape[2:]
     best: Channels | None = None
-    used = trace.before(output) & after(trace, start)
+    used = trace.before(output) & trace.after(start)
     for name in sorted(used & set(trace.values), key=lambda tensor: trace.order.get(tensor, -1)):
         shape = trace.shapes[name]
         if len(shape) != 4 or shape[0] != n or sorted(shape[1:]) == sorted((1, m, t)):

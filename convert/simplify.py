@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from artifactnet_jax.convert.graph import Graph, Node
-from artifactnet_jax.convert.operators import DFT, MEDIAN, evaluate, x64
+from artifactnet_jax.convert.operators import evaluate, x64
+from artifactnet_jax.convert.operators_signal import DFT, MEDIAN
 
 # Operators that only move samples about; the first input is the data (of Concat, all are).
 MOVES = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"}

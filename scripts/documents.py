@@ -25,7 +25,7 @@ from typing import Any
 import jinja2
 
 from artifactnet_jax import __version__
-from artifactnet_jax.config import flops
+from artifactnet_jax.presets import flops
 from artifactnet_jax.weights import load_weights, parameter_counts
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from artifactnet_jax.cli import main
-from artifactnet_jax.config import Config
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.weights import random_tensors, save_weights
 from audio_files import noise, write
+from tiny_model import SMALL
 
 
 class Outcome(NamedTuple):
@@ -56,9 +56,9 @@ Command = Callable[..., Outcome]
 def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights whose scores of noise lie well inside (0, 1)."""
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    tensors = random_tensors(Config.edge())
-    tensors["cnn.out.bias"] += 17
-    save_weights(path, Config.edge(), tensors, name="random", licence="none", provenance={})
+    tensors = random_tensors(SMALL)
+    tensors["cnn.out.bias"] -= 1
+    save_weights(path, SMALL, tensors, name="random", licence="none", provenance={})
     return path
 
 

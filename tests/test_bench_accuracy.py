@@ -53,7 +53,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command):
     monkeypatch.chdir(tmp_path)
     whole = accuracy.report.write_report  # intervals from few resamples: they are not tested here
     few = functools.partial(whole, resamples=20)
-    monkeypatch.setattr(accuracy.report, "write_report", few)
+    monkeypatch.setattr(accuracy.accuracy_report, "write_report", few)
     (tmp_path / "bench_levels.py").write_text(MODULE)
     table = [("path", "label", "source", "model", "group", "split")]
     for split, label, levels in (

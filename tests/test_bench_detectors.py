@@ -16,22 +16,16 @@ pytest.importorskip("scipy")
 import scipy.interpolate
 import scipy.signal
 
-from artifactnet_jax.bench.detectors import (
+from artifactnet_jax.bench.adapter import (
     RATE,
     Adapter,
-    Clam,
     DetectorError,
-    Fakeprint,
     Scored,
-    Separation,
-    SpecTTTra,
-    Tiered,
     at_rate,
-    centred,
-    open_detector,
     run_batch,
-    trained_parts,
 )
+from artifactnet_jax.bench.baselines import Clam, Fakeprint, Separation, SpecTTTra, centred
+from artifactnet_jax.bench.detectors import Tiered, open_detector, trained_parts
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError
 from artifactnet_jax.weights import parameter_counts

@@ -12,7 +12,7 @@ pytest.importorskip("sklearn")
 
 from artifactnet_jax.bench import mechanism, sanity, stress
 from artifactnet_jax.bench.detectors import open_detector
-from artifactnet_jax.reference import Network
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.text import CommandError
 
 RATE = 44_100
@@ -266,14 +266,14 @@ def test_ablations_against_a_detector_that_is_built_so(looked):
     unet = dataclasses.replace(weights.config.unet, mask_max=1.0)
     config = dataclasses.replace(weights.config, unet=unet)
     assert scores["mask unbounded"] == pytest.approx(
-        float(Network(config, weights.tensors)(audio)), abs=1e-5
+        float(NumpyNetwork(config, weights.tensors)(audio)), abs=1e-5
     )
     tensors = dict(weights.tensors)
     last = [name for name in tensors if name.startswith("texture.") and "out" in name]
     assert last
     for name in last:
         tensors[name] = np.zeros_like(tensors[name])
-    expected = float(Network(weights.config, tensors)(audio))
+    expected = float(NumpyNetwork(weights.config, tensors)(audio))
     assert scores["without the texture head"] == pytest.approx(expected, abs=1e-5)
     names = {f"without {channel}" for channel in weights.config.front_end.channels}
     assert names < set(scores)

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from artifactnet_jax.config import CNN, Config, FrontEnd, Imported, Published, UNet, flops
+from artifactnet_jax.config import CNN, Config, FrontEnd, Imported, Published, UNet
 from artifactnet_jax.layers import layer
-from artifactnet_jax.weights import parameter_counts, parameter_shapes
+from artifactnet_jax.presets import flops, parameter_shapes
+from artifactnet_jax.weights import parameter_counts
 
 
 def test_v94_has_the_published_parameter_counts():

@@ -24,7 +24,7 @@ from artifactnet_jax import report as report_verb
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.config import Config, Decision
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.reference import effective_bandwidth
+from artifactnet_jax.dsp_numpy import effective_bandwidth
 from artifactnet_jax.results import SegmentScore, Verdict
 from artifactnet_jax.weights import Weights
 from audio_files import encode, noise, write

@@ -582,7 +582,7 @@ def test_a_dtype_that_a_backend_has_not(command, quick, tiny, clips):
 
 
 def test_a_backend_that_is_not_installed(command, monkeypatch):
-    missing = ("nowhere:Backend", ("no_such_package",), "extra", (3, 10))
+    missing = backends.Needs(("no_such_package",), "extra")
     monkeypatch.setitem(backends.BACKENDS, "later", missing)
     done = command("bench", "throughput", "--backends", "later")
     assert done.code == 3

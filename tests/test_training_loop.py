@@ -17,7 +17,8 @@ from flax import nnx
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.backends.xla import build_model
-from artifactnet_jax.layers import layer, preset_layers
+from artifactnet_jax.layers import layer
+from artifactnet_jax.passes import folded
 from artifactnet_jax.train import loop
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import PHASES, Settings, SettingsError
@@ -151,7 +152,7 @@ def test_phase_codec_shrinks_the_cross_codec_delta():
     tensors = random_tensors(TINY)
     tensors["cnn.out.kernel"] *= 20
     tensors["cnn.out.bias"] += 12  # scores of this batch on both sides of 0.5
-    settings = settings_of("codec", rate=3e-3, seconds=0.15)
+    settings = settings_of("codec", learning_rate=3e-3, seconds=0.15)
     trainer = Trainer(TINY, tensors, settings)
     state, batch = trainer.initial(), batch_of(trainer)
     before = trainer.watch(state, batch)
@@ -203,7 +204,7 @@ def test_the_average_is_exponential():
 def test_the_first_update_is_adamw_by_hand():
     """Bias-corrected moments of one gradient: the step is its sign, less the decay of kernels."""
     trainer = trainer_of(
-        "head", clip=1e9, rate=1e-2, warmup=0.0, weight_decay=0.1, label_smoothing=0
+        "head", clip=1e9, learning_rate=1e-2, warmup=0.0, weight_decay=0.1, label_smoothing=0
     )
     state = trainer.initial()
     before = copied(state.moving)
@@ -217,7 +218,7 @@ def test_the_first_update_is_adamw_by_hand():
 
 
 def test_parts_have_their_own_rates():
-    trainer = trainer_of("codec", unet_rate=0.0)
+    trainer = trainer_of("codec", unet_learning_rate_scale=0.0)
     state = trainer.initial()
     before, batch = copied(state.moving), batch_of(trainer)
     state, _ = trainer.step(state, batch)
@@ -226,7 +227,9 @@ def test_parts_have_their_own_rates():
 
 
 def test_the_schedule_warms_up_and_ends_low():
-    settings = settings_of("cnn", rate=2e-3, steps=100, warmup=0.1, final_rate=0.05, accumulate=2)
+    settings = settings_of(
+        "cnn", learning_rate=2e-3, steps=100, warmup=0.1, final_learning_rate=0.05, accumulate=2
+    )
     rate = loop.schedule(settings)
     assert float(rate(0)) == pytest.approx(2e-3 / 5)
     assert float(rate(5)) == pytest.approx(2e-3)
@@ -301,7 +304,7 @@ def test_a_batch_must_divide_by_the_devices():
 
 def test_unknown_parts_are_named():
     with pytest.raises(SettingsError, match=r"moves=unet\.nothing: the model has no such part"):
-        trainer_of("cnn", moves=("unet.nothing",))
+        trainer_of("cnn", trainable=("unet.nothing",))
 
 
 def as_layers(config: cfg.Config, unet: tuple, tensors: dict) -> Trainer:
@@ -312,7 +315,7 @@ def as_layers(config: cfg.Config, unet: tuple, tensors: dict) -> Trainer:
 
 
 def test_constants_of_a_converted_graph_do_not_move():
-    layers, _ = preset_layers(TINY)
+    layers = folded(TINY)[0]["unet"]
     last = layers[-1]
     scaled = (*layers, layer("scaled", "mul", (last.name,), tensors={"value": (1,)}))
     config = dataclasses.replace(TINY, unet=cfg.Imported(scaled, 0.5))
@@ -324,7 +327,7 @@ def test_constants_of_a_converted_graph_do_not_move():
 
 
 def test_a_converted_model_takes_whole_segments_and_no_scaffolding():
-    layers, _ = preset_layers(TINY)
+    layers = folded(TINY)[0]["unet"]
     config = dataclasses.replace(TINY, unet=cfg.Imported(layers, 0.5))
     with pytest.raises(SettingsError, match="takes seconds=1 only"):
         Trainer(config, None, settings_of("codec", seconds=0.5))

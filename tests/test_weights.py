@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 
 from artifactnet_jax.config import CNN, Config, Decision, FrontEnd, Imported, Texture, UNet
 from artifactnet_jax.layers import layer
+from artifactnet_jax.presets import parameter_shapes
 from artifactnet_jax.weights import (
     WeightsError,
     default_path,
     load_weights,
-    parameter_shapes,
     random_tensors,
     save_weights,
 )

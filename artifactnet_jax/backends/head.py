@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from artifactnet_jax.reference import StreamStft, stft_magnitude, texture_logit
+from artifactnet_jax import dsp_numpy, texture
+from artifactnet_jax.dsp_numpy import StreamStft, stft_magnitude
+from artifactnet_jax.forward import texture_statistics
 from artifactnet_jax.weights import Weights
 
 
@@ -45,4 +47,5 @@ class HostHead:
 
     def _one(self, audio: np.ndarray, stft: Callable[..., Any] = stft_magnitude) -> np.ndarray:
         magnitude = stft(audio, self._config.front_end)
-        return texture_logit(audio, magnitude, self._config, self._tensors, stft)
+        statistics = texture_statistics(audio, magnitude, self._config, dsp_numpy, stft)
+        return texture.logit(statistics, self._config.texture, self._tensors, dsp_numpy)

@@ -8,7 +8,7 @@ from typing import Any
 from artifactnet_jax.backends import BackendError
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief
-from artifactnet_jax.weights import Weights, WeightsError
+from artifactnet_jax.weights import Model, WeightsError
 
 
 def detector_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def detector_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def open_detector(weights: str | Weights | None, backend: str, **options: Any) -> Detector:
+def open_detector(weights: str | Model | None, backend: str, **options: Any) -> Detector:
     """The Detector that arguments ask for. CommandError: it cannot be had."""
     try:
         return Detector(weights, backend, **options)

@@ -31,3 +31,31 @@ def progress(quiet: bool, output: str | None, total: int) -> Iterator[Callable[[
 
     with contextlib.nullcontext() if bar is None else bar:
         yield tell
+
+
+class Teller:
+    """Says a line on stderr, above the progress bar if there is one."""
+
+    def __init__(self, quiet: bool):
+        self.quiet = quiet
+        self.bar: Any = None
+
+    def __call__(self, text: str) -> None:
+        if not self.quiet:
+            (print if self.bar is None else self.bar.write)(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def step_progress(tell: Teller, done: int, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that is told of the steps done, and moves a bar where stderr is a terminal."""
+    if tell.quiet or not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=done, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
+        tell.bar = bar
+        try:
+            yield lambda step: bar.update(step - bar.n) and None
+        finally:
+            tell.bar = None

@@ -61,7 +61,7 @@ def encode_decode(audio: np.ndarray, codec: str, kbps: int) -> np.ndarray:
 
 
 def to_int16(audio: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] -> int16 at 2^15, rounded: noise of -101 dBFS rms."""
+    """Float in [-1, 1] -> int16 at 2^15, rounded: noise of -101 dBFS rms."""
     return np.clip(np.rint(audio * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 
@@ -102,7 +102,8 @@ def _vorbis(pcm: np.ndarray, kbps: int) -> np.ndarray:
         for start in range(0, len(pcm), 4096):  # long writes overflow the encoder's stack
             output.write(pcm[start : start + 4096])
     file.seek(0)
-    return soundfile.read(file, dtype="float32", always_2d=True)[0]
+    audio: np.ndarray = soundfile.read(file, dtype="float32", always_2d=True)[0]
+    return audio
 
 
 def _fit(audio: np.ndarray, length: int) -> np.ndarray:
@@ -215,7 +216,8 @@ def biquad(hz: np.ndarray, kind: str, centre: float, gain_db: float) -> np.ndarr
         )
         bottom = (plus + minus + root, -2 * (s * (a - 1) + (a + 1) * cos), plus + minus - root)
     z = np.exp(-2j * np.pi * hz / RATE)
-    return (top[0] + top[1] * z + top[2] * z**2) / (bottom[0] + bottom[1] * z + bottom[2] * z**2)
+    above, below = (c[0] + c[1] * z + c[2] * z**2 for c in (top, bottom))
+    return np.divide(above, below)
 
 
 @dataclasses.dataclass(frozen=True)

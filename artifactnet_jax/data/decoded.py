@@ -43,7 +43,7 @@ class AudioCache:
             os.makedirs(self.folder, 0o700, exist_ok=True)
 
     def key(self, path: str | os.PathLike[str]) -> str:
-        """What a recording is known by: digest of path, size and time of change. AudioError."""
+        """Key of a recording: digest of path, size and time of change. AudioError."""
         try:
             known = os.stat(path)
         except (OSError, ValueError):
@@ -66,7 +66,7 @@ class AudioCache:
             return audio
 
     def entry(self, key: str) -> np.ndarray | None:
-        """The same by key, if it is there and whole."""
+        """The recording of a key, if the cache has it whole; else None."""
         audio = read_array(self._path(key))
         if audio is None or audio.dtype != np.int16 or audio.ndim != 2:
             return None
@@ -112,9 +112,10 @@ def _written(path: str) -> Iterator[BinaryIO]:
 def read_array(path: str) -> np.ndarray | None:
     """A memory-mapped .npy, None if it is missing or damaged."""
     try:
-        return np.load(path, mmap_mode="r")
+        array: np.ndarray = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
+    return array
 
 
 def write_array(path: str, array: np.ndarray) -> None:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from artifactnet_jax.files import output_problem, replace_file, writing
-from artifactnet_jax.text import NO_BACKEND, CommandError, brief, printable
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief, printable
 
 SUFFIXES = (".csv", ".parquet")
 _CURE = 'pip install "artifactnet-jax[train]", or use csv'
@@ -36,11 +36,15 @@ LABELS = ("real", "ai")  # by label
 _COLUMNS = ("path", "label", "kind", "source", "model", "group", "split", "residual", "weight")
 _SPELLINGS = (("0", "0.0", "real", "human"), ("1", "1.0", "ai", "fake", "generated", "synthetic"))
 _LABEL_OF = {text: label for label, texts in enumerate(_SPELLINGS) for text in texts}
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-class ManifestError(Exception):
-    """A manifest cannot be used; the message is one line: what, why, and the cure."""
+class ManifestError(CommandError):
+    """A manifest cannot be used: wrong usage. The message is one line: what, why, and the cure."""
+
+    def __init__(self, message: str):
+        super().__init__(message, USAGE)
 
     @classmethod
     def of(cls, name: str, what: str) -> ManifestError:
@@ -101,7 +105,7 @@ def read_records(path: str | os.PathLike[str]) -> tuple[list[str], Records]:
 
 
 def made_of_rows(name: str, rows: Iterable[tuple[str, T]], make: Callable[[str, T], R]) -> list[R]:
-    """What `make` gives for the name and the content of each row of a manifest.
+    """The results of `make` for the name and the content of each row of a manifest.
 
     Raises:
         ManifestError: `make` raised ValueError; the message names the first row and counts the
@@ -168,6 +172,14 @@ def read_manifests(paths: Sequence[str]) -> list[Row]:
     return list(rows.values())
 
 
+def read_other(path: str, output: str) -> list[Row]:
+    """The rows of a manifest that is not `output`, which the command writes. ManifestError."""
+    if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
+        cause = "it is what the command writes"
+        raise ManifestError(f"--data {path}: {cause}; give the one before it")
+    return read_manifest(path)
+
+
 def _csv(name: str) -> tuple[list[str], Cells]:
     with open(name, "rb") as file:
         data = file.read()
@@ -213,7 +225,7 @@ def _parquet(name: str) -> tuple[list[str], Cells]:
 
 
 def pyarrow_or(cure: str) -> tuple[Any, Any]:
-    """pyarrow and its parquet module; CommandError, with the cure, where they are missing."""
+    """Package pyarrow and its module parquet; CommandError, with the cure, where it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet

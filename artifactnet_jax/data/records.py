@@ -33,7 +33,7 @@ _REVISION = 1  # of draws on disk: raise it whenever the same file gives somethi
 
 
 class Crops:
-    """Crops of rows, from the cache, and what chains of changes make of them."""
+    """Crops of rows, from the cache, through chains of changes."""
 
     def __init__(self, rows: Sequence[Row], cache: AudioCache, samples: int, store: str):
         self._rows, self._cache, self._samples, self._store = list(rows), cache, samples, store
@@ -69,7 +69,7 @@ class Crops:
     def _pair(
         self, k: int, rng: np.random.Generator, chain: Chain, near: int | None = None
     ) -> dict[str, np.ndarray]:
-        """The same crop of row k and of its residual, at the level and gain of the chain."""
+        """One crop of row k and of its residual, at the level and gain of the chain."""
         audio, name = self.audio(k), self._rows[k].residual
         residual = read_array(name)
         if residual is None or len(residual) != len(audio):
@@ -92,7 +92,7 @@ class Crops:
     def _stored(
         self, k: int, name: str, versions: int, make: Callable[[np.random.Generator], np.ndarray]
     ) -> np.ndarray:
-        """What `make` gives for a draw of row k, float32 [versions, samples] in 16 bits.
+        """A draw of row k by `make`, float32 [versions, samples] in 16 bits.
 
         It is read, or made and written.
         """
@@ -104,7 +104,7 @@ class Crops:
         return to_float(stored)
 
     def path(self, k: int, name: str) -> str:
-        """Where what is made once of a draw of row k is kept."""
+        """File that keeps a draw of row k."""
         key = hashlib.blake2b(f"{self._keys[k]}/{name}".encode(), digest_size=20).hexdigest()
         return os.path.join(self._store, key[:2], f"{key[2:]}.npy")
 
@@ -178,7 +178,7 @@ class Examples(Crops):
         return self._item(k, audio=self._stored(k, name, max(1, len(self._versions)), make))
 
     def chain(self, i: int) -> Chain:
-        """The changes of example i, if draws are fresh: no row, and so no label, has a part."""
+        """The changes of example i where draws are fresh. They depend on no row and no label."""
         return self._chain(np.random.default_rng((self._seed, int(i), 1)))
 
     def _chain(self, rng: np.random.Generator) -> Chain:

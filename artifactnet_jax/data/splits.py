@@ -67,7 +67,7 @@ def assign_splits(
     put: Sequence[tuple[str, str]] = (),
     seed: int = 0,
 ) -> list[Row]:
-    """The same rows with `split` set, what belongs together in one part.
+    """The rows with `split` set. Rows that belong together are in one part.
 
     Rows stay together that share a group or the value of the column `by` ("source", "model" or
     "group"; without a model a row goes by its source), and so do rows that are joined by others.
@@ -134,7 +134,7 @@ def _fixed(
 
 
 def _reach(start: Node, links: Mapping[Node, Iterable[Node]]) -> dict[Node, Node | None]:
-    """All that is joined to `start`, nearest first, each with what it was reached from."""
+    """All nodes joined to `start`, nearest first, each with the node before it."""
     found: dict[Node, Node | None] = {start: None}
     queue = deque([start])
     while queue:
@@ -177,7 +177,7 @@ def _divide(
     empty_costs = 2 * len(totals) / min(shares[part] for part in parts)
 
     def growth(filled: list[int], more: list[int], share: float, empty_costs: float) -> float:
-        """What a part costs more, having `filled` tracks of each label, when others join them."""
+        """Rise of a part's cost when `more` tracks of each label join its `filled` ones."""
         costs = 0.0
         for n, m, total in zip(filled, more, totals, strict=True):
             costs += m * (m + 2 * (n - share * total)) / (share * total**2)

@@ -238,7 +238,8 @@ class HTDemucsOnnx:
         mix_name, spectrogram_name, *outputs = self._names
         feeds = {mix_name: mix[None], spectrogram_name: _spectrogram(mix)}
         spectra, waves = self._session.run(outputs, feeds)
-        return waves[0].sum(axis=0) + _waveform(spectra[0].sum(axis=0), mix.shape[1])
+        wave: np.ndarray = waves[0].sum(axis=0)
+        return wave + _waveform(spectra[0].sum(axis=0), mix.shape[1])
 
 
 def _spectrogram(mix: np.ndarray) -> np.ndarray:
@@ -318,7 +319,8 @@ class Demucs:
         batch = torch.from_numpy(mix)[None]
         with torch.inference_mode():
             stems = apply_model(self._model, batch, shifts=0, split=False, device=self._device)
-        return stems[0].sum(dim=0).cpu().numpy()
+        total: np.ndarray = stems[0].sum(dim=0).cpu().numpy()
+        return total
 
 
 def _digest(*parts: Any) -> str:

@@ -35,7 +35,7 @@ class Settings:
     quota: int  # bytes of audio on disk
     limits: Limits
     decode: DecodeLimits
-    detector: dict[str, Any]  # arguments of `score.open_detector`
+    detector: dict[str, Any]  # arguments of `console.detectors.open_detector`
 
 
 class Metrics:

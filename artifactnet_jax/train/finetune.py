@@ -5,7 +5,7 @@ weights OUT it writes OUT.report.json, and a folder OUT.run from which it goes o
 
 scores-*.jsonl         a row per track; a file for each set of weights
 train                  run folder of the training
-candidate.safetensors  the weights that were judged
+candidate.safetensors  the weights that were evaluated
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -36,15 +35,15 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
 )
 from artifactnet_jax.data.splits import assign_splits, check_rows
-from artifactnet_jax.detector import Detector, open_weights
+from artifactnet_jax.detector import Detector
 from artifactnet_jax.evaluation import auc
-from artifactnet_jax.files import check_output, make_folder, replace_file, writing
+from artifactnet_jax.files import check_output, make_folder, write_json, writing
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
 from artifactnet_jax.train.loop import Trainer
-from artifactnet_jax.train.phases import Settings, SettingsError
-from artifactnet_jax.weights import Weights, WeightsError, weights_digest, write_weights
+from artifactnet_jax.train.phases import Settings
+from artifactnet_jax.weights import Weights, weights_digest, write_weights
 
 DEFAULTS = ("steps=300", "batch=8", "watch_every=100", "checkpoint_every=100")  # over the phase's
 PARTS = {"train": 0.6, "test": 0.3, "validation": 0.1}  # the first ones, of a very small set
@@ -63,7 +62,7 @@ Scores = Mapping[str, float]  # by path; what is silent or cannot be read has no
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What became of the tracks of one source and label; pairs are before and after."""
+    """Tracks of one source and label, before and after; `judged`: held to the limit of `worse`."""
 
     of: str  # "hard" or "keep"
     source: str
@@ -79,10 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Adapt the weights that the arguments name; returns the exit code. CommandError."""
     settings, weights = _model(args)
     threshold = weights.config.verdict.threshold
-    try:
-        hard, keep, warnings = _held_out(*_rows(args))
-    except (ManifestError, ValueError) as error:
-        raise CommandError(str(error), USAGE) from error
+    hard, keep, warnings = _held_out(*_rows(args))
     for text in warnings:
         print(printable(f"warning: {text}"), file=sys.stderr)
     folder = Path(f"{args.out}.run")
@@ -112,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         quiet=args.quiet,
         one_class=not keep,
     )
-    tuned = open_weights(outcome.weights)
+    tuned = training.native_weights(outcome.weights)
     seconds.stop("training")
     alpha, shift, adapted = _choose(weights, tuned, hard, keep, before, scorer)
     seconds.stop("choosing")
@@ -122,11 +118,11 @@ def run(args: argparse.Namespace) -> int:
     held = held or hard
     test = [row for row in keep if row.split == "test"]
     after = scorer([*held, *test], adapted)
-    changes = compare("hard", held, before, after, threshold, judge=False)
-    changes += compare("keep", test, before, after, threshold)
+    changes = evaluate("hard", held, before, after, threshold, limited=False)
+    changes += evaluate("keep", test, before, after, threshold)
     seconds.stop("checking")
     worse = [f"{change.label} {change.source}" for change in changes if change.worse]
-    found = {
+    entry = {
         "written": not worse or args.accept_worse,
         "worse": worse,
         "warnings": warnings,
@@ -135,28 +131,25 @@ def run(args: argparse.Namespace) -> int:
         "shift": round(shift, 6),
         "threshold": threshold,
         "tracks": {
-            name: dict(Counter(row.split for row in part))
-            for name, part in (("hard", hard), ("keep", keep))
+            name: dict(Counter(row.split for row in rows))
+            for name, rows in (("hard", hard), ("keep", keep))
         },
         "changes": [dataclasses.asdict(change) for change in changes],
         "auc": [_auc([*held, *test], scores) for scores in (before, after)],
         "note": note,
     }
-    adapted = _signed(adapted, args.out, found)
+    adapted = _signed(adapted, args.out, entry)
     _save(folder / "candidate.safetensors", adapted)
-    if found["written"]:
+    if entry["written"]:
         _save(Path(args.out), adapted)
-    report = found | {
+    report = entry | {
         "weights": {"before": weights.summary(), "after": adapted.summary()},
         "failed": len(scorer.failed) + outcome.report["skipped"],
         "training": outcome.report,
         "seconds": seconds.by_stage,
         "versions": {"artifactnet-jax": __version__},
     }
-    with writing(f"{args.out}.report.json"):
-        text = json.dumps(report, indent=1, allow_nan=False)
-        replace_file(f"{args.out}.report.json", text.encode())
-    _table(report, changes)
+    _publish(args.out, report, changes)
     if worse and not args.accept_worse:
         cure = "keep more tracks like them, take fewer steps, or --accept-worse"
         cause = f"worse on the keep-set: {', '.join(worse)}; {args.out} is not written"
@@ -170,20 +163,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
-    """Settings and weights, found wanting now rather than after the mining."""
+    """Settings and weights, checked before the mining. CommandError."""
     check_output(args.out, f"--out {args.out}")
-    try:
-        weights = open_weights(args.weights)
-        boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
-        settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
-        training.check_native(weights)
-        # Splits are made and checked here, and sources are no longer told apart in training.
-        settings = dataclasses.replace(settings, split_by="group")
-        if args.jobs and not settings.workers:
-            settings = dataclasses.replace(settings, workers=args.jobs)
-        Trainer(weights.config, weights.tensors, settings)
-    except (SettingsError, WeightsError) as error:
-        raise CommandError(str(error), USAGE) from error
+    weights = training.native_weights(args.weights)
+    boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
+    settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
+    # Splits are made and checked here, and sources are no longer told apart in training.
+    settings = dataclasses.replace(settings, split_by="group")
+    if args.jobs and not settings.workers:
+        settings = dataclasses.replace(settings, workers=args.jobs)
+    Trainer(weights.config, weights.tensors, settings)
     if args.weights and os.path.exists(args.out) and os.path.samefile(args.weights, args.out):
         raise CommandError(f"--out {args.out} is --weights: name another file", USAGE)
     return settings, weights
@@ -195,19 +184,21 @@ def _rows(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     hard = mine.rows_of([name], None, True)
     if len(hard) == 1 and not os.path.isfile(hard[0].path):
         what = "there is no audio in it" if os.path.isdir(name) else "no such file or folder"
-        raise ValueError(f"--hard-negatives {name}: {what}: give recordings or a manifest")
+        cause = f"--hard-negatives {name}: {what}"
+        raise CommandError(f"{cause}: give recordings or a manifest", USAGE)
     if args.keep is None:
         return hard, []
     keep = {os.path.abspath(row.path): row for row in read_manifest(args.keep)}
-    found = [keep.pop(os.path.abspath(row.path), row) for row in hard]
-    for row, other in zip(hard, found, strict=True):
+    kept = [keep.pop(os.path.abspath(row.path), row) for row in hard]
+    for row, other in zip(hard, kept, strict=True):
         if row.label != other.label:
             said = f"{LABELS[row.label]} in {name}, {LABELS[other.label]} in {args.keep}"
-            raise ValueError(f"{row.path} is {said}: correct one")
+            raise CommandError(f"{row.path} is {said}: correct one", USAGE)
     for label, kind in enumerate(LABELS):
         if not any(row.label == label for row in keep.values()):
-            raise ValueError(f"{args.keep}: no {kind} track to keep: it takes both labels")
-    return found, list(keep.values())
+            cause = f"{args.keep}: no {kind} track to keep"
+            raise CommandError(f"{cause}: it takes both labels", USAGE)
+    return kept, list(keep.values())
 
 
 def _held_out(hard: list[Row], keep: list[Row]) -> tuple[list[Row], list[Row], list[str]]:
@@ -376,10 +367,10 @@ def _last_bias(weights: Weights) -> list[str]:
 
 
 def level(before: Scores, after: Scores, threshold: float) -> float:
-    """The least shift of logits that calls as many tracks AI as before; both of the same tracks.
+    """The least shift of logits that calls as many tracks AI as before.
 
-    Training on changed crops, half of them AI, moves all scores together. At a threshold that was
-    chosen for other scores that alone would turn many a verdict.
+    Training on changed crops, half of them AI, moves all scores together. The threshold was chosen
+    for other scores, so without a shift many verdicts would change.
     """
     paths = [path for path in after if path in before]
     wanted = sum(before[path] >= threshold for path in paths)
@@ -409,7 +400,7 @@ def _choose(
     before: Scores,
     scorer: Callable[[Sequence[Row], Weights], Scores],
 ) -> tuple[float, float, Weights]:
-    """How much of the change to keep, the shift of the logits, and the weights that gives.
+    """Share of the change to keep, shift of the logits, and the resulting weights.
 
     As much as leaves the keep-set's validation tracks no worse, at a shift that calls as many of
     them AI as before. Without a keep-set, as little as puts `FIXED` of the hard tracks right, and
@@ -425,7 +416,7 @@ def _choose(
         if keep:
             if _last_bias(weights):
                 shift = level({row.path: before[row.path] for row in known}, after, threshold)
-            changes = compare("keep", known, before, _shifted(after, shift), threshold)
+            changes = evaluate("keep", known, before, _shifted(after, shift), threshold)
             good = not any(change.worse for change in changes)
         else:
             right = [(after[row.path] >= threshold) == bool(row.label) for row in known]
@@ -438,18 +429,18 @@ def _choose(
 # --- before and after ------------------------------------------------------------------------
 
 
-def compare(
+def evaluate(
     of: str,
     rows: Iterable[Row],
     before: Scores,
     after: Scores,
     threshold: float,
-    judge: bool = True,
+    limited: bool = True,
 ) -> list[Change]:
     """Each source of a label, then its small sources together, then all of them.
 
-    A source is small, and not judged by itself, if a single track would be over the limit. All
-    tracks of a label are judged however few they are.
+    A source is small, and held to no limit by itself, if a single track would exceed the limit. All
+    tracks of a label are held to the limit, however few they are. limited: False holds none to it.
     """
     sources: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
@@ -467,8 +458,8 @@ def compare(
             len(scores),
             (was, now),
             (means[0], means[1]),
-            judge and judged,
-            judge and judged and loss > LIMITS[label],
+            limited and judged,
+            limited and judged and loss > LIMITS[label],
         )
 
     changes = []
@@ -478,9 +469,9 @@ def compare(
         everything = [pair for scores in own.values() for pair in scores]
         for name, scores in sorted(own.items()):
             changes.append(change(name, label, scores, len(scores) * limit >= 1))
-        if judge and 0 < len(small) < len(everything):
+        if limited and 0 < len(small) < len(everything):
             changes.append(change("(small sources)", label, small, len(small) * limit >= 1))
-        if len(own) > 1 or (judge and small):
+        if len(own) > 1 or (limited and small):
             changes.append(change("(all)", label, everything, True))
     return changes
 
@@ -492,7 +483,7 @@ def _auc(rows: Iterable[Row], scores: Scores) -> float | None:
 
 
 class _Seconds:
-    """What each stage took in this call."""
+    """Seconds of each stage of this call."""
 
     def __init__(self) -> None:
         self.by_stage: dict[str, float] = {}
@@ -504,9 +495,9 @@ class _Seconds:
         self._began = now
 
 
-def _signed(weights: Weights, out: str, found: dict[str, Any]) -> Weights:
-    """The same under the name of the file, what was found of it added to its history."""
-    history = [*weights.provenance["history"], {"finetune": found}]
+def _signed(weights: Weights, out: str, entry: dict[str, Any]) -> Weights:
+    """The weights under the name of the file `out`, with an entry more in their history."""
+    history = [*weights.provenance["history"], {"finetune": entry}]
     provenance = {**weights.provenance, "history": history}
     return dataclasses.replace(weights, name=Path(out).stem, provenance=provenance)
 
@@ -516,8 +507,10 @@ def _save(path: Path, weights: Weights) -> None:
         write_weights(weights, path)
 
 
-def _table(report: Mapping[str, Any], changes: Sequence[Change]) -> None:
-    """The same for people, on stdout."""
+def _publish(out: str, report: Mapping[str, Any], changes: Sequence[Change]) -> None:
+    """The report beside the weights `out`, and for people on stdout."""
+    with writing(f"{out}.report.json"):
+        write_json(f"{out}.report.json", report)
     width = max([len("source"), *(len(printable(change.source)) for change in changes)])
     print(f"set   {'source':<{width}}  label  tracks  called AI    mean score")
     for change in changes:

@@ -50,11 +50,8 @@ class Scored:
 
 def run(args: argparse.Namespace) -> int:
     """Score, rank and write what the arguments name; returns the exit code."""
-    try:
-        check_output(args.output)
-        rows = rows_of(args.paths, args.label, args.recursive)
-    except (ManifestError, ValueError) as error:
-        raise CommandError(str(error), USAGE) from error
+    check_output(args.output)
+    rows = rows_of(args.paths, args.label, args.recursive)
     detector = open_detector(args.weights, args.backend, jobs=args.jobs)
     try:
         threshold = threshold_of(detector.weights, args.threshold)
@@ -85,23 +82,28 @@ def rows_of(paths: Sequence[str], label: str | None, recursive: bool) -> list[Ro
     """The rows of one manifest (of one label, if that is given), or rows for files and folders.
 
     Those have the label given, real by default, and as source the name of the folder that was
-    named, or that a named file lies in. Raises ManifestError, or ValueError for an argument.
+    named, or that a named file lies in. ManifestError: the arguments make no sense together.
     """
     if len(paths) == 1 and is_manifest(paths[0]):
         rows = read_manifest(paths[0])
         rows = [row for row in rows if label in (None, LABELS[row.label])]
         if not rows:
-            raise ValueError(f"{printable(paths[0])}: no track is {label}: leave --label out")
+            raise ManifestError.of(paths[0], f"no track is {label}: leave --label out")
         return rows
     if manifests := [path for path in paths if is_manifest(path)]:
         cure = "give a manifest alone, or none"
-        raise ValueError(f"{printable(manifests[0])} is a manifest, and not all there is: {cure}")
+        cause = f"{manifests[0]} is a manifest, and not all there is"
+        raise ManifestError(printable(f"{cause}: {cure}"))
     if "-" in paths:
-        raise ValueError("standard input has no name to write into a manifest: give files")
+        raise ManifestError("standard input has no name to write into a manifest: give files")
     found: dict[str, Row] = {}
     kind = label or LABELS[0]
     for argument in paths:
-        for path in find_audio([argument], recursive):
+        try:
+            named = find_audio([argument], recursive)
+        except ValueError as error:  # a list of files that cannot be read
+            raise ManifestError(str(error)) from error
+        for path in named:
             folder = argument if os.path.isdir(argument) else os.path.dirname(path)
             source = os.path.basename(os.path.abspath(folder)) or kind
             row = Row(path, LABELS.index(kind), kind, source, "", f"{source}/{path}", "")
@@ -112,7 +114,7 @@ def rows_of(paths: Sequence[str], label: str | None, recursive: bool) -> list[Ro
 def score_rows(
     rows: Sequence[Row], detector: Detector, output: str, quiet: bool
 ) -> list[dict[str, Any]]:
-    """What the detector says of each row, in their order, as `results` has it in JSON.
+    """Verdict or failure of each row, in order, as JSON rows of `results`.
 
     `output` is a JSON Lines file that grows with every track: what it has from earlier, and is
     younger than the recording, is not scored again. Failures are told on stderr, and are tried
@@ -147,7 +149,7 @@ def _changed_since(path: str, scores: str) -> bool:
 
 
 def rank(rows: Iterable[Row], verdicts: Iterable[dict[str, Any]], threshold: float) -> list[Scored]:
-    """The tracks that have a score, the most wrong first; of equals by their worst segment."""
+    """The rows with a score, the most wrong first; equals by their worst segment."""
     scored = []
     for row, verdict in zip(rows, verdicts, strict=True):
         value = verdict.get("score")
@@ -175,7 +177,7 @@ def rank(rows: Iterable[Row], verdicts: Iterable[dict[str, Any]], threshold: flo
 
 
 def mined(one: Scored, place: int) -> Row:
-    """Its row with the columns score, segment_score, segment_start_s, wrong, rank and mined."""
+    """The row with columns score, segment_score, segment_start_s, wrong, rank and mined."""
 
     def text(value: float | None) -> str:
         return "" if value is None else repr(round(value, 6))

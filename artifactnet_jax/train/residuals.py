@@ -29,20 +29,19 @@ import numpy as np
 
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.console.progress import progress
-from artifactnet_jax.data.decoded import AudioCache
+from artifactnet_jax.data.decoded import AudioCache, read_array
 from artifactnet_jax.data.manifest import (
     LABELS,
-    ManifestError,
     Row,
     check_output,
-    read_manifest,
+    read_other,
     write_manifest,
 )
 from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import claim, make_folder, whole_file
+from artifactnet_jax.files import claim, make_folder, whole_file, writing
 from artifactnet_jax.results import Failure
-from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief, printable
+from artifactnet_jax.text import OK, SOME_FAILED, CommandError, brief, printable
 
 SCHEMA = "artifactnet-jax/residuals/1"
 
@@ -64,16 +63,10 @@ class _Stopped(Exception):
 def run(args: argparse.Namespace) -> int:
     """Compute what is missing and write the manifest; returns the exit code."""
     manifest = os.path.join(args.out, "manifest.csv")
-    try:
-        rows = read_manifest(args.data)
-        if os.path.exists(manifest) and os.path.samefile(args.data, manifest):
-            cause = "it is what the command writes"
-            raise CommandError(f"--data {args.data}: {cause}; give the one before it", USAGE)
-        folder = os.path.join(args.out, "residuals")
-        make_folder(folder, "--out")
-        check_output(manifest)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    rows = read_other(args.data, manifest)
+    folder = os.path.join(args.out, "residuals")
+    make_folder(folder, "--out")
+    check_output(manifest)
     teacher = open_teacher(args.teacher, args.teacher_weights)
     if teacher.note:
         print(teacher.note, file=sys.stderr)
@@ -110,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 tell(result)
     except BaseException:
         # Of a full disk, perhaps: what ends this counts.
-        with contextlib.suppress(ManifestError, CommandError):
+        with contextlib.suppress(CommandError):
             _write(manifest, rows, done, folder)
         raise
     seconds = time.monotonic() - started
@@ -139,11 +132,8 @@ def _kept(rows: list[Row], cache: AudioCache, journal: str, folder: str) -> dict
 
 
 def _whole(path: str, samples: int) -> bool:
-    try:
-        found = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return False
-    return found.dtype == np.float16 and found.shape == (samples,)
+    array = read_array(path)
+    return array is not None and array.dtype == np.float16 and array.shape == (samples,)
 
 
 def _file(folder: str, key: str) -> str:
@@ -178,7 +168,7 @@ def _track(
         energy = residual_energy = 0.0
         place = 0
         residual = _file(folder, key)
-        with storing(residual), whole_file(residual) as file:
+        with writing(residual), whole_file(residual) as file:
             header = {"descr": "<f2", "fortran_order": False, "shape": (len(audio),)}
             np.lib.format.write_array_header_1_0(file, header)
             for block in teacher.residual(audio):
@@ -202,7 +192,7 @@ def _track(
 
 @contextlib.contextmanager
 def _appending(path: str) -> Iterator[IO[bytes]]:
-    with storing(path):
+    with writing(path):
         file = open(path, "ab+")  # noqa: SIM115
     with file:
         file.seek(0, os.SEEK_END)
@@ -214,20 +204,9 @@ def _appending(path: str) -> Iterator[IO[bytes]]:
 
 
 def _append(file: IO[bytes], track: Track) -> None:
-    with storing(str(file.name)):
+    with writing(str(file.name)):
         file.write(json.dumps(dataclasses.asdict(track)).encode() + b"\n")
         file.flush()
-
-
-@contextlib.contextmanager
-def storing(path: str) -> Iterator[None]:
-    """A disk that takes no more ends the command; started again, it goes on."""
-    try:
-        yield
-    except OSError as error:
-        cause = f"{printable(path)}: cannot be written: {error.strerror}"
-        cure = "free space and start again: what is done is kept"
-        raise CommandError(f"{cause}; {cure}", SOME_FAILED) from error
 
 
 def _write(path: str, rows: list[Row], done: dict[int, Track], folder: str) -> None:

@@ -16,25 +16,22 @@ from artifactnet_jax.data.manifest import (
     write_manifest,
 )
 from artifactnet_jax.data.splits import assign_splits
-from artifactnet_jax.text import OK, USAGE, CommandError, printable
+from artifactnet_jax.text import OK, printable
 
 FAR = 0.5  # of a part's share: a part that misses its share by more is warned of
 
 
 def run(args: argparse.Namespace) -> int:
     """The verb `split`; returns the exit code."""
+    check_output(args.output)
+    rows = read_manifest(args.manifest)
+    parts = _parts(args.parts)
+    put = [_pair(text) for text in args.put]
     try:
-        check_output(args.output)
-        rows = read_manifest(args.manifest)
-        parts = _parts(args.parts)
-        put = [_pair(text) for text in args.put]
-        try:
-            rows = assign_splits(rows, args.by, parts, put, args.seed)
-        except ManifestError as error:
-            raise ManifestError.of(args.manifest, str(error)) from error
-        write_manifest(args.output, rows)
+        rows = assign_splits(rows, args.by, parts, put, args.seed)
     except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+        raise ManifestError.of(args.manifest, str(error)) from error
+    write_manifest(args.output, rows)
     _report(rows, parts)
     return OK
 

@@ -1,0 +1,159 @@
+"""From audio to a logit, once for both array libraries and for every reader of a stage.
+
+magnitude -> mask -> residual -> parts (residual, H, P) -> mel dB of each -> channels -> logit, to
+which the texture head adds its own. `numpy_network` and `model` bring the networks. `dsp_numpy` and
+`dsp_jax` bring the functions in which the array libraries really differ. Two things stay apart on
+purpose: the statistics of `texture` and `texture_xla` are two algorithms, and `convert.export`
+writes these stages as nodes of a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from artifactnet_jax import config as cfg
+from artifactnet_jax.filterbank import mel_filterbank
+from artifactnet_jax.texture import spectrograms
+
+STAGES = ("magnitude", "mask", "residual", "H", "P", "views", "channels", "logit")
+
+
+class Forward:
+    """The way from audio to a logit, for one segment [N] or a batch [B, N].
+
+    A subclass brings `config`; `lib`, the functions of its array library; `stft`, how spectrograms
+    are taken; `window` and `mel`, None or what a foreign graph gives; and the networks `mask`,
+    `classify` and `texture_head`.
+    """
+
+    config: cfg.Config
+    lib: Any
+    stft: Callable[..., Any]
+    window: Any = None
+    mel: Any = None
+
+    def mask(self, magnitude: Any) -> Any:
+        """Magnitude [..., F, T] -> mask in [0, mask_max], same shape."""
+        raise NotImplementedError
+
+    def classify(self, channels: Any, **how: Any) -> Any:
+        """Channels [..., C, n_mels, T] -> the CNN's logit [...]; `how` is for training."""
+        raise NotImplementedError
+
+    def texture_head(self, statistics: Any) -> Any:
+        """Statistics [..., K] -> what is added to the CNN's logit [...]."""
+        raise NotImplementedError
+
+    def magnitude(self, audio: Any) -> Any:
+        """Audio [..., N] -> magnitude [..., F, T]."""
+        return self.stft(audio, self.config.front_end, self.window)
+
+    def parts(self, residual: Any) -> Any:
+        """Residual [..., F, T] -> residual, H and P [..., 3, F, T], by two medians (paper III-C).
+
+        H and P are exactly 0 where both medians are 0 and there is no eps.
+        """
+        fe, median = self.config.front_end, self.lib.running_median
+        h = median(residual, fe.hpss_width, residual.ndim - 1, fe.hpss_edge)
+        p = median(residual, fe.percussive_width, residual.ndim - 2, fe.hpss_edge)
+        masks = self.lib.soft_masks(h, p, fe)
+        return self.lib.xp.stack([residual, *(residual * mask for mask in masks)], axis=-3)
+
+    def mel_db(self, parts: Any) -> Any:
+        """Parts [..., F, T] -> power in mel bands, in dB [..., n_mels, T]; no top-dB clamp."""
+        fe, xp = self.config.front_end, self.lib.xp
+        mel = mel_filterbank(fe) if self.mel is None else self.mel
+        powers = self.lib.to_power(parts, fe.mel_power)
+        bands = self.lib.matmul(xp.asarray(mel, powers.dtype), powers)
+        amin = bands.dtype.type(fe.amin)
+        floored = xp.maximum(bands, amin) if fe.amin_rule == "max" else bands + amin
+        return bands.dtype.type(fe.db_factor) * xp.log10(floored)
+
+    def reference_db(self, mel_db: Any) -> Any:
+        """The maxima that `channels` clamps below, of each segment by itself: dB [..., 3]."""
+        peaks, xp = mel_db.max(axis=(-2, -1)), self.lib.xp
+        if self.config.front_end.joint.endswith("view"):
+            return peaks
+        return xp.broadcast_to(peaks.max(axis=-1, keepdims=True), peaks.shape)
+
+    def channels(self, mel_db: Any, reference_db: Any) -> Any:
+        """Mel dB [..., 3, n_mels, T], their maxima -> features [..., C, n_mels, T] (Table I)."""
+        fe, xp = self.config.front_end, self.lib.xp
+        if fe.top_db is not None:
+            floor = reference_db - mel_db.dtype.type(fe.top_db)
+            mel_db = xp.maximum(mel_db, floor[..., None, None])
+        mel_res, mel_h, mel_p = (mel_db[..., k, :, :] for k in range(3))
+        d = delta(mel_res, xp)
+        named = {
+            "mel_res": lambda: mel_res,
+            "mel_H": lambda: mel_h,
+            "mel_P": lambda: mel_p,
+            "delta": lambda: d,
+            "delta2": lambda: delta(d, xp),
+            "ratio": lambda: mel_h - mel_p,
+            "flux": lambda: xp.abs(d),
+        }
+        return xp.stack([named[name]() for name in fe.channels], axis=-3)
+
+    def segment_db(self, magnitude: Any) -> Any:
+        """Magnitude [..., F, T] -> mel dB of residual, H and P [..., 3, n_mels, T]."""
+        return self.mel_db(self.parts(self.mask(magnitude) * magnitude))
+
+    def logit_of_db(self, mel_db: Any, reference_db: Any = None, **how: Any) -> Any:
+        """Mel dB [..., 3, n_mels, T] -> the CNN's logit [...].
+
+        `reference_db` [..., 3] are the maxima to clamp below, by default each segment's own.
+        """
+        own = self.reference_db(mel_db) if reference_db is None else reference_db
+        return self.classify(self.channels(mel_db, own), **how)
+
+    def texture_logit(self, audio: Any, magnitude: Any) -> Any:
+        """What the texture head adds to the CNN's logit [...]; 0 without such a head."""
+        if self.config.texture is None:
+            return self.lib.xp.zeros(magnitude.shape[:-2], magnitude.dtype)
+        statistics = texture_statistics(audio, magnitude, self.config, self.lib, self.stft)
+        return self.texture_head(statistics)
+
+    def stages(self, audio: Any, **how: Any) -> dict[str, Any]:
+        """Every stage of segments scored by themselves: `STAGES`, and what the logit is the sum of.
+
+        magnitude, mask, residual, H, P [..., F, T]; views [..., 3, n_mels, T], in dB before the
+        clamp; channels [..., C, n_mels, T]; logit, network_logit, texture_logit [...]. Under jit a
+        stage that is not used costs nothing.
+        """
+        magnitude = self.magnitude(audio)
+        mask = self.mask(magnitude)
+        residual = mask * magnitude
+        parts = self.parts(residual)
+        mel_db = self.mel_db(parts)
+        channels = self.channels(mel_db, self.reference_db(mel_db))
+        own, added = self.classify(channels, **how), self.texture_logit(audio, magnitude)
+        h, p = parts[..., 1, :, :], parts[..., 2, :, :]
+        values = (magnitude, mask, residual, h, p, mel_db, channels, own + added)
+        return dict(zip(STAGES, values, strict=True)) | {
+            "network_logit": own,
+            "texture_logit": added,
+        }
+
+    def logit(self, audio: Any, **how: Any) -> Any:
+        """Audio [..., N] -> logit of P(AI) [...]."""
+        return self.stages(audio, **how)["logit"]
+
+
+def delta(x: Any, xp: Any) -> Any:
+    """First difference along the last axis; that of its first sample is 0."""
+    return xp.concatenate([xp.zeros_like(x[..., :1]), x[..., 1:] - x[..., :-1]], axis=-1)
+
+
+def texture_statistics(
+    audio: Any, magnitude: Any, config: cfg.Config, lib: Any, stft: Callable[..., Any] | None = None
+) -> Any:
+    """What the texture head reads [..., K]: audio [..., N], its magnitude [..., F, T].
+
+    `lib` is `dsp_numpy` or `dsp_jax`; `stft` is how spectrograms are taken, by default the lib's.
+    """
+    head, rate = config.texture, config.front_end.sample_rate
+    found = spectrograms(audio, magnitude, config, stft or lib.stft_magnitude)
+    parts = [lib.statistics(each, n_fft, head, rate) for n_fft, each in found]
+    return lib.xp.concatenate(parts, axis=-1)
