@@ -205,7 +205,8 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
             meter.end(decoded)
     except AudioError as error:
         raise AudioError(error.kind, f"{printable(name)}: {error}") from None
-    return np.clip(np.concatenate(blocks), -1, 1)
+    samples: np.ndarray = np.clip(np.concatenate(blocks), -1, 1)
+    return samples
 
 
 class Meter:
@@ -304,7 +305,8 @@ def to_mono(block: np.ndarray) -> np.ndarray:
     total = block[:, 0].astype(np.float64)
     for channel in range(1, block.shape[1]):
         total += block[:, channel]
-    return (total / block.shape[1]).astype(np.float32)
+    mean: np.ndarray = (total / block.shape[1]).astype(np.float32)
+    return mean
 
 
 def _cut(

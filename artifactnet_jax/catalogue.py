@@ -118,12 +118,13 @@ def _store(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     try:
-        return fs.FileSystem.from_uri(f"{uri}/")
+        filesystem, root = fs.FileSystem.from_uri(f"{uri}/")
     except pyarrow.ArrowInvalid:  # no scheme of its own: one of fsspec's
         from fsspec.core import url_to_fs
 
-        filesystem, root = url_to_fs(uri)
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root
+        found, root = url_to_fs(uri)
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(found))
+    return filesystem, str(root)
 
 
 def schema() -> Any:

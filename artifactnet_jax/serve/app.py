@@ -63,7 +63,8 @@ HEADERS = {
 
 
 def _service(request: Request) -> Service:
-    return request.app.state.service
+    service: Service = request.app.state.service
+    return service
 
 
 def _client(request: Request) -> str:

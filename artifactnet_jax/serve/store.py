@@ -297,7 +297,7 @@ class Store:
         status = self.status(owner, batch)
         if status["state"] != "open":
             raise StateError("committed", "the batch is committed: create another")
-        return status["files"]
+        return int(status["files"])
 
     def rows_after(self, batch: str, position: int, most: int) -> list[tuple[int, str | None]]:
         """(position, row) of files in order of upload, after a position; no row yet: None."""
