@@ -48,7 +48,9 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class AudioReport:
-    """What was read. `warnings` holds codes, in this order, from what was actually decoded:
+    """What was read.
+
+    `warnings` holds codes, in this order, from what was actually decoded:
 
     "resampled" (the source has another rate), "short" (under one segment), "silent" (every segment
     at or below `Decision.silence_peak`) or "silent-segments" (some of them), "clipped" (over 0.1 %
@@ -265,6 +267,7 @@ class Meter:
         self._power += np.square(np.abs(np.fft.rfft(frames))).sum(axis=0, dtype=np.float64)
 
     def report(self, rate: int, size: int) -> AudioReport:
+        """The report of the pass; rate: Hz, size: samples of a segment."""
         self._power[:2] = 0  # an offset is not content
         heard = np.flatnonzero(self._power > BAND_FLOOR * self._power.max())
         bandwidth = float(heard[-1]) * rate / self.N_FFT if len(heard) else 0.0

@@ -55,6 +55,8 @@ Blocks = Generator[np.ndarray, None, None]  # float32 [frames, channels], none o
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
+    """A recording that is being decoded."""
+
     rate: int  # Hz
     channels: int
     blocks: Blocks

@@ -49,8 +49,11 @@ _CURE = 'pip install "artifactnet-jax[ray]"'
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Actors, and what each of them reserves; None: as many as the cluster holds, and a whole GPU
-    each where it has any and the backend may use one."""
+    """Actors, and what each of them reserves.
+
+    None: as many as the cluster holds, and a whole GPU each where the cluster has any and the
+    backend may use one.
+    """
 
     workers: int | None = None
     cpus: int = 1  # threads that compute; one more decodes

@@ -85,8 +85,10 @@ _places = sa.Table("places", _metadata, sa.Column("id", sa.String(32), primary_k
 
 
 class StateError(Exception):
-    """The batch is not in a state for this. `kind`: "not-found", "committed", "empty", "too-many",
-    "key-reused"."""
+    """The batch is not in a state for this.
+
+    `kind`: "not-found", "committed", "empty", "too-many", "key-reused".
+    """
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
