@@ -226,9 +226,10 @@ def hop_samples(config: Config, seconds: float) -> int:
 def scorer(detector: Detector) -> Callable[[np.ndarray, int], float]:
     """Scorer of the windows of one stream: (audio [N], its position) -> P(AI)."""
     backend: Any = detector.backend
-    if hasattr(backend, "stream"):
-        return backend.stream()
-    return lambda audio, _: float(backend(audio[None])[0])
+    if not hasattr(backend, "stream"):
+        return lambda audio, _: float(backend(audio[None])[0])
+    streaming: Callable[[np.ndarray, int], float] = backend.stream()
+    return streaming
 
 
 class Monitor:
