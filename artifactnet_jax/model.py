@@ -11,7 +11,7 @@ that would round them to TF32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from artifactnet_jax.forward import Forward
 from artifactnet_jax.layers import FACTORS, PRODUCTS, Layer
 from artifactnet_jax.operators import apply, depth_to_space, evaluate
 from artifactnet_jax.presets import Layers, networks
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 HIGHEST = jax.lax.Precision.HIGHEST
 MOMENTUM = 0.9  # of the running statistics of batch norms
@@ -66,9 +69,12 @@ WIDE = ("batch_norm", "group_norm", "mean", "sum", "avg_pool", "softmax", "resiz
 
 
 def transposed_conv(
-    x: jax.Array, kernel: jax.Array, attrs: Mapping[str, Any], precision: Any
-) -> jax.Array:
-    """Transposed convolution without bias: [B, H, W, I], [kh, kw, I, O] -> [B, H', W', O].
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array, "kh kw I O"],
+    attrs: Mapping[str, Any],
+    precision: Any,
+) -> Float[Array, "B H2 W2 O"]:
+    """Transposed convolution without bias.
 
     As a plain convolution to stride * stride * O features, and depth-to-space: XLA would multiply
     the zeros that it inserts.
@@ -289,8 +295,8 @@ class ArtifactUNet(ListNetwork):
         head          (1, 1032, 352)      1x1; crop, sigmoid, times mask_max
     """
 
-    def __call__(self, magnitude: jax.Array) -> jax.Array:
-        """Magnitude [B, F, T] -> mask [B, F, T]."""
+    def __call__(self, magnitude: Float[Array, "B F T"]) -> Float[Array, "B F T"]:
+        """Magnitude -> mask."""
         return self.run(magnitude[..., None])[..., 0]
 
 
@@ -309,8 +315,10 @@ class ForensicCNN(ListNetwork):
         out       (1,)
     """
 
-    def __call__(self, channels: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Channels [B, C, n_mels, T] -> logit [B]; `rngs` gives the dropout key in training."""
+    def __call__(
+        self, channels: Float[Array, "B C M T"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, " B"]:
+        """Channels -> logit; `rngs` gives the dropout key in training."""
         return self.run(jnp.moveaxis(channels, 1, -1), rngs).reshape(len(channels))
 
 
@@ -357,20 +365,22 @@ class ArtifactNet(Forward, nnx.Module):
         found = getattr(self.front_end, "mel", None)
         return None if found is None else found[...]
 
-    def __call__(self, audio: jax.Array) -> jax.Array:
-        """Audio [B, N] -> P(AI) [B]."""
+    def __call__(self, audio: Float[Array, "B N"]) -> Float[Array, " B"]:
+        """Audio -> P(AI)."""
         return nnx.sigmoid(self.logit(audio))
 
-    def mask(self, magnitude: jax.Array) -> jax.Array:
-        """Magnitude [B, F, T] -> mask in [0, mask_max], same shape."""
+    def mask(self, magnitude: Float[Array, "B F T"]) -> Float[Array, "B F T"]:
+        """Magnitude -> mask in [0, mask_max]."""
         return self.unet(magnitude)
 
-    def classify(self, channels: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Channels [B, C, n_mels, T] -> logit [B]; `rngs` as in `ForensicCNN`."""
+    def classify(
+        self, channels: Float[Array, "B C M T"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, " B"]:
+        """Channels -> the CNN's logit; `rngs` as in `ForensicCNN`."""
         return self.cnn(channels, rngs)
 
-    def texture_head(self, statistics: jax.Array) -> jax.Array:
-        """Statistics [B, K] -> what is added to the CNN's logit [B]."""
+    def texture_head(self, statistics: Float[Array, "B K"]) -> Float[Array, " B"]:
+        """Statistics -> what is added to the CNN's logit."""
         assert self.texture is not None
         return self.texture(statistics)
 
@@ -392,8 +402,8 @@ class TextureHead(Group):
         leaves["out.kernel"][...] = jnp.zeros_like(leaves["out.kernel"][...])
         super().__init__(leaves)
 
-    def __call__(self, statistics: jax.Array) -> jax.Array:
-        """Statistics [B, K] -> logits [B]; no gradient reaches the statistics."""
+    def __call__(self, statistics: Float[Array, "B K"]) -> Float[Array, " B"]:
+        """Statistics -> logits; no gradient reaches the statistics."""
         tensors = {name: self.variable(name.removeprefix("texture."))[...] for name in self.names}
         x = jax.lax.stop_gradient(statistics)
         return texture.logit(x, self.config, tensors, dsp_jax)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from artifactnet_jax.forward import Forward
 from artifactnet_jax.layers import Layer
 from artifactnet_jax.operators import apply, depth_to_space, evaluate, space_to_depth
 from artifactnet_jax.passes import folded
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 COLUMN_VALUES = 2**18  # of a convolution's input laid out at a time, for the caches
 
@@ -83,15 +86,15 @@ ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
 
 
 def conv(
-    x: np.ndarray,
-    kernel: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: Float[np.ndarray, "H W C"],
+    kernel: Float[np.ndarray, "kh kw I O"],
+    bias: Float[np.ndarray, " O"] | None = None,
     strides: tuple[int, int] = (1, 1),
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
     dilations: tuple[int, int] = (1, 1),
     groups: int = 1,
-) -> np.ndarray:
-    """Convolution with zero padding: [H, W, I], [kh, kw, I / groups, O] -> [H', W', O].
+) -> Float[np.ndarray, "H2 W2 O"]:
+    """Convolution with zero padding; I = C / groups.
 
     The columns of the window are laid side by side, some rows at a time; each row of the window is
     then one matrix product over a slice (a contiguous one where the stride is 1), so that BLAS does
@@ -189,14 +192,14 @@ def _grouped_conv(x, kernel, bias, strides, padding, dilations, groups) -> np.nd
 
 
 def conv_transpose(
-    x: np.ndarray,
-    kernel: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: Float[np.ndarray, "H W I"],
+    kernel: Float[np.ndarray, "kh kw I O"],
+    bias: Float[np.ndarray, " O"] | None = None,
     strides: tuple[int, int] = (1, 1),
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
     output_padding: tuple[int, int] = (0, 0),
-) -> np.ndarray:
-    """Transposed convolution: [H, W, I], [kh, kw, I, O] -> [H', W', O]; see `layers`."""
+) -> Float[np.ndarray, "H2 W2 O"]:
+    """Transposed convolution; see `layers`."""
     (h, w, i), (kh, kw, _, o), (sh, sw) = x.shape, kernel.shape, strides
     (top, bottom), (left, right) = padding
     stamps = x @ kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)
@@ -265,19 +268,19 @@ class NumpyNetwork(Forward):
         self.networks, self.tensors = folded(config, tensors, dtype)
         self.window, self.mel = (tensors.get(f"front_end.{name}") for name in ("window", "mel"))
 
-    def mask(self, magnitude: np.ndarray) -> np.ndarray:
-        """Magnitude [F, T] -> mask in [0, mask_max], same shape."""
+    def mask(self, magnitude: Float[np.ndarray, "F T"]) -> Float[np.ndarray, "F T"]:
+        """Magnitude -> mask in [0, mask_max]."""
         return run(self.networks["unet"], self.tensors, magnitude[..., None], "unet.")[..., 0]
 
-    def classify(self, channels: np.ndarray) -> np.ndarray:
-        """Channels [C, n_mels, T] -> the CNN's logit, a scalar array."""
+    def classify(self, channels: Float[np.ndarray, "C M T"]) -> Float[np.ndarray, ""]:
+        """Channels -> the CNN's logit."""
         x = np.ascontiguousarray(np.moveaxis(channels, 0, -1))
         return run(self.networks["cnn"], self.tensors, x, "cnn.").reshape(())
 
-    def texture_head(self, statistics: np.ndarray) -> np.ndarray:
-        """Statistics [K] -> what is added to the CNN's logit, a scalar array."""
+    def texture_head(self, statistics: Float[np.ndarray, " K"]) -> Float[np.ndarray, ""]:
+        """Statistics -> what is added to the CNN's logit."""
         return texture.logit(statistics, self.config.texture, self.tensors, dsp_numpy)
 
-    def __call__(self, audio: np.ndarray) -> np.ndarray:
-        """P(AI) of one segment by itself: audio [N] -> scalar array in [0, 1]."""
+    def __call__(self, audio: Float[np.ndarray, " N"]) -> Float[Any, ""]:
+        """P(AI) of one segment by itself, in [0, 1]."""
         return sigmoid(self.logit(audio))

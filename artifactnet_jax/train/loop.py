@@ -153,7 +153,8 @@ class Trainer:
         """One batch further; `state` is consumed.
 
         Metrics: loss and its terms, gradient (its norm before clipping), logit [B, V] and, where
-        the mask is computed, mask_mean, mask_spread, residual_energy (share of the input's).
+        the mask is computed, mask_mean, mask_spread, residual_energy (share of the input's);
+        where the logit is, flat_bins (share of bins where the soft masks have gradient 0).
         """
         return self._step(state, self.put(batch))
 
@@ -248,7 +249,10 @@ def losses(
         stft = jnp.mean(multi_resolution_stft(residual, target))
         metrics |= {"l1": l1, "stft": stft, "distill": l1 + stft}
     if settings.bce or settings.consistency:
-        mel_db = model.mel_db(model.parts(mask * magnitude))
+        residual = mask * magnitude
+        medians = model.medians(residual)
+        metrics["flat_bins"] = dsp_jax.flat_share(*medians, front_end)
+        mel_db = model.mel_db(model.parts(residual, medians))
         logit = model.logit_of_db(mel_db, rngs=rngs) + model.texture_logit(audio, magnitude)
         even = math.log(settings.boundary / (1 - settings.boundary))
         metrics["bce"] = binary_cross_entropy(logit - even, label, settings.label_smoothing)
