@@ -17,7 +17,7 @@ import numpy as np
 from artifactnet_jax import texture_xla
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.filterbank import analysis_window
-from artifactnet_jax.kernels import median_filter
+from artifactnet_jax.forward import to_power
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Complex, Float
@@ -62,7 +62,7 @@ def magnitude(spectrum: Complex[Array, "*d"], front_end: FrontEnd) -> Float[Arra
     magnitude = jnp.where(empty, 0.0, jnp.sqrt(jnp.where(empty, 1.0, power)))
     if front_end.spectrum_scale != 1:
         magnitude = magnitude * front_end.spectrum_scale
-    return to_power(magnitude, front_end.spectrum_power)
+    return to_power(magnitude, front_end.spectrum_power, jnp)
 
 
 def _frames(padded: jax.Array, n_fft: int, hop: int) -> jax.Array:
@@ -76,23 +76,6 @@ def _frames(padded: jax.Array, n_fft: int, hop: int) -> jax.Array:
     n_frames = n_blocks - n_fft // hop + 1
     shifted = [blocks[:, i : i + n_frames] for i in range(n_fft // hop)]
     return jnp.concatenate(shifted, axis=-1)
-
-
-def to_power(x: Float[Array, "*d"], exponent: float) -> Float[Array, "*d"]:
-    """x**exponent for x >= 0. A whole exponent takes products; others have slope 0 at 0."""
-    if float(exponent).is_integer():
-        return x ** int(exponent)
-    empty = x <= 0
-    return jnp.where(empty, 0.0, jnp.where(empty, 1.0, x) ** exponent)
-
-
-def running_median(x: Float[Array, "*d"], width: int, axis: int, edge: str) -> Float[Array, "*d"]:
-    """Median of `width` samples along an axis that goes on as `edge` says."""
-    if edge == "reflect":
-        return median_filter(x, width, axis=axis)
-    half = [(width // 2, width // 2) if k == axis else (0, 0) for k in range(x.ndim)]
-    wide = median_filter(jnp.pad(x, half, mode=edge), width, axis=axis)
-    return jax.lax.slice_in_dim(wide, width // 2, width // 2 + x.shape[axis], axis=axis)
 
 
 def soft_masks(
@@ -121,8 +104,8 @@ def _scale(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _soft_mask(part: jax.Array, other: jax.Array, eps: jax.Array, exponent: float) -> jax.Array:
-    top = to_power(part, exponent)
-    total = top + to_power(other, exponent) + eps
+    top = to_power(part, exponent, jnp)
+    total = top + to_power(other, exponent, jnp) + eps
     return jnp.where(total > 0, top / jnp.where(total > 0, total, 1.0), 0.0)
 
 
@@ -137,9 +120,9 @@ def _soft_mask_jvp(
     scale, root = _scale(part, other, eps, exponent)
     safe = jnp.where(scale > SLOPE_FLOOR, scale, 1.0)
     p, o, e = part / safe, other / safe, root / safe
-    tops, rest = to_power(p, exponent), to_power(o, exponent)
-    total = jnp.maximum(tops + rest + to_power(e, exponent), 0.5)
-    slope_part = exponent * to_power(p, exponent - 1) * (total - tops) / total**2
-    slope_other = -exponent * tops * to_power(o, exponent - 1) / total**2
+    tops, rest = to_power(p, exponent, jnp), to_power(o, exponent, jnp)
+    total = jnp.maximum(tops + rest + to_power(e, exponent, jnp), 0.5)
+    slope_part = exponent * to_power(p, exponent - 1, jnp) * (total - tops) / total**2
+    slope_other = -exponent * tops * to_power(o, exponent - 1, jnp) / total**2
     slope = (slope_part * tangents[0] + slope_other * tangents[1]) / safe
     return _soft_mask(*primals, exponent), jnp.where(scale > SLOPE_FLOOR, slope, 0.0)

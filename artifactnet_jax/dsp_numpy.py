@@ -13,7 +13,7 @@ import numpy as np
 from artifactnet_jax import texture
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.filterbank import analysis_window
-from artifactnet_jax.kernels import median_filter
+from artifactnet_jax.forward import to_power
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -91,32 +91,14 @@ def _magnitude(frames: np.ndarray, front_end: FrontEnd, window: np.ndarray | Non
     magnitude = np.sqrt(power, out=power)
     if front_end.spectrum_scale != 1:
         magnitude *= frames.dtype.type(front_end.spectrum_scale)
-    return to_power(magnitude, front_end.spectrum_power)
-
-
-def to_power(x: Float[np.ndarray, "*d"], exponent: float) -> Float[np.ndarray, "*d"]:
-    """x**exponent for x >= 0. A whole exponent takes products, not logarithms."""
-    raised: np.ndarray = x ** (int(exponent) if float(exponent).is_integer() else exponent)
-    return raised
-
-
-def running_median(
-    x: Float[np.ndarray, "*d"], width: int, axis: int, edge: str
-) -> Float[np.ndarray, "*d"]:
-    """Median of `width` samples along an axis that goes on as `edge` says."""
-    if edge == "reflect":
-        return median_filter(x, width, axis=axis)
-    half = [(width // 2, width // 2) if k == axis else (0, 0) for k in range(x.ndim)]
-    wide = median_filter(np.pad(x, half, mode=edge), width, axis=axis)  # type: ignore[call-overload]
-    inner = slice(width // 2, width // 2 + x.shape[axis])
-    return wide[tuple(inner if k == axis else slice(None) for k in range(x.ndim))]
+    return to_power(magnitude, front_end.spectrum_power, np)
 
 
 def soft_masks(
     h: Float[np.ndarray, "*d"], p: Float[np.ndarray, "*d"], front_end: FrontEnd
 ) -> tuple[Float[np.ndarray, "*d"], Float[np.ndarray, "*d"]]:
     """Shares of two magnitudes in h^q + p^q + eps, 0 where that sum is 0."""
-    h, p = to_power(h, front_end.hpss_power), to_power(p, front_end.hpss_power)
+    h, p = to_power(h, front_end.hpss_power, np), to_power(p, front_end.hpss_power, np)
     total = h + p + h.dtype.type(front_end.hpss_eps)
     one, two = (np.divide(x, total, out=np.zeros_like(x), where=total > 0) for x in (h, p))
     return one, two
@@ -136,4 +118,5 @@ def effective_bandwidth(energy: Float[np.ndarray, " F"], rate: int) -> float:
 def sigmoid(x: Float[np.ndarray, "*d"]) -> Float[np.ndarray, "*d"]:
     """Logistic function that never overflows."""
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
+    out: np.ndarray = np.where(x >= 0, 1, e) / (1 + e)
+    return out

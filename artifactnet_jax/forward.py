@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.filterbank import mel_filterbank
+from artifactnet_jax.kernels import median_filter
 from artifactnet_jax.texture import spectrograms
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Forward:
         """Magnitude -> mask in [0, mask_max]."""
         raise NotImplementedError
 
-    def classify(self, channels: Float[Any, "*b C M T"], **how: Any) -> Float[Any, "*b"]:
-        """Channels -> the CNN's logit; `how` is for training."""
+    def classify(self, channels: Float[Any, "*b C M T"], rngs: Any = None) -> Float[Any, "*b"]:
+        """Channels -> the CNN's logit; `rngs` gives the dropout key in training."""
         raise NotImplementedError
 
     def texture_head(self, statistics: Float[Any, "*b K"]) -> Float[Any, "*b"]:
@@ -56,9 +57,12 @@ class Forward:
         self, residual: Float[Any, "*b F T"]
     ) -> tuple[Float[Any, "*b F T"], Float[Any, "*b F T"]]:
         """Residual -> its running medians along time and along frequency."""
-        fe, median = self.config.front_end, self.lib.running_median
-        along_time = median(residual, fe.hpss_width, residual.ndim - 1, fe.hpss_edge)
-        return along_time, median(residual, fe.percussive_width, residual.ndim - 2, fe.hpss_edge)
+        fe, xp = self.config.front_end, self.lib.xp
+        time, frequency = residual.ndim - 1, residual.ndim - 2
+        along_time = running_median(residual, fe.hpss_width, time, fe.hpss_edge, xp)
+        return along_time, running_median(
+            residual, fe.percussive_width, frequency, fe.hpss_edge, xp
+        )
 
     def parts(
         self, residual: Float[Any, "*b F T"], medians: tuple[Any, Any] | None = None
@@ -75,7 +79,7 @@ class Forward:
         """Magnitudes -> power in mel bands, in dB; no top-dB clamp."""
         fe, xp = self.config.front_end, self.lib.xp
         mel = mel_filterbank(fe) if self.mel is None else self.mel
-        powers = self.lib.to_power(parts, fe.mel_power)
+        powers = to_power(parts, fe.mel_power, xp)
         bands = self.lib.matmul(xp.asarray(mel, powers.dtype), powers)
         amin = bands.dtype.type(fe.amin)
         floored = xp.maximum(bands, amin) if fe.amin_rule == "max" else bands + amin
@@ -121,7 +125,7 @@ class Forward:
         `reference_db` [..., 3] are the maxima to clamp below, by default each segment's own.
         """
         own = self.reference_db(mel_db) if reference_db is None else reference_db
-        return self.classify(self.channels(mel_db, own), **how)
+        return self.classify(self.channels(mel_db, own), rngs)
 
     def texture_logit(
         self, audio: Float[Any, "*b N"], magnitude: Float[Any, "*b F T"]
@@ -132,7 +136,7 @@ class Forward:
         statistics = texture_statistics(audio, magnitude, self.config, self.lib, self.stft)
         return self.texture_head(statistics)
 
-    def stages(self, audio: Float[Any, "*b N"], **how: Any) -> dict[str, Any]:
+    def stages(self, audio: Float[Any, "*b N"], rngs: Any = None) -> dict[str, Any]:
         """Every stage of segments scored by themselves: `STAGES`, and what the logit is the sum of.
 
         magnitude, mask, residual, H, P [..., F, T]; views [..., 3, n_mels, T], in dB before the
@@ -145,7 +149,7 @@ class Forward:
         parts = self.parts(residual)
         mel_db = self.mel_db(parts)
         channels = self.channels(mel_db, self.reference_db(mel_db))
-        own, added = self.classify(channels, **how), self.texture_logit(audio, magnitude)
+        own, added = self.classify(channels, rngs), self.texture_logit(audio, magnitude)
         h, p = parts[..., 1, :, :], parts[..., 2, :, :]
         values = (magnitude, mask, residual, h, p, mel_db, channels, own + added)
         return dict(zip(STAGES, values, strict=True)) | {
@@ -153,9 +157,29 @@ class Forward:
             "texture_logit": added,
         }
 
-    def logit(self, audio: Float[Any, "*b N"], **how: Any) -> Float[Any, "*b"]:
+    def logit(self, audio: Float[Any, "*b N"], rngs: Any = None) -> Float[Any, "*b"]:
         """Audio -> logit of P(AI)."""
-        return self.stages(audio, **how)["logit"]
+        return self.stages(audio, rngs)["logit"]
+
+
+def running_median(
+    x: Float[Any, "*d"], width: int, axis: int, edge: str, xp: Any
+) -> Float[Any, "*d"]:
+    """Median of `width` samples along an axis that goes on as `edge` says."""
+    if edge == "reflect":
+        return median_filter(x, width, axis=axis)
+    half = [(width // 2, width // 2) if k == axis else (0, 0) for k in range(x.ndim)]
+    wide = median_filter(xp.pad(x, half, mode=edge), width, axis=axis)
+    inner = slice(width // 2, width // 2 + x.shape[axis])
+    return wide[tuple(inner if k == axis else slice(None) for k in range(x.ndim))]
+
+
+def to_power(x: Float[Any, "*d"], exponent: float, xp: Any) -> Float[Any, "*d"]:
+    """x**exponent for x >= 0. A whole exponent takes products; others have slope 0 at 0."""
+    if float(exponent).is_integer():
+        return x ** int(exponent)
+    empty = x <= 0
+    return xp.where(empty, xp.zeros_like(x), xp.where(empty, xp.ones_like(x), x) ** exponent)
 
 
 def delta(x: Float[Any, "*d T"], xp: Any) -> Float[Any, "*d T"]:

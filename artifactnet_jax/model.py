@@ -121,7 +121,7 @@ def _conv(
     )
 
 
-class Given(nnx.Variable):
+class Given(nnx.Variable[Any]):
     """A constant that is never trained: of the front end of a graph, of the texture head."""
 
 

@@ -24,6 +24,9 @@ from artifactnet_jax.passes import folded
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+Pair = tuple[int, int]  # along H and W
+Padding = tuple[Pair, Pair]  # (top, bottom), (left, right)
+
 COLUMN_VALUES = 2**18  # of a convolution's input laid out at a time, for the caches
 
 
@@ -39,24 +42,26 @@ def _erfcx_series(degree: int) -> np.ndarray:
 
 def erf(x: np.ndarray) -> np.ndarray:
     """Error function, to about the precision of the dtype; NumPy has none."""
-    size = np.minimum(np.abs(x), 6)
+    size: np.ndarray = np.minimum(np.abs(x), 6)
     series = _erfcx_series(9 if x.dtype == np.float32 else 19).astype(x.dtype)
     tail = np.polynomial.chebyshev.chebval((16 / (2 + size) - 5) / 3, series)
-    return np.copysign(1 - tail * np.exp(-size * size), x)
+    signed: np.ndarray = np.copysign(1 - tail * np.exp(-size * size), x)
+    return signed
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
     """log(1 + exp(x)) that never overflows."""
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    out: np.ndarray = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return out
 
 
-def _gelu(x: np.ndarray, approximate: str) -> np.ndarray:
+def _gelu(x: np.ndarray, approximate: str) -> Any:
     if approximate == "tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
-def _expm1(x: np.ndarray) -> np.ndarray:
+def _expm1(x: np.ndarray) -> Any:
     return np.expm1(np.minimum(x, 0))  # without overflow where the result is not used
 
 
@@ -89,9 +94,9 @@ def conv(
     x: Float[np.ndarray, "H W C"],
     kernel: Float[np.ndarray, "kh kw I O"],
     bias: Float[np.ndarray, " O"] | None = None,
-    strides: tuple[int, int] = (1, 1),
-    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
-    dilations: tuple[int, int] = (1, 1),
+    strides: Pair = (1, 1),
+    padding: Padding = ((0, 0), (0, 0)),
+    dilations: Pair = (1, 1),
     groups: int = 1,
 ) -> Float[np.ndarray, "H2 W2 O"]:
     """Convolution with zero padding; I = C / groups.
@@ -146,7 +151,9 @@ def conv(
     return out
 
 
-def _patch_conv(x, kernel, bias, strides, padding) -> np.ndarray:
+def _patch_conv(
+    x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, strides: Pair, padding: Padding
+) -> np.ndarray:
     """Convolution whose kernel is a multiple of its stride: one of stride 1 over patches."""
     (kh, kw, i, o), (sh, sw) = kernel.shape, strides
     x = np.pad(x, (*padding, (0, 0)))
@@ -161,7 +168,15 @@ def _patch_conv(x, kernel, bias, strides, padding) -> np.ndarray:
     return out
 
 
-def _grouped_conv(x, kernel, bias, strides, padding, dilations, groups) -> np.ndarray:
+def _grouped_conv(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    strides: Pair,
+    padding: Padding,
+    dilations: Pair,
+    groups: int,
+) -> np.ndarray:
     """Depthwise ones tap by tap, others group by group."""
     kh, kw, i, o = kernel.shape
     if i > 1 or o != groups:
@@ -195,9 +210,9 @@ def conv_transpose(
     x: Float[np.ndarray, "H W I"],
     kernel: Float[np.ndarray, "kh kw I O"],
     bias: Float[np.ndarray, " O"] | None = None,
-    strides: tuple[int, int] = (1, 1),
-    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
-    output_padding: tuple[int, int] = (0, 0),
+    strides: Pair = (1, 1),
+    padding: Padding = ((0, 0), (0, 0)),
+    output_padding: Pair = (0, 0),
 ) -> Float[np.ndarray, "H2 W2 O"]:
     """Transposed convolution; see `layers`."""
     (h, w, i), (kh, kw, _, o), (sh, sw) = x.shape, kernel.shape, strides
@@ -272,8 +287,10 @@ class NumpyNetwork(Forward):
         """Magnitude -> mask in [0, mask_max]."""
         return run(self.networks["unet"], self.tensors, magnitude[..., None], "unet.")[..., 0]
 
-    def classify(self, channels: Float[np.ndarray, "C M T"]) -> Float[np.ndarray, ""]:
-        """Channels -> the CNN's logit."""
+    def classify(
+        self, channels: Float[np.ndarray, "C M T"], rngs: None = None
+    ) -> Float[np.ndarray, ""]:
+        """Channels -> the CNN's logit; there is no training here."""
         x = np.ascontiguousarray(np.moveaxis(channels, 0, -1))
         return run(self.networks["cnn"], self.tensors, x, "cnn.").reshape(())
 

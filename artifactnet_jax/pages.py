@@ -24,6 +24,7 @@ def page(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -31,6 +32,16 @@ def page(template: str, **values: Any) -> str:
     )
     environment.globals |= {"asset": asset, "sha256": sha256, "clock": clock}
     return environment.get_template(template).render(values)
+
+
+def clean(text: str) -> str:
+    """Text that a page can hold: surrogates are escaped, control characters become spaces."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c == "\u00a0" else " " for c in text)
+
+
+def _shown(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def asset(name: str) -> Markup:

@@ -71,7 +71,7 @@ def track_page(
         score=_score(verdict),
         threshold=_threshold(verdict, data),
         statements=data["statements"],
-        audio=base64.b64encode(audio).decode(),
+        audio=Markup(base64.b64encode(audio).decode()),
         audio_note=_audio_note(facts, duration),
         timeline=_timeline(bars, verdict.threshold, duration),
         limit=verdict.threshold,
@@ -140,7 +140,6 @@ _INK = "#010203"  # becomes the page's own colour of text
 def _chart(draw: Callable[[Any], None], label: str) -> Markup:
     """A plot as SVG to be put into a page; its text and axes take the page's colour."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9}
@@ -156,7 +155,7 @@ def _chart(draw: Callable[[Any], None], label: str) -> Markup:
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         file = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+        figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)

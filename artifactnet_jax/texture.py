@@ -167,12 +167,26 @@ def logit(
     `tensors` by full name, `lib` is `dsp_numpy` or `dsp_jax`.
     """
     mean, std = tensors["texture.mean"], tensors["texture.spread"]
-    x = normalised(statistics, mean, std, texture, lib.xp)
-    levels = [f"texture.hidden.{level}" for level in range(len(texture.hidden))]
-    for name in (*levels, "texture.out"):
+    return dense(normalised(statistics, mean, std, texture, lib.xp), texture, tensors, lib)
+
+
+def dense(
+    x: Any,
+    texture: Texture,
+    tensors: Mapping[str, Any],
+    lib: Any,
+    after: Callable[[Any, int], Any] = lambda x, level: x,
+) -> Any:
+    """The layers of the head: normalised statistics [..., K] -> logits [...].
+
+    `after` follows each hidden layer, with its level, as dropout does in training.
+    """
+    for level in range(len(texture.hidden) + 1):
+        hidden = level < len(texture.hidden)
+        name = f"texture.hidden.{level}" if hidden else "texture.out"
         bias = tensors[f"{name}.bias"].reshape((1,) * (x.ndim - 1) + (-1,))
         x = lib.matmul(x, tensors[f"{name}.kernel"]) + bias
-        x = lib.xp.maximum(x, 0) if name != "texture.out" else x
+        x = after(lib.xp.maximum(x, 0), level) if hidden else x
     return x[..., 0]
 
 

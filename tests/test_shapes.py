@@ -63,16 +63,12 @@ def jax_array(*shape: int) -> Any:
 
 CALLS: dict[Any, tuple[Any, ...]] = {
     dsp_numpy.stft_magnitude: (draw(4_096), FE),
-    dsp_numpy.to_power: (draw(3, 4), 1.5),
-    dsp_numpy.running_median: (draw(9, 8), 3, 1, "edge"),
     dsp_numpy.soft_masks: (draw(9, 8), draw(9, 8), FE),
     dsp_numpy.effective_bandwidth: (draw(9), 100),
     dsp_numpy.sigmoid: (draw(9),),
     dsp_jax.stft: (jax_array(2, 4_096), FE),
     dsp_jax.stft_magnitude: (jax_array(2, 4_096), FE),
     dsp_jax.magnitude: (jax_array(2, 5, 6) * 1j, FE),
-    dsp_jax.to_power: (jax_array(3, 4), 1.5),
-    dsp_jax.running_median: (jax_array(2, 9, 8), 3, 1, "reflect"),
     dsp_jax.soft_masks: (jax_array(9, 8), jax_array(9, 8), FE),
     dsp_jax.flat_share: (jax_array(9, 8), jax_array(9, 8), FE),
     filterbank.hann: (16,),
@@ -104,6 +100,8 @@ CALLS: dict[Any, tuple[Any, ...]] = {
         {"strides": (2, 2), "padding": ((0, 1), (0, 0)), "output_padding": (0, 0)},
         None,
     ),
+    forward.to_power: (draw(3, 4), 1.5, np),
+    forward.running_median: (draw(9, 8), 3, 1, "edge", np),
     forward.delta: (draw(3, 9), np),
     forward.texture_statistics: (draw(44_100), draw(1025, 87), CONFIG, dsp_numpy),
 }

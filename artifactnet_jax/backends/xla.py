@@ -4,7 +4,7 @@ Every call runs the same executable on the same number of segments, padded with 
 recompiles whatever the length or number of files, and a segment's score cannot depend on the batch
 it came in, bit for bit. (Buckets of several sizes compile to different programs, whose sums differ
 in the last bits.) On a CPU the executable takes one segment, and as many run at once as there are
-processors: XLA by itself leaves the second core half idle (docs/speed.md). On a GPU it takes
+processors: XLA by itself leaves the second core half idle (docs/experiments.md). On a GPU it takes
 `GPU_SEGMENTS`. Where the maximum of the top-dB clamp is that of a whole song there are two such
 executables: one up to the views whose maxima are taken, one from there. On a CPU a texture head is
 NumPy's part (`head`).
