@@ -27,6 +27,8 @@ xp = jnp
 SLOPE_FLOOR = 1e-5  # magnitude; its power is `FrontEnd.amin`, the floor of the mel bands
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+# [n_mels, F], [..., F, T]: in this order of axes the sums of a segment do not depend on the batch.
+mel_bands = functools.partial(jnp.einsum, "mf,...ft->...mt", precision=jax.lax.Precision.HIGHEST)
 statistics = texture_xla.statistics
 
 
@@ -62,7 +64,8 @@ def magnitude(spectrum: Complex[Array, "*d"], front_end: FrontEnd) -> Float[Arra
     magnitude = jnp.where(empty, 0.0, jnp.sqrt(jnp.where(empty, 1.0, power)))
     if front_end.spectrum_scale != 1:
         magnitude = magnitude * front_end.spectrum_scale
-    return to_power(magnitude, front_end.spectrum_power, jnp)
+    spectrogram: jax.Array = to_power(magnitude, front_end.spectrum_power, jnp)
+    return spectrogram
 
 
 def _frames(padded: jax.Array, n_fft: int, hop: int) -> jax.Array:

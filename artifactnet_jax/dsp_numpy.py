@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 xp = np
 FFT_SAMPLES = 2**16  # at a time: they and their spectra fit the L2 cache, at twice the speed
 
-matmul = np.matmul
+matmul = mel_bands = np.matmul  # [n_mels, F] @ [..., F, T]
 statistics = texture.statistics
 
 
@@ -91,7 +91,8 @@ def _magnitude(frames: np.ndarray, front_end: FrontEnd, window: np.ndarray | Non
     magnitude = np.sqrt(power, out=power)
     if front_end.spectrum_scale != 1:
         magnitude *= frames.dtype.type(front_end.spectrum_scale)
-    return to_power(magnitude, front_end.spectrum_power, np)
+    spectrogram: np.ndarray = to_power(magnitude, front_end.spectrum_power, np)
+    return spectrogram
 
 
 def soft_masks(

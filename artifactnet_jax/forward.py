@@ -80,7 +80,7 @@ class Forward:
         fe, xp = self.config.front_end, self.lib.xp
         mel = mel_filterbank(fe) if self.mel is None else self.mel
         powers = to_power(parts, fe.mel_power, xp)
-        bands = self.lib.matmul(xp.asarray(mel, powers.dtype), powers)
+        bands = self.lib.mel_bands(xp.asarray(mel, powers.dtype), powers)
         amin = bands.dtype.type(fe.amin)
         floored = xp.maximum(bands, amin) if fe.amin_rule == "max" else bands + amin
         return bands.dtype.type(fe.db_factor) * xp.log10(floored)
@@ -118,7 +118,7 @@ class Forward:
         return self.mel_db(self.parts(self.mask(magnitude) * magnitude))
 
     def logit_of_db(
-        self, mel_db: Float[Any, "*b 3 M T"], reference_db: Any = None, **how: Any
+        self, mel_db: Float[Any, "*b 3 M T"], reference_db: Any = None, rngs: Any = None
     ) -> Float[Any, "*b"]:
         """Mel dB of residual, H and P -> the CNN's logit.
 

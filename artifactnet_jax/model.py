@@ -36,10 +36,6 @@ def _wide(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _selu(x: jax.Array, alpha: float, gamma: float) -> jax.Array:
-    return gamma * jax.nn.elu(x, alpha)
-
-
 # By operator: (x, **attributes) -> array of the same shape and dtype. jax.nn has the gradients
 # that formulas get wrong at 0 or where an exponential overflows.
 ELEMENTWISE: dict[str, Callable[..., jax.Array]] = {
@@ -60,7 +56,7 @@ ELEMENTWISE: dict[str, Callable[..., jax.Array]] = {
     "leaky_relu": lambda x, alpha: jax.nn.leaky_relu(x, alpha),
     "elu": jax.nn.elu,
     "celu": jax.nn.celu,
-    "selu": _selu,
+    "selu": lambda x, alpha, gamma: gamma * jax.nn.elu(x, alpha),
     "hard_sigmoid": lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1),
     "gelu": lambda x, approximate: jax.nn.gelu(x, approximate=approximate == "tanh"),
 }
@@ -163,7 +159,8 @@ def _drawn(leaf: str, shape: tuple[int, ...], rngs: nnx.Rngs) -> jax.Array:
     A key is drawn for a bias too, and for a scale: a seed gives the network that `nnx.Conv`,
     `nnx.Linear` and `nnx.BatchNorm` would make of it.
     """
-    key = rngs.params() if leaf in (*FACTORS, "bias") else None
+    if leaf in (*FACTORS, "bias"):
+        key = rngs.params()
     if leaf == "kernel":
         return nnx.initializers.lecun_normal()(key, shape, jnp.float32)
     return jnp.ones(shape) if leaf in ("scale", "var", "value", "spread") else jnp.zeros(shape)
@@ -240,7 +237,8 @@ class ListNetwork(Group):
         own = {leaf: value.astype(inputs[0].dtype) for leaf, value in own.items()}
         if x.op == "batch_norm" and not self.use_running_average:
             own |= self._batch_statistics(x, inputs[0])
-        return apply(x, inputs, own, jnp).astype(dtype)
+        out = apply(x, inputs, own, jnp).astype(dtype)
+        return out
 
     def _product(self, x: Layer, value: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
         kernel = own["kernel"].astype(value.dtype)
@@ -392,6 +390,7 @@ class TextureHead(Group):
     """
 
     def __init__(self, config: cfg.Config, rngs: nnx.Rngs):
+        assert config.texture is not None
         self.config, self.names = config.texture, tuple(texture.texture_shapes(config))
         leaves: dict[str, nnx.Variable[Any]] = {}
         for name, shape in texture.texture_shapes(config).items():
@@ -406,4 +405,5 @@ class TextureHead(Group):
         """Statistics -> logits; no gradient reaches the statistics."""
         tensors = {name: self.variable(name.removeprefix("texture."))[...] for name in self.names}
         x = jax.lax.stop_gradient(statistics)
-        return texture.logit(x, self.config, tensors, dsp_jax)
+        logit: jax.Array = texture.logit(x, self.config, tensors, dsp_jax)
+        return logit

@@ -242,7 +242,7 @@ def run(
     `tensors` by `prefix` + "layer.leaf", in the dtype of x.
     """
 
-    def compute(layer: Layer, inputs: list[Any], spare: bool) -> np.ndarray:
+    def compute(layer: Layer, inputs: list[Any], spare: bool) -> Any:
         x, attrs = inputs[0], layer.attrs
         own: dict[str, Any] = {
             leaf: tensors[f"{prefix}{layer.name}.{leaf}"] for leaf, _ in layer.tensors
@@ -264,7 +264,8 @@ def run(
 
     # The logarithm of an empty bin is -inf in the graph too, which then clips it.
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        return evaluate(layers, x, compute)
+        out: np.ndarray = evaluate(layers, x, compute)
+    return out
 
 
 class NumpyNetwork(Forward):
@@ -285,7 +286,8 @@ class NumpyNetwork(Forward):
 
     def mask(self, magnitude: Float[np.ndarray, "F T"]) -> Float[np.ndarray, "F T"]:
         """Magnitude -> mask in [0, mask_max]."""
-        return run(self.networks["unet"], self.tensors, magnitude[..., None], "unet.")[..., 0]
+        mask = run(self.networks["unet"], self.tensors, magnitude[..., None], "unet.")
+        return mask[..., 0]
 
     def classify(
         self, channels: Float[np.ndarray, "C M T"], rngs: None = None
@@ -296,7 +298,9 @@ class NumpyNetwork(Forward):
 
     def texture_head(self, statistics: Float[np.ndarray, " K"]) -> Float[np.ndarray, ""]:
         """Statistics -> what is added to the CNN's logit."""
-        return texture.logit(statistics, self.config.texture, self.tensors, dsp_numpy)
+        assert self.config.texture is not None
+        logit: np.ndarray = texture.logit(statistics, self.config.texture, self.tensors, dsp_numpy)
+        return logit
 
     def __call__(self, audio: Float[np.ndarray, " N"]) -> Float[Any, ""]:
         """P(AI) of one segment by itself, in [0, 1]."""

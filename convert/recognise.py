@@ -19,9 +19,8 @@ import numpy as np
 from artifactnet_jax.config import CHANNELS
 from artifactnet_jax.convert.operators import evaluate
 from artifactnet_jax.convert.trace import Plane, Trace, Unmapped, decimal, planes, scalars
-from artifactnet_jax.dsp_numpy import running_median
 from artifactnet_jax.filterbank import hann
-from artifactnet_jax.forward import delta
+from artifactnet_jax.forward import delta, running_median
 
 EDGES = ("reflect", "edge", "constant")  # the names are NumPy's too
 MAX_MEDIAN = 101

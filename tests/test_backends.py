@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from artifactnet_jax import models
+from artifactnet_jax import forward, models
 from artifactnet_jax.backends import BACKENDS, BackendError
 from artifactnet_jax.config import CNN, Config, FrontEnd, UNet
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.models import load_backend, why_unavailable
 from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.report import look
 from artifactnet_jax.weights import Engine, ForeignGraph, Weights, random_tensors
 
 WEIGHTS = Weights("random", Config.edge(), random_tensors(Config.edge()), "", "", {})
@@ -142,6 +143,25 @@ def test_stages_are_those_of_scoring(name, joint):
         np.testing.assert_allclose(value, exact[key], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(stages["residual"], stages["mask"] * stages["magnitude"], rtol=1e-6)
     np.testing.assert_allclose(stages["score"], backend(audio)[0], atol=1e-6)
+
+
+def test_stages_take_two_medians(monkeypatch):
+    """HPSS is computed once, for the parts and for what is made of them."""
+    taken = []
+    median = forward.median_filter
+
+    def counted(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+        taken.append((size, axis))
+        return median(x, size, axis=axis)
+
+    monkeypatch.setattr(forward, "median_filter", counted)
+    weights, audio = song("segment", 1)
+    load_backend("numpy", weights).stages(audio[0])
+    fe = weights.config.front_end
+    assert taken == [(fe.hpss_width, 1), (fe.percussive_width, 0)]
+    taken.clear()
+    look(audio[0], 0.0, fe, NumpyNetwork(weights.config, weights.tensors))
+    assert len(taken) == 2
 
 
 @needs_jax
