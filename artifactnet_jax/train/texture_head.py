@@ -208,7 +208,8 @@ def head(
 
     def teaching(params: Params, x: jax.Array, _y: jax.Array, _key: jax.Array) -> jax.Array:
         def mean_logit(params: Params) -> jax.Array:
-            return jax.vmap(lambda own: dense(x, texture, own, dsp_jax))(params).mean(0)
+            logits: jax.Array = jax.vmap(lambda own: dense(x, texture, own, dsp_jax))(params)
+            return logits.mean(0)
 
         taught, wanted = mean_logit(params), mean_logit(members)
         return jnp.square(taught - wanted).mean()
