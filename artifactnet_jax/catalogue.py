@@ -94,7 +94,7 @@ def _remote(uri: str, recursive: bool) -> list[str]:
 
 
 def filesystem_of(path: str) -> tuple[Any, str]:
-    """pyarrow's file system of a path or URI, and the path in it; CommandError for neither.
+    """File system of pyarrow for a path or URI, and the path in it; CommandError for neither.
 
     What follows the host or bucket is the name as it is: no escapes, no options.
     """
@@ -113,22 +113,25 @@ def filesystem_of(path: str) -> tuple[Any, str]:
 
 @functools.lru_cache(maxsize=16)  # asks for a bucket's region
 def _store(uri: str) -> tuple[Any, str]:
-    """pyarrow's file system of a scheme and host or bucket, and the path of that in it."""
+    """File system of pyarrow for a scheme and host or bucket, and the path of that in it."""
     import pyarrow
     from pyarrow import fs
 
     try:
-        return fs.FileSystem.from_uri(f"{uri}/")
+        filesystem, root = fs.FileSystem.from_uri(f"{uri}/")
     except pyarrow.ArrowInvalid:  # no scheme of its own: one of fsspec's
         from fsspec.core import url_to_fs
 
-        filesystem, root = url_to_fs(uri)
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root
+        found, root = url_to_fs(uri)
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(found))
+    return filesystem, str(root)
 
 
 def schema() -> Any:
-    """Of the Parquet files: the score schema and `sha256`. `verdict` is in the name of the folder,
-    "error" for a failure; `plan` is text."""
+    """Schema of the Parquet files: the score schema and `sha256`.
+
+    `verdict` is in the name of the folder, "error" for a failure; `plan` is text.
+    """
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
@@ -268,5 +271,5 @@ class Folder:
 
 
 def utf8(path: str) -> str:
-    """A path as Parquet can hold it: bytes that are no UTF-8 as \\udcXX, as JSON has them."""
+    """A path as Parquet can hold it: bytes that are no UTF-8 are escaped, as JSON escapes them."""
     return path.encode("utf-8", "backslashreplace").decode()

@@ -226,9 +226,10 @@ def hop_samples(config: Config, seconds: float) -> int:
 def scorer(detector: Detector) -> Callable[[np.ndarray, int], float]:
     """Scorer of the windows of one stream: (audio [N], its position) -> P(AI)."""
     backend: Any = detector.backend
-    if hasattr(backend, "stream"):
-        return backend.stream()
-    return lambda audio, _: float(backend(audio[None])[0])
+    if not hasattr(backend, "stream"):
+        return lambda audio, _: float(backend(audio[None])[0])
+    streaming: Callable[[np.ndarray, int], float] = backend.stream()
+    return streaming
 
 
 class Monitor:
@@ -310,7 +311,7 @@ class Monitor:
     def summary(self, buffer: Buffer, ended: str) -> dict[str, Any]:
         """Figures of the whole stream, as the last row holds them."""
 
-        def spread(values: deque[float]) -> dict[str, float] | None:
+        def percentiles(values: deque[float]) -> dict[str, float] | None:
             if not values:
                 return None
             p50, p99 = np.percentile(values, (50, 99))
@@ -329,8 +330,8 @@ class Monitor:
             "verdict": self.verdict,
             "threshold": self._detector.threshold,
             "margin": self._detector.margin,
-            "latency_ms": spread(self._latencies) if self._timed else None,
-            "compute_ms": spread(self._compute),
+            "latency_ms": percentiles(self._latencies) if self._timed else None,
+            "compute_ms": percentiles(self._compute),
             "sample_rate": source.rate if source else None,
             "channels": source.channels if source else None,
             "weights": self._detector.weights.summary(),
@@ -491,6 +492,6 @@ def _sentence(summary: dict[str, Any]) -> str:
         ("latency_ms", "from the last sample of a window, which must be full first, to its score"),
         ("compute_ms", "to compute a score"),
     ):
-        if spread := summary[key]:
-            lines.append(f"{what}: p50 {spread['p50']:.0f} ms, p99 {spread['p99']:.0f} ms")
+        if figures := summary[key]:
+            lines.append(f"{what}: p50 {figures['p50']:.0f} ms, p99 {figures['p99']:.0f} ms")
     return "\n".join([*lines, *summary["notes"]])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from artifactnet_jax.text import clock
+from artifactnet_jax.text import clock, printable
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -19,7 +20,7 @@ def page(template: str, **values: Any) -> str:
     """The page that a template of the assets gives. `values` are escaped, `Markup` is HTML already.
 
     Templates may call `asset(name)`, the text of another file as HTML; `sha256(text)`, its digest
-    in base64 as a Content-Security-Policy names it; and `clock`.
+    in base64 as a Content-Security-Policy names it; `clock`; `printable`; `name_of(path)`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
@@ -31,7 +32,13 @@ def page(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.globals |= {"asset": asset, "sha256": sha256, "clock": clock}
+    environment.globals |= {"printable": printable, "name_of": name_of}
     return environment.get_template(template).render(values)
+
+
+def name_of(path: str) -> str:
+    """The name of a file, on one line."""
+    return printable(os.path.basename(path))
 
 
 def clean(text: str) -> str:

@@ -49,8 +49,11 @@ _CURE = 'pip install "artifactnet-jax[ray]"'
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Actors, and what each of them reserves; None: as many as the cluster holds, and a whole GPU
-    each where it has any and the backend may use one."""
+    """Actors, and what each of them reserves.
+
+    None: as many as the cluster holds, and a whole GPU each where the cluster has any and the
+    backend may use one.
+    """
 
     workers: int | None = None
     cpus: int = 1  # threads that compute; one more decodes
@@ -248,7 +251,7 @@ def settle(pool: Pool, backend: str) -> Pool:
     """The same with numbers for what it leaves open, by what the cluster has."""
     import ray
 
-    have = ray.cluster_resources()
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     may = backend not in ("numpy", "onnxruntime")
     gpus = pool.gpus if pool.gpus is not None else float(may and have.get("GPU", 0) >= 1)
     most = have.get("GPU", 0) / gpus if gpus else have.get("CPU", 1) / pool.cpus
@@ -349,6 +352,7 @@ def describe(
     held: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus}
     held |= {"max_calls": 1} if pool.gpus else {}
     ask = ray.remote(**held)(_describe)
+    common: dict[str, Any]
     common, problem, code = ray.get(ask.remote(weights, backend, dict(options), pool))
     if problem:
         raise CommandError(problem, code)

@@ -90,6 +90,7 @@ def lines(
     limits: Mapping[str, float] | None = None,
     diagonal: bool = False,
 ) -> Figure:
+    """A line for each detector; with `known` and `limits` a point at its threshold."""
     figure = _figure(5.9, 4.1)
     axes = figure.add_subplot()
     if diagonal:
@@ -115,6 +116,7 @@ def histograms(
     edges: np.ndarray,
     limits: Mapping[str, float],
 ) -> Figure:
+    """Shares of scores by class, a panel for each detector, its threshold dashed."""
     from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(names))
@@ -174,6 +176,7 @@ def bars(
 def scatter(
     names: Sequence[str], points: Sequence[Sequence[Any]], axes_of: Sequence[tuple[int, str]]
 ) -> Figure:
+    """F1 over size or cost, a panel for each of `axes_of` (column of `points`, title)."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = _figure(0.5 * _WIDE * len(axes_of), 3.6)

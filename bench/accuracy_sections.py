@@ -265,10 +265,9 @@ def _curves(study: Study) -> Section:
     parts: list[Table | Chart] = []
     for key, title, caption, x, y, columns in _LINES if both else ():
         lines = {name: own[key] for name, own in points.items()}
-        marks = (known, limits) if key == "roc" else ()
-        draw = functools.partial(
-            drawing.lines, study.names, lines, x, y, *marks, diagonal=key == "calibration"
-        )
+        more: dict[str, Any] = {"diagonal": key == "calibration"}
+        more |= {"known": known, "limits": limits} if key == "roc" else {}
+        draw = functools.partial(drawing.lines, study.names, lines, x, y, **more)
         data = [(n, *point) for n, own in lines.items() for point in zip(*own, strict=True)]
         parts.append(Chart(key, title, caption, draw, ["detector", *columns], data))
     if scored:

@@ -29,15 +29,21 @@ class ApiError(Exception):
 
 
 class Cause(BaseModel):
+    """A kind for machines, and a message that says what to do."""
+
     kind: str
     message: str
 
 
 class Problem(BaseModel):
+    """The body of every error."""
+
     error: Cause
 
 
 class Counts(BaseModel):
+    """Files of a batch by verdict."""
+
     ai: int
     real: int
     undecided: int
@@ -68,6 +74,8 @@ class Uploaded(BaseModel):
 
 
 class Upload(BaseModel):
+    """Files of one request."""
+
     files: list[Uploaded]
 
 
@@ -80,6 +88,8 @@ class Info(BaseModel):
 
 
 class Health(BaseModel):
+    """Whether the service works."""
+
     status: Literal["ok", "no-worker", "no-database", "stopping"]
 
 

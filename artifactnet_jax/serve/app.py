@@ -63,7 +63,8 @@ HEADERS = {
 
 
 def _service(request: Request) -> Service:
-    return request.app.state.service
+    service: Service = request.app.state.service
+    return service
 
 
 def _client(request: Request) -> str:
@@ -530,6 +531,7 @@ class Gate:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, as ASGI has it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
