@@ -18,7 +18,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
-def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows))
 
@@ -93,8 +93,12 @@ def results(part: Mapping[str, Any]) -> str:
 def margins(part: Mapping[str, Any]) -> str:
     """Table of what `--margin` leaves undecided."""
     rows = [
-        (f"{row['margin']:g}", percent(row["coverage"]), *(percent(row[k], 1) for k in wrong))
-        for wrong in [("fpr", "missed")]
+        (
+            f"{row['margin']:g}",
+            percent(row["coverage"]),
+            percent(row["fpr"], 1),
+            percent(row["missed"], 1),
+        )
         for row in part["undecided"]
     ]
     return table(("margin", "decided", "real called AI", "AI missed"), rows)
@@ -198,7 +202,8 @@ def filled(text: str, name: str, content: str) -> str:
 def repository() -> str:
     """The repository's address, from pyproject.toml: the one place to fill it in."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return re.findall(r'^Repository = "(.*)"$', text, flags=re.M)[0]
+    (address,) = re.findall(r'^Repository = "(.*)"$', text, flags=re.M)
+    return str(address)
 
 
 def made() -> dict[Path, bytes]:

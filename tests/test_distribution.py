@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_source_distribution_holds_every_tracked_file(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     if not (ROOT / ".git").exists() or shutil.which("git") is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import re
 import shlex
@@ -92,6 +93,14 @@ def test_one_version_and_one_address():
         assert re.findall(r"git clone (\S+)", (ROOT / name).read_text()) == [address]
 
 
+def test_every_extra_is_documented():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    table = pyproject.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    page = (ROOT / "docs" / "install.md").read_text()
+    first = " ".join(re.findall(r"^\| (.*?) \|", page, re.M))
+    assert sorted(re.findall(r"^(\w+) = ", table, re.M)) == sorted(re.findall("`(.*?)`", first))
+
+
 def commands_of(path):
     """The commands of this package in a document's console blocks, each as its words."""
     for block in re.findall(r"^```console\n(.*?)^```", path.read_text(), re.M | re.S):
@@ -163,6 +172,17 @@ def test_relative_links_and_anchors_lead_somewhere():
     paths = list(markdown_files())
     assert {"README.md", "MODEL_CARD.md", "speed.md"} <= {path.name for path in paths}
     assert [link for path in paths for link in dead_links(path)] == []
+
+
+def test_modules_and_files_that_documents_name_exist():
+    inner = "tests|scripts|docs|examples|artifactnet_jax|convert|kernels|bench|train|serve|commands"
+    for path in markdown_files():
+        text = path.read_text()
+        for name in re.findall(r"\bartifactnet_jax(?:\.[a-z_]+)+", text):
+            assert name.endswith(".__version__") or importlib.util.find_spec(name), name
+        for name in re.findall(rf"\b(?:{inner})/[\w/.-]+\.\w+", text):
+            near = (ROOT, ROOT / "artifactnet_jax", path.parent)
+            assert any((folder / name).exists() for folder in near), f"{path.name}: {name}"
 
 
 def test_dead_links_are_found(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """The texture head in NumPy, beside a network that another library runs on the CPU.
 
-Measured (docs/speed.md): onnxruntime takes more than twice NumPy's time for the head, and XLA five
-sixths of its compile time. On a GPU the head stays in the program.
+Measured (docs/experiments.md): onnxruntime takes more than twice NumPy's time for the head, and XLA
+five sixths of its compile time. On a GPU the head stays in the program.
 """
 
 from __future__ import annotations

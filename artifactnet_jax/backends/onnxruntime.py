@@ -3,8 +3,8 @@
 No jax, and `onnx` only to write the graph the first time; it is then kept in the user's cache.
 Every run has the same shape, so a score does not depend on the batch that its segment came in, bit
 for bit. On the CPU that is one segment on one thread, as many at once as there are processors:
-measured against one segment over two threads that wins (docs/speed.md). There a texture head is
-NumPy's part, unless the graph is a file that holds it.
+measured against one segment over two threads that wins (docs/experiments.md). There a texture head
+is NumPy's part, unless the graph is a file that holds it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every call runs the same executable on the same number of segments, padded with 
 recompiles whatever the length or number of files, and a segment's score cannot depend on the batch
 it came in, bit for bit. (Buckets of several sizes compile to different programs, whose sums differ
 in the last bits.) On a CPU the executable takes one segment, and as many run at once as there are
-processors: XLA by itself leaves the second core half idle (docs/speed.md). On a GPU it takes
+processors: XLA by itself leaves the second core half idle (docs/experiments.md). On a GPU it takes
 `GPU_SEGMENTS`. Where the maximum of the top-dB clamp is that of a whole song there are two such
 executables: one up to the views whose maxima are taken, one from there. On a CPU a texture head is
 NumPy's part (`head`).
@@ -100,7 +100,7 @@ class XlaBackend:
     def _compile(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
         """`function` of the model and float32 arrays of these shapes, ahead of time."""
 
-        def forward(state: nnx.State, *arrays: jax.Array) -> Any:
+        def forward(state: nnx.State[Any, Any], *arrays: jax.Array) -> Any:
             return function(nnx.merge(self._graph, state), *arrays)
 
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -121,10 +121,11 @@ class XlaBackend:
         # Dispatch on a CPU is too, but one after the other; a thread waits for its own.
         return self._pool.map(lambda chunk: jax.block_until_ready(program(chunk)), chunks)
 
-    def _scores(self, chunk: np.ndarray) -> jax.Array:
+    def _scores(self, chunk: np.ndarray) -> Any:
         return self._classify(*self._mel_db(chunk)) if self._by_song else self._run(chunk)
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [B] of float32 audio [B, segment_samples]."""
         out = self._each(self._scores, self._chunks(audio))
         added = self._head and self._head(audio)  # while XLA is at work
         values = np.concatenate([np.asarray(part) for part in out])[: len(audio)]
