@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARTIFACTNET := $(BIN)/artifactnet-jax
 
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo develop test test-fast test-base test-lowest test-sdist lint documents clean train-default
 

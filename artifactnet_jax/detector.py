@@ -71,10 +71,10 @@ def threshold_of(weights: Model, threshold: float | str | None) -> float:
     elif threshold in points:
         value = points[threshold]
     else:
-        known = "".join(f"{name} ({point:g}), " for name, point in points.items())
+        choices = "".join(f"{name} ({point:g}), " for name, point in points.items())
         cause = f"weights {weights.name!r} have no operating point {threshold!r}"
         cause += "" if points else ", nor any other"
-        raise ValueError(f"{cause}: use {known and known[:-2] + ' or '}a number from 0 to 1")
+        raise ValueError(f"{cause}: use {choices and choices[:-2] + ' or '}a number from 0 to 1")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"threshold {value} is not in [0, 1]")
     return value
@@ -377,10 +377,10 @@ class Detector:
             return
         began = time.perf_counter()
         scores = self.backend(np.stack([samples for _, samples in batch]))
-        share = (time.perf_counter() - began) / len(batch)
+        seconds = (time.perf_counter() - began) / len(batch)
         for (track, _), score in zip(batch, scores, strict=True):
             track.scores.append(float(score))
-            track.compute_s += share
+            track.compute_s += seconds
             if self.until_decided and not track.decided:
                 rest = track.most - len(track.scores)
                 track.decided = decided(track.scores, rest, self.threshold, self.margin)

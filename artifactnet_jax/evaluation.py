@@ -415,7 +415,8 @@ class Sample(NamedTuple):
     @property
     def scored(self) -> np.ndarray:
         """Whether a row has a score: bool [n]."""
-        return np.logical_not(np.isnan(self.score))
+        scored: np.ndarray = ~np.isnan(self.score)
+        return scored
 
     def points(self, called: np.ndarray, missing_as_wrong: bool = False) -> dict[str, float]:
         """`METRICS` of the rows as they are, NaN where not defined; `called` AI: bool [n]."""

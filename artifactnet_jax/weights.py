@@ -54,8 +54,8 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Weights(Model):
-    """A network that is known layer by layer: float32 tensors by name, and their config."""
+class Stored(Model):
+    """What a weights file holds: a model with its tensors by name."""
 
     name: str
     config: cfg.Config
@@ -65,20 +65,18 @@ class Weights(Model):
     provenance: Mapping[str, Any]
 
 
+class Weights(Stored):
+    """A network that is known layer by layer; its tensors are float32."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class ForeignGraph(Model):
+class ForeignGraph(Stored):
     """An ONNX graph that was not recognised in every part: it runs as it is, node by node.
 
     `tensors` are its constants, in their own dtypes. A graph of whole songs gives one score of its
     own for all segments.
     """
 
-    name: str
-    config: cfg.Config
-    tensors: Mapping[str, np.ndarray]
-    sha256: str
-    licence: str
-    provenance: Mapping[str, Any]
     graph: Mapping[str, Any]  # see `convert.graph.graph_to_dict`
 
     @property
@@ -232,7 +230,7 @@ def save_weights(
     replace_file(path, save(stored, metadata=header))
 
 
-def write_weights(weights: Weights | ForeignGraph, path: str | os.PathLike[str]) -> None:
+def write_weights(weights: Stored, path: str | os.PathLike[str]) -> None:
     """Write weights as they are to a file: see `save_weights`."""
     save_weights(
         path,

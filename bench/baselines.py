@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -139,8 +139,9 @@ class Fakeprint(Trained):
         lowest = np.array([s + int(spectrum[s : s + self.AREA].argmin()) for s in starts])
         hull = make_interp_spline(lowest, spectrum[lowest], k=2)
         floor = np.maximum(hull(np.arange(len(spectrum))), self.FLOOR_DB)
-        peaks = np.clip(spectrum - floor, 0, self.PEAK_DB)
-        return np.divide(peaks, max(float(peaks.max()), 1e-9))
+        peaks: np.ndarray = np.clip(spectrum - floor, 0, self.PEAK_DB)
+        peaks /= max(float(peaks.max()), 1e-9)
+        return peaks
 
 
 class Separation(Trained):

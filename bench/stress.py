@@ -62,7 +62,9 @@ def _seed(track: str) -> int:
 
 def _chain(chain: Chain) -> Change:
     def change(audio: np.ndarray, track: str) -> np.ndarray:
-        return dataclasses.replace(chain, noise_seed=_seed(track)).apply(audio[:, None])[0]
+        seeded = dataclasses.replace(chain, noise_seed=_seed(track))
+        changed: np.ndarray = seeded.apply(audio[:, None])[0]
+        return changed
 
     return change
 
@@ -86,8 +88,9 @@ def stretched(audio: np.ndarray, tempo: float) -> np.ndarray:
             blocks.append(pulled.to_ndarray().reshape(-1))
         except (av.error.EOFError, av.error.BlockingIOError):
             break
-    joined: np.ndarray = np.concatenate(blocks or [np.zeros(0, np.float32)])
-    return np.clip(joined, -1, 1)
+    joined = np.concatenate(blocks or [np.zeros(0, np.float32)])
+    clipped: np.ndarray = np.clip(joined, -1, 1)
+    return clipped
 
 
 def shifted(audio: np.ndarray, semitones: float) -> np.ndarray:

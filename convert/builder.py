@@ -14,7 +14,8 @@ from artifactnet_jax.layers import Layer, layer
 
 SPATIAL = ("n", "c", "h", "w")
 
-Reader = Callable[["Builder", Node], None]  # appends the layers that a node is
+# Appends the layers that a node is, from the map that is its first input.
+Reader = Callable[["Builder", Node, "Map"], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Map:
     roles: tuple[str, ...]
     shape: tuple[int, ...]  # of the map (C, H, W), or of the vector (C,)
     spread: tuple[Any, ...] = ()
+
+
+_CONSTANT = Map("", (), ())  # stands for an input that is no map
 
 
 class Builder:
@@ -148,7 +152,7 @@ class Builder:
         for node in self.trace.graph.nodes:
             if any(out in stop for out in node.outputs):
                 self.node = node
-                read(self, node)
+                read(self, node, self.maps.get(node.inputs[0], _CONSTANT))
         return self.maps[target]
 
     def same(

@@ -89,15 +89,15 @@ def _export_int8(weights: Model, args: argparse.Namespace) -> int:
     """Weights file -> int8 ONNX model; what that costs goes to stdout. Raises as its parts do."""
     from artifactnet_jax.files import find_audio
 
-    done = _quantise(weights, args.output, find_audio(args.calibrate, recursive=False))
-    for message in done.failures:
+    change = _quantise(weights, args.output, find_audio(args.calibrate, recursive=False))
+    for message in change.failures:
         print(f"artifactnet-jax: {message}", file=sys.stderr)
     print(
-        f"int8 against fp32, {done.tracks} tracks that gave no ranges: {done.flips} verdicts flip, "
-        f"scores move by {done.median:.4f} in the median, {done.largest:.4f} at most"
+        f"int8 against fp32, {change.tracks} tracks that gave no ranges: {change.flips} verdicts "
+        f"flip, scores move by {change.median:.4f} in the median, {change.largest:.4f} at most"
     )
     _wrote(weights, args.output)
-    return SOME_FAILED if done.failures else OK
+    return SOME_FAILED if change.failures else OK
 
 
 class Quantised(NamedTuple):

@@ -100,16 +100,16 @@ def median(g: OnnxGraph, x: str, n: int, size: int, edge: str) -> str:
     samples = padded[np.minimum(samples, len(padded) - 1)]
     x = g.op("Gather", x, g.constant(samples, np.int64), axis=1)
     planes = g.ops("Split", x, outputs=len(samples), axis=1, num_outputs=len(samples))
-    known: dict[tuple[int, int], str] = {}
+    computed: dict[tuple[int, int], str] = {}
 
     def value(plane: int, shift: int) -> str:
         if plane < tile:
             return planes[plane + tile * shift]
-        if (plane, shift) not in known:
+        if (plane, shift) not in computed:
             kind, a, b, further = program.steps[plane - tile]
             inputs = value(a, shift), value(b, shift + further)
-            known[plane, shift] = g.op(kind.capitalize(), *inputs)
-        return known[plane, shift]
+            computed[plane, shift] = g.op(kind.capitalize(), *inputs)
+        return computed[plane, shift]
 
     x = g.op("Concat", *(value(*output) for output in program.outputs), axis=1)
     x = g.op("Transpose", x, perm=[0, 2, 1, 3])
@@ -129,8 +129,8 @@ def hpss(g: OnnxGraph, residual: str, fe: cfg.FrontEnd) -> tuple[str, str]:
         total = g.op("Add", total, g.constant(fe.hpss_eps))
     zero, some = g.constant(0.0), g.op("Greater", total, g.constant(0.0))
     total = g.op("Where", some, total, g.constant(1.0))
-    shares = (g.op("Where", some, g.op("Div", part, total), zero) for part in (h, p))
-    harmonic, percussive = (g.op("Mul", residual, share) for share in shares)
+    soft_masks = (g.op("Where", some, g.op("Div", part, total), zero) for part in (h, p))
+    harmonic, percussive = (g.op("Mul", residual, mask) for mask in soft_masks)
     return harmonic, percussive
 
 
@@ -153,7 +153,7 @@ def channels(g: OnnxGraph, views: str, fe: cfg.FrontEnd, over_song: bool) -> str
             axes = [0, *axes]
         loudest = g.op("ReduceMax", views, g.ints(*axes), keepdims=1)
         views = g.op("Max", views, g.op("Sub", loudest, g.constant(fe.top_db)))
-    known = dict(
+    made = dict(
         zip(
             ("mel_res", "mel_H", "mel_P"),
             g.ops("Split", views, outputs=3, axis=1, num_outputs=3),
@@ -166,13 +166,13 @@ def channels(g: OnnxGraph, views: str, fe: cfg.FrontEnd, over_song: bool) -> str
         return g.op("Pad", steps, g.ints(0, 0, 0, 1, 0, 0, 0, 0))
 
     def channel(name: str) -> str:
-        if name not in known:
+        if name not in made:
             if name == "ratio":
-                known[name] = g.op("Sub", known["mel_H"], known["mel_P"])
+                made[name] = g.op("Sub", made["mel_H"], made["mel_P"])
             elif name == "flux":
-                known[name] = g.op("Abs", channel("delta"))
+                made[name] = g.op("Abs", channel("delta"))
             else:
-                known[name] = delta(channel("delta" if name == "delta2" else "mel_res"))
-        return known[name]
+                made[name] = delta(channel("delta" if name == "delta2" else "mel_res"))
+        return made[name]
 
     return g.op("Concat", *map(channel, fe.channels), axis=1)

@@ -257,12 +257,12 @@ class _Emitter:
         for axis, ((m, n), scale) in enumerate(zip(sizes, scales, strict=True), start=2):
             if m == n and scale == 1:
                 continue
-            low, high, share = sampling(m, n, scale, mode, coordinates, self.attrs["rounding"])
+            low, high, weight = sampling(m, n, scale, mode, coordinates, self.attrs["rounding"])
             read = g.op("Gather", x, g.constant(low, np.int64), axis=axis)
             if mode == "linear":
                 step = g.op("Gather", x, g.constant(high, np.int64), axis=axis)
-                share = share.reshape((-1, 1) if axis == 2 else (-1,))
-                step = g.op("Mul", g.op("Sub", step, read), g.constant(share, self.dtype))
+                weight = weight.reshape((-1, 1) if axis == 2 else (-1,))
+                step = g.op("Mul", g.op("Sub", step, read), g.constant(weight, self.dtype))
                 read = g.op("Add", read, step)
             x = read
         return x

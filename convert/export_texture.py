@@ -141,14 +141,14 @@ class _Statistics:
         x = g.op("MatMul", g.reshape(x, -1, sum(sizes), self.bins), to_bands)
         kinds = g.ops("Split", x, g.ints(*sizes), outputs=len(sizes), axis=1)
         variance = g.op("Add", kinds[0], number(0.05))
-        share = g.op("Add", kinds[2], number(3 / (np.diff(self.rows) * self.frames)))
-        fall, fall2, change, bound = (g.op("Div", x, share) for x in kinds[3:])
+        count = g.op("Add", kinds[2], number(3 / (np.diff(self.rows) * self.frames)))
+        fall, fall2, change, bound = (g.op("Div", x, count) for x in kinds[3:])
         square = g.op("Sub", fall2, self.squared(fall))
         spread = g.op("Sqrt", g.op("Max", square, number(0.0)))
         kinds = [
             g.op("Log", variance),
             g.op("Div", kinds[1], variance),
-            g.op("Log", share),
+            g.op("Log", count),
             g.op("Div", fall, number(10.0)),
             g.op("Div", spread, number(10.0)),
             g.op("Log", g.op("Add", change, number(0.1))),

@@ -75,11 +75,11 @@ class Graph:
 
     def outer(self) -> tuple[str, ...]:
         """Names that it reads but does not define: those of the graph around it."""
-        known = {*self.constants, *(value.name for value in self.inputs)}
-        known.update(name for node in self.nodes for name in node.outputs)
+        available = {*self.constants, *(value.name for value in self.inputs)}
+        available.update(name for node in self.nodes for name in node.outputs)
         wanted = [name for node in self.nodes for name in node.reads()]
         wanted += [value.name for value in self.outputs]
-        return tuple(dict.fromkeys(name for name in wanted if name not in known))
+        return tuple(dict.fromkeys(name for name in wanted if name not in available))
 
 
 def read_graph(path: str | os.PathLike[str]) -> Graph:
@@ -274,20 +274,20 @@ def _graph(proto: Any, opset: int, external: _External, path: str, around: froze
     )
     outputs = tuple(_value(entry, path, required=False) for entry in proto.output)
 
-    known = {*constants, *(value.name for value in inputs)}
-    scope = frozenset(around | known | {name for node in proto.node for name in node.output})
+    available = {*constants, *(value.name for value in inputs)}
+    scope = frozenset(around | available | {name for node in proto.node for name in node.output})
     nodes = [_node(node, opset, external, path, scope) for node in proto.node]
     made = Counter(name for node in nodes for name in node.outputs if name)
-    if twice := [name for name in made if made[name] > 1 or name in known]:
+    if twice := [name for name in made if made[name] > 1 or name in available]:
         raise ConvertError(f"{path}: {twice[0]!r} is defined twice; {CURE}")
     return Graph(
-        _ordered(nodes, known | around, made, outputs, path), constants, inputs, outputs, opset
+        _ordered(nodes, available | around, made, outputs, path), constants, inputs, outputs, opset
     )
 
 
 def _ordered(
     nodes: list[Node],
-    known: frozenset[str] | set[str],
+    available: frozenset[str] | set[str],
     made: Mapping[str, int],
     outputs: tuple[Value, ...],
     path: str,
@@ -295,23 +295,23 @@ def _ordered(
     """The nodes in order of computation, as near to the file's order as that allows."""
     for node in nodes:
         for name in node.reads():
-            if name not in known and name not in made:
+            if name not in available and name not in made:
                 raise ConvertError(
                     f"{path}: node {node.name!r} ({node.op}) reads {name!r}, which nothing "
                     f"defines; {CURE}"
                 )
     for value in outputs:
-        if value.name not in known and value.name not in made:
+        if value.name not in available and value.name not in made:
             raise ConvertError(f"{path}: nothing defines the output {value.name!r}; {CURE}")
     ordered: list[Node] = []
-    done = set(known)
+    computed = set(available)
     waiting = nodes
     while waiting:
         blocked = []
         for node in waiting:
-            if all(name in done for name in node.reads()):
+            if all(name in computed for name in node.reads()):
                 ordered.append(node)
-                done.update(node.outputs)
+                computed.update(node.outputs)
             else:
                 blocked.append(node)
         if len(blocked) == len(waiting):

@@ -11,7 +11,6 @@ import numpy as np
 from artifactnet_jax import config as cfg
 from artifactnet_jax.backends.numpy import NumpyBackend
 from artifactnet_jax.convert import recognise
-from artifactnet_jax.convert import recognise_spectrum as spectra
 from artifactnet_jax.convert.contract import Contract, sample_rate
 from artifactnet_jax.convert.match import match_cnn, match_unet
 from artifactnet_jax.convert.networks import Network, extract
@@ -39,7 +38,9 @@ def recognised(contract: Contract, trace: Trace) -> Native:
     audio = probe_audio(trace.segments, contract.samples)
     verdict, scores = _aggregation(contract, trace, audio)
     logit, two_class = _logit(trace, scores)
-    residuals = spectra.find_residuals(trace, spectra.find_spectrum(trace, audio), contract.output)
+    residuals = recognise.find_residuals(
+        trace, recognise.find_spectrum(trace, audio), contract.output
+    )
     failure = Unmapped("")
     for residual in residuals:
         try:
@@ -52,7 +53,7 @@ def recognised(contract: Contract, trace: Trace) -> Native:
 def _from_residual(
     contract: Contract,
     trace: Trace,
-    residual: spectra.Residual,
+    residual: recognise.Residual,
     verdict: cfg.Decision,
     scores: str,
     logit: str,
@@ -116,7 +117,7 @@ def _from_residual(
     return Native(config, tensors, {"initialisers": sources, "fixed": fixed, "stages": stages})
 
 
-def _mask_network(trace: Trace, residual: spectra.Residual) -> Network:
+def _mask_network(trace: Trace, residual: recognise.Residual) -> Network:
     """The layers from magnitude to mask."""
     size = residual.plane.array.shape[1:]
     starts = {plane.tensor: plane.roles for plane in residual.spectrum.planes if plane.roles}

@@ -49,19 +49,18 @@ _NOTHING = {"Identity", "Dropout", "Cast", "CastLike"}
 _READERS = {**read_products.READERS, **read_shapes.READERS}
 
 
-def _read(builder: Builder, node: Node) -> None:
-    """Append the layers that a node is."""
+def _read(builder: Builder, node: Node, value: Map) -> None:
     op = node.op
     if op in _NOTHING:
-        builder.maps[node.outputs[0]] = builder.maps[node.inputs[0]]
+        builder.maps[node.outputs[0]] = value
     elif op in _UNARY or op in _WITH_ATTRIBUTES:
         kind, defaults = _WITH_ATTRIBUTES.get(op, (_UNARY.get(op, ""), {}))
-        attributes = {key: node.attributes.get(key, value) for key, value in defaults.items()}
-        builder.same(kind, builder.maps[node.inputs[0]], attributes)
+        attributes = {key: node.attributes.get(key, number) for key, number in defaults.items()}
+        builder.same(kind, value, attributes)
     elif op in _BINARY:
         builder.binary(_BINARY[op])
     elif op in _READERS:
-        _READERS[op](builder, node)
+        _READERS[op](builder, node, value)
     else:
         raise builder.fail("no layer does this")
 

@@ -61,9 +61,9 @@ class Errors:
         place = np.ceil(50 * (np.log10(np.clip(error, 1e-12, 1e4)) + 12)).astype(np.int64)
         self.counts += np.bincount(place, minlength=len(self.counts))
 
-    def quantile(self, share: float = 0.999) -> float:
+    def quantile(self, fraction: float = 0.999) -> float:
         """The error that this share of the values does not exceed."""
-        place = int(np.searchsorted(np.cumsum(self.counts), share * self.counts.sum()))
+        place = int(np.searchsorted(np.cumsum(self.counts), fraction * self.counts.sum()))
         return min(self.largest, 10.0 ** (place / 50 - 12))
 
 

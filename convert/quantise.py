@@ -63,11 +63,11 @@ def quantise(model: ModelProto, segments: Iterable[np.ndarray]) -> ModelProto:
             )
         finally:
             logging.disable(level)
-        done = onnx.load(path)
+        small = onnx.load(path)
     notes = {note.key: note.value for note in model.metadata_props}
-    onnx.helper.set_model_props(done, {**notes, "precision": "int8"})
-    done.doc_string = model.doc_string.replace("fp32", "int8")
-    return done
+    onnx.helper.set_model_props(small, {**notes, "precision": "int8"})
+    small.doc_string = model.doc_string.replace("fp32", "int8")
+    return small
 
 
 def kept_float(model: ModelProto) -> list[str]:

@@ -53,8 +53,8 @@ def _product(
     return name
 
 
-def _conv(b: Builder, node: Node) -> None:
-    value = b.upright(b.maps[node.inputs[0]])
+def _conv(b: Builder, node: Node, value: Map) -> None:
+    value = b.upright(value)
     weight = b.static(node.inputs[1])
     if weight.ndim != 4:
         raise b.fail("a convolution that is not two-dimensional")
@@ -64,8 +64,8 @@ def _conv(b: Builder, node: Node) -> None:
     b.out(name, SPATIAL, (weight.shape[0], *b.trace.shapes[node.outputs[0]][2:]))
 
 
-def _conv_transpose(b: Builder, node: Node) -> None:
-    value = b.upright(b.maps[node.inputs[0]])
+def _conv_transpose(b: Builder, node: Node, value: Map) -> None:
+    value = b.upright(value)
     weight = b.static(node.inputs[1])
     if weight.ndim != 4 or int(node.attributes.get("group", 1)) != 1:
         raise b.fail("a transposed convolution in groups, or not two-dimensional")
@@ -118,8 +118,7 @@ def _dense(b: Builder, value: Map, weight: np.ndarray, bias: np.ndarray | None) 
     return b.emit("conv", [value.name], attributes, tensors)
 
 
-def _gemm(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _gemm(b: Builder, node: Node, value: Map) -> None:
     if value.spread or value.roles != ("n", "c") or node.attributes.get("transA", 0):
         raise b.fail(f"its input has axes {value.roles}")
     weight = b.static(node.inputs[1])
@@ -142,10 +141,10 @@ def _gemm(b: Builder, node: Node) -> None:
     b.out(name, ("n", "c"), (kernel.shape[1], *rest))
 
 
-def _matmul(b: Builder, node: Node) -> None:
+def _matmul(b: Builder, node: Node, value: Map) -> None:
     if b.is_static(node.inputs[0]) or not b.is_static(node.inputs[1]):
         raise b.fail("a product of two computed tensors, or along another axis")
-    value, weight = b.maps[node.inputs[0]], b.static(node.inputs[1])
+    weight = b.static(node.inputs[1])
     if value.spread or value.roles[-1] != "c" or weight.ndim != 2:
         raise b.fail(f"a product along axes {value.roles}")
     name = _dense(b, value, weight, None)
@@ -158,8 +157,7 @@ def _affine(b: Builder, name: str, node: Node, leaves: Mapping[str, int]) -> Non
         b.source(f"{name}.{leaf}", node.inputs[index], "same")
 
 
-def _batch_norm(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _batch_norm(b: Builder, node: Node, value: Map) -> None:
     if value.spread or value.roles[:2] != ("n", "c"):
         raise b.fail(f"its input has axes {value.roles}")
     leaves = {"scale": 1, "bias": 2, "mean": 3, "var": 4}
@@ -169,8 +167,7 @@ def _batch_norm(b: Builder, node: Node) -> None:
     _affine(b, name, node, leaves)
 
 
-def _instance_norm(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _instance_norm(b: Builder, node: Node, value: Map) -> None:
     epsilon = float(node.attributes.get("epsilon", 1e-5))
     scale, bias = b.static(node.inputs[1]), b.static(node.inputs[2])
     if value.spread and value.spread[0] == "groups":
@@ -187,8 +184,8 @@ def _instance_norm(b: Builder, node: Node) -> None:
     b.out(name, value.roles, value.shape)
 
 
-def _group_norm(b: Builder, node: Node) -> None:
-    value = b.upright(b.maps[node.inputs[0]])
+def _group_norm(b: Builder, node: Node, value: Map) -> None:
+    value = b.upright(value)
     groups = int(node.attributes["num_groups"])
     attributes = {"groups": groups, "epsilon": float(node.attributes.get("epsilon", 1e-5))}
     scale, bias = b.static(node.inputs[1]), b.static(node.inputs[2])
@@ -201,9 +198,8 @@ def _group_norm(b: Builder, node: Node) -> None:
     b.out(name, value.roles, value.shape)
 
 
-def _layer_norm(b: Builder, node: Node) -> None:
+def _layer_norm(b: Builder, node: Node, value: Map) -> None:
     # Over all of (C, H, W), or over C where that is the last axis.
-    value = b.maps[node.inputs[0]]
     axis = int(node.attributes.get("axis", -1)) % len(value.roles)
     axes = "".join(role for role in value.roles[axis:] if role != "1")
     if value.spread or "n" in axes or not axes or node.outputs[1:2] not in ((), ("",)):
@@ -225,8 +221,8 @@ def _layer_norm(b: Builder, node: Node) -> None:
     b.out(name, value.roles, value.shape)
 
 
-def _prelu(b: Builder, node: Node) -> None:
-    value, slope = b.maps[node.inputs[0]], b.static(node.inputs[1])
+def _prelu(b: Builder, node: Node, value: Map) -> None:
+    slope = b.static(node.inputs[1])
     array = b.constant(slope, value)
     if array.size not in (1, value.shape[0]) or array.shape[0] != array.size:
         raise b.fail("a slope that is not one for each feature")

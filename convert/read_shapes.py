@@ -17,8 +17,8 @@ _POOLED = {"GlobalAveragePool": "mean", "GlobalMaxPool": "max"}
 _REDUCED = {"ReduceMean": "mean", "ReduceMax": "max", "ReduceSum": "sum"}
 
 
-def _pool(b: Builder, node: Node, kind: str, **more: Any) -> None:
-    value = b.upright(b.maps[node.inputs[0]])
+def _pool(b: Builder, node: Node, value: Map, kind: str, **more: Any) -> None:
+    value = b.upright(value)
     window = tuple(node.attributes["kernel_shape"])
     places = geometry(b, node, value, window)
     if places.pop("dilations") != (1, 1) or len(window) != 2:
@@ -39,18 +39,18 @@ def _pool(b: Builder, node: Node, kind: str, **more: Any) -> None:
     b.out(name, SPATIAL, (value.shape[0], *got))
 
 
-def _max_pool(b: Builder, node: Node) -> None:
+def _max_pool(b: Builder, node: Node, value: Map) -> None:
     if node.outputs[1:2] not in ((), ("",)):
         raise b.fail("its indices are used")
-    _pool(b, node, "max_pool")
+    _pool(b, node, value, "max_pool")
 
 
-def _average_pool(b: Builder, node: Node) -> None:
-    _pool(b, node, "avg_pool", count_include_pad=bool(node.attributes.get("count_include_pad", 0)))
+def _average_pool(b: Builder, node: Node, value: Map) -> None:
+    counted = bool(node.attributes.get("count_include_pad", 0))
+    _pool(b, node, value, "avg_pool", count_include_pad=counted)
 
 
-def _global_pool(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _global_pool(b: Builder, node: Node, value: Map) -> None:
     if value.spread or value.roles[:2] != ("n", "c"):
         raise b.fail(f"its input has axes {value.roles}")
     name = b.emit(_POOLED[node.op], [value.name], {"axes": "hw"})
@@ -66,8 +66,7 @@ def _reduced(b: Builder, kind: str, name: str, letters: str) -> str:
     return b.emit(kind, [name], {"axes": letters})
 
 
-def _reduce(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _reduce(b: Builder, node: Node, value: Map) -> None:
     axes = node.attributes.get("axes")
     if axes is None and len(node.inputs) > 1 and node.inputs[1]:
         axes = b.static(node.inputs[1]).reshape(-1).tolist()
@@ -91,13 +90,13 @@ def _reduce(b: Builder, node: Node) -> None:
     b.out(name, roles, shape)
 
 
-def _resize(b: Builder, node: Node) -> None:
-    value = b.upright(b.maps[node.inputs[0]])
+def _resize(b: Builder, node: Node, value: Map) -> None:
+    value = b.upright(value)
     got = b.trace.shapes[node.outputs[0]][2:]
     mode = node.attributes.get("mode", "nearest")
     coordinates = node.attributes.get("coordinate_transformation_mode", "half_pixel")
-    known = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
-    if mode not in ("nearest", "linear") or coordinates not in known:
+    supported = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
+    if mode not in ("nearest", "linear") or coordinates not in supported:
         raise b.fail(f"resizing by {mode} with {coordinates} coordinates")
     if node.attributes.get("antialias", 0) or "axes" in node.attributes:
         raise b.fail("resizing with antialias, or along chosen axes")
@@ -120,8 +119,7 @@ def _resize(b: Builder, node: Node) -> None:
     b.out(name, SPATIAL, (value.shape[0], *got))
 
 
-def _pad(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _pad(b: Builder, node: Node, value: Map) -> None:
     pads = node.attributes.get("pads")
     if pads is None:
         pads = b.static(node.inputs[1]).reshape(-1)
@@ -170,8 +168,7 @@ def _cut(b: Builder, value: Map, role: str, start: int, stop: int, step: int = 1
     return Map(b.emit("slice", [value.name], attributes), value.roles, tuple(shape))
 
 
-def _slice(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _slice(b: Builder, node: Node, value: Map) -> None:
     if len(node.inputs) > 1:
         given = [b.static(name).reshape(-1).tolist() if name else None for name in node.inputs[1:]]
         starts, stops, axes, steps = (*given, None, None)[:4]
@@ -194,8 +191,7 @@ def _slice(b: Builder, node: Node) -> None:
     b.out(value.name, value.roles, value.shape)
 
 
-def _split(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _split(b: Builder, node: Node, value: Map) -> None:
     axis = int(node.attributes.get("axis", 0)) % len(value.roles)
     start = 0
     for index, tensor in enumerate(node.outputs):
@@ -207,8 +203,7 @@ def _split(b: Builder, node: Node) -> None:
         start = stop
 
 
-def _gather(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _gather(b: Builder, node: Node, value: Map) -> None:
     index = b.static(node.inputs[1])
     axis = int(node.attributes.get("axis", 0)) % len(value.roles)
     role = value.roles[axis]
@@ -223,7 +218,7 @@ def _gather(b: Builder, node: Node) -> None:
     b.out(part.name, roles, part.shape)
 
 
-def _concat(b: Builder, node: Node) -> None:
+def _concat(b: Builder, node: Node, _: Map) -> None:
     if any(b.is_static(name) for name in node.inputs):
         raise b.fail("a constant beside feature maps")
     values = [b.maps[name] for name in node.inputs]
@@ -245,8 +240,7 @@ def _concat(b: Builder, node: Node) -> None:
     b.out(name, roles, tuple(shape))
 
 
-def _softmax(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _softmax(b: Builder, node: Node, value: Map) -> None:
     axis = node.attributes.get("axis", -1 if b.trace.graph.opset >= 13 else 1)
     axis = int(axis) % len(value.roles)
     if b.trace.graph.opset < 13 and axis != len(value.roles) - 1:
@@ -256,7 +250,7 @@ def _softmax(b: Builder, node: Node) -> None:
     b.same("softmax", value, {"axis": value.roles[axis]})
 
 
-def _clip(b: Builder, node: Node) -> None:
+def _clip(b: Builder, node: Node, value: Map) -> None:
     limits: list[float | None] = []
     for index, key in ((1, "min"), (2, "max")):
         if len(node.inputs) > index and node.inputs[index]:
@@ -265,11 +259,10 @@ def _clip(b: Builder, node: Node) -> None:
             limits.append(node.attributes.get(key))
     # The largest float of the type stands for no limit.
     low, high = (None if x is None or abs(x) > 3e38 else float(x) for x in limits)
-    b.same("clip", b.maps[node.inputs[0]], {"low": low, "high": high})
+    b.same("clip", value, {"low": low, "high": high})
 
 
-def _transpose(b: Builder, node: Node) -> None:
-    value = b.maps[node.inputs[0]]
+def _transpose(b: Builder, node: Node, value: Map) -> None:
     rank = len(b.trace.shapes[node.inputs[0]])
     perm = tuple(node.attributes.get("perm", range(rank)[::-1]))
     if value.spread:
@@ -282,17 +275,15 @@ def _transpose(b: Builder, node: Node) -> None:
     )
 
 
-def _expand(b: Builder, node: Node) -> None:
+def _expand(b: Builder, node: Node, value: Map) -> None:
     # What follows broadcasts all the same.
-    value = b.maps[node.inputs[0]]
     rank = len(b.trace.shapes[node.outputs[0]])
     roles = ("1",) * (rank - len(value.roles)) + value.roles
     b.maps[node.outputs[0]] = dataclasses.replace(value, roles=roles)
 
 
-def _reshape(b: Builder, node: Node) -> None:
+def _reshape(b: Builder, node: Node, value: Map) -> None:
     """Reshape, Flatten, Squeeze and Unsqueeze: by the shapes before and after."""
-    value = b.maps[node.inputs[0]]
     old, new = b.trace.shapes[node.inputs[0]], b.trace.shapes[node.outputs[0]]
     n = b.trace.segments
     if value.spread:
@@ -373,16 +364,16 @@ def _regrouped(
     return tuple(roles)
 
 
-def _depth_to_space(b: Builder, node: Node) -> None:
-    value = b.upright(b.maps[node.inputs[0]])
+def _depth_to_space(b: Builder, node: Node, value: Map) -> None:
+    value = b.upright(value)
     block, (c, h, w) = int(node.attributes["blocksize"]), value.shape
     order = node.attributes.get("mode", "DCR")
     name = b.emit("depth_to_space", [value.name], {"rows": block, "cols": block, "order": order})
     b.out(name, SPATIAL, (c // block**2, h * block, w * block))
 
 
-def _space_to_depth(b: Builder, node: Node) -> None:
-    value = b.upright(b.maps[node.inputs[0]])
+def _space_to_depth(b: Builder, node: Node, value: Map) -> None:
+    value = b.upright(value)
     block, (c, h, w) = int(node.attributes["blocksize"]), value.shape
     name = b.emit("space_to_depth", [value.name], {"rows": block, "cols": block, "order": "DCR"})
     b.out(name, SPATIAL, (c * block**2, h // block, w // block))

@@ -18,7 +18,7 @@ from artifactnet_jax.convert.graph import read_graph
 from artifactnet_jax.convert.protobuf import Bytes, Field, encoded, fields, varint, varints
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.passes import folded
-from artifactnet_jax.weights import ForeignGraph, Model, Weights
+from artifactnet_jax.weights import Model, Stored, Weights
 
 # From our axes to the file's: see "initialisers" in the provenance of converted weights.
 _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -59,7 +59,7 @@ def fill_template(
     """
     where, source = os.fspath(template), Path(template)
     entries = weights.provenance.get("initialisers")
-    if not entries or not isinstance(weights, (Weights, ForeignGraph)):
+    if not entries or not isinstance(weights, Stored):
         raise ValueError(
             f"{where}: weights {weights.name!r} hold no map back to an ONNX file; "
             "leave the template out, or convert its file first"

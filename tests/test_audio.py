@@ -123,6 +123,7 @@ def test_pyav_reads_what_soundfile_cannot(tmp_path: Path, suffix: str) -> None:
     assert report.duration_s == pytest.approx(6, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s32le", "pcm_f64le"])
 def test_pyav_sample_formats_scale_alike(codec: str) -> None:
     import av
@@ -517,6 +518,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).g
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 @pytest.mark.parametrize(("suffix", "plan"), [("wav", "all"), ("flac", "7"), ("mka", "all")])
 def test_memory_does_not_grow_with_length(tmp_path: Path, suffix: str, plan: str) -> None:
@@ -530,6 +532,7 @@ def test_memory_does_not_grow_with_length(tmp_path: Path, suffix: str, plan: str
     assert peaks[1] <= 1.2 * peaks[0]
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     code = (
         "import artifactnet_jax.audio, sys; print({'av', 'soxr', 'soundfile'} & set(sys.modules))"

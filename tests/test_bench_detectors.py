@@ -140,6 +140,7 @@ def ort_scores(path: Path, segments: np.ndarray) -> list[float]:
     return [float(session.run(None, {name: s[None]})[0].reshape(-1)[0]) for s in segments]
 
 
+@pytest.mark.slow
 def test_onnx_as_the_public_runner_runs_it():
     onnx = open_detector(f"onnx:{ONNX / 'plain.onnx'}")
     onnx.load("cpu")
@@ -155,6 +156,7 @@ def test_onnx_as_the_public_runner_runs_it():
         assert len(result.segments) == (7 if n > size else 1)  # seven copies of one are one
 
 
+@pytest.mark.slow
 def test_onnx_of_a_whole_song():
     ort = pytest.importorskip("onnxruntime")
     onnx = open_detector(f"onnx:{ONNX / 'song.onnx'}")

@@ -93,7 +93,9 @@ def test_recursion_is_asked_for(score, tmp_path):
     assert list(score("-r", tmp_path).rows) == [str(inner)]
 
 
-@pytest.mark.parametrize("backend", ["numpy", pytest.param("xla", marks=needs_jax)])
+@pytest.mark.parametrize(
+    "backend", ["numpy", pytest.param("xla", marks=[needs_jax, pytest.mark.slow])]
+)
 def test_wav_and_flac_give_the_same_bits(score, tmp_path, backend):
     pcm = noise(9, seed=3)
     for suffix in ("wav", "flac"):
@@ -245,6 +247,7 @@ def test_names_of_any_bytes(score, tmp_path):
     assert set(score(f"@{tmp_path}/list").rows) == {p for p in paths if "\n" not in p}
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("form", ["table", "csv"])
 def test_a_terminal_without_unicode(shell, tmp_path, form):
@@ -298,6 +301,7 @@ def test_an_empty_stream_is_a_row(score, tracks, monkeypatch, stdin):
     assert "score" in done.rows[str(tracks / "a.wav")]
 
 
+@pytest.mark.slow
 @posix
 def test_a_pipe(shell, detector):
     flac = encode(noise(5, seed=9), "flac")
@@ -321,6 +325,7 @@ def test_stdin_that_cannot_be_read(score, tracks, monkeypatch):
     assert "Input/output error" in done.err
 
 
+@pytest.mark.slow
 @posix
 def test_ctrl_c_while_standard_input_hangs(shell):
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -442,6 +447,7 @@ def test_output_that_cannot_be_written_is_found_before_the_work(
     assert audio.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_a_full_disk(shell, tracks, form):
@@ -479,6 +485,7 @@ def test_a_disk_that_fills_up(score, tracks, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["csv", "jsonl"]
 
 
+@pytest.mark.slow
 @posix
 def test_a_reader_that_has_had_enough(shell, tracks):
     line = f"({shlex.join([*shell, str(tracks)])}; echo $? >&2) | head -c 1"
@@ -486,6 +493,7 @@ def test_a_reader_that_has_had_enough(shell, tracks):
     assert (done.stdout, done.stderr) == (b"{", b"1\n")
 
 
+@pytest.mark.slow
 @posix
 def test_closed_streams(shell, tracks, tmp_path):
     line = shlex.join([*shell, str(tracks / "a.wav"), str(tmp_path / "gone.wav")])
@@ -550,6 +558,7 @@ def test_resume_keeps_rows_of_inputs_not_named_this_time(score, tracks, tmp_path
     assert list(file_rows(out)) == [str(tracks / "b.wav")]
 
 
+@pytest.mark.slow
 def test_resume_from_every_kind_of_torn_file(score, tracks, tmp_path):
     full = tmp_path / "full.jsonl"
     score("--jobs", 1, "-o", full, tracks)
@@ -614,6 +623,7 @@ def test_resume_refuses_what_it_would_spoil(score, tracks, tmp_path):
         assert out.read_text() == text
 
 
+@pytest.mark.slow
 @posix
 def test_kill_at_any_moment_then_resume(shell, score, tmp_path):
     folder = tmp_path / "in"
@@ -769,6 +779,7 @@ def test_the_embedded_weights(command, tracks):
 # --- Progress -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("case", ["piped rows", "piped rows, quiet", "rows on the terminal"])
 def test_a_bar_where_stderr_is_a_terminal(shell, tracks, tmp_path, case):

@@ -423,7 +423,9 @@ def bits(result: Any) -> Any:
     return result.score, result.segments, result.verdict
 
 
-@pytest.mark.parametrize("backend", ["numpy", pytest.param("xla", marks=needs_jax)])
+@pytest.mark.parametrize(
+    "backend", ["numpy", pytest.param("xla", marks=[needs_jax, pytest.mark.slow])]
+)
 def test_a_score_depends_on_nothing_but_the_input(weights_path, tracks, backend):
     built = Detector(weights_path, backend)
     assert built.backend.name == backend

@@ -344,6 +344,7 @@ def test_a_source_that_breaks_off_is_told(run, stdin, tmp_path):
     assert "no such file" in err
 
 
+@pytest.mark.slow
 @posix
 def test_ctrl_c_ends_with_the_summary(tiny):
     options = ["--weights", str(tiny), "--backend", "numpy", "--format", "jsonl"]

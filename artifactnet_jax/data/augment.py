@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import av
 import numpy as np
@@ -26,7 +26,8 @@ from artifactnet_jax.decode import to_float
 
 RATE = FrontEnd.sample_rate  # Hz
 MARGIN = RATE // 10  # samples on either side of a crop that are changed along and then cut away
-CODECS = ("wav", "mp3", "aac", "opus")  # of phase `codec`
+Codec = Literal["wav", "mp3", "aac", "opus"]
+CODECS: tuple[Codec, ...] = get_args(Codec)  # of phase `codec`
 PEAK = 0.99  # what a change of level leaves at most
 QUIETER_DB = 20.0  # a mix this much below the mean of the channels is not used
 
@@ -217,7 +218,8 @@ def biquad(hz: np.ndarray, kind: str, centre: float, gain_db: float) -> np.ndarr
         bottom = (plus + minus + root, -2 * (s * (a - 1) + (a + 1) * cos), plus + minus - root)
     z = np.exp(-2j * np.pi * hz / RATE)
     above, below = (c[0] + c[1] * z + c[2] * z**2 for c in (top, bottom))
-    return np.divide(above, below)
+    response: np.ndarray = above / below
+    return response
 
 
 @dataclasses.dataclass(frozen=True)

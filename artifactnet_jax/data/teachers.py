@@ -239,7 +239,8 @@ class HTDemucsOnnx:
         feeds = {mix_name: mix[None], spectrogram_name: _spectrogram(mix)}
         spectra, waves = self._session.run(outputs, feeds)
         wave: np.ndarray = waves[0].sum(axis=0)
-        return wave + _waveform(spectra[0].sum(axis=0), mix.shape[1])
+        wave += _waveform(spectra[0].sum(axis=0), mix.shape[1])
+        return wave
 
 
 def _spectrogram(mix: np.ndarray) -> np.ndarray:

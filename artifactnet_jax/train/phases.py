@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from artifactnet_jax.config import Checked, Count, From0, Natural, Positive, Share, require
-from artifactnet_jax.data.augment import CODECS, Augment
+from artifactnet_jax.data.augment import CODECS, Augment, Codec
 from artifactnet_jax.text import USAGE, CommandError
 
 
@@ -29,7 +29,6 @@ class SettingsError(CommandError):
         super().__init__(message, USAGE)
 
 
-Codec = Literal["wav", "mp3", "aac", "opus"]
 Inside = Annotated[float, "between 0 and 1", lambda x: 0 < x < 1]
 
 

@@ -164,7 +164,7 @@ def train(
     return Outcome(folder / "weights.safetensors", report)
 
 
-def native_weights(path: str | None) -> Weights:
+def native_weights(path: str | os.PathLike[str] | None) -> Weights:
     """Weights that can be trained; None: the embedded ones.
 
     Raises:

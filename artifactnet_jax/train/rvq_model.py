@@ -380,7 +380,8 @@ def distances(made: np.ndarray, real: np.ndarray) -> dict[str, float]:
         """Level of made over real in dB; what is FLOOR_DB below the crop's strongest counts not."""
         floor = powers[1].max(axis=(1, 2), keepdims=True) * 10 ** (-FLOOR_DB / 10)
         made_db, real_db = (10 * np.log10(np.maximum(power, floor)) for power in powers)
-        return np.subtract(made_db, real_db)
+        difference: np.ndarray = made_db - real_db
+        return difference
 
     high = np.fft.rfftfreq(front_end.n_fft, 1 / RATE) > HIGH_HZ
     treble = [power[..., high].mean(axis=(1, 2), keepdims=True) for power in bins]
