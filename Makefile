@@ -79,7 +79,7 @@ train-default: $(BIN)/uv
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/types
+	rm -rf build/types build/lib  # setuptools would take files that are gone
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p artifactnet_jax
 

@@ -30,7 +30,10 @@ Odd = Annotated[int, "above 0 and odd", lambda x: x > 0 and x % 2 == 1]
 Positive = Annotated[float, "above 0", lambda x: x > 0]
 From0 = Annotated[float, "at least 0", lambda x: x >= 0]
 Share = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
-Rising = Annotated[tuple[Positive, ...], "rising", lambda x: list(x) == sorted(set(x))]
+Rising = Annotated[
+    tuple[Positive, ...], "two or more, rising", lambda x: len(x) > 1 and list(x) == sorted(set(x))
+]
+Size = Annotated[int, "from 1 to 1048576", lambda x: 0 < x <= 1 << 20]  # of a map that is made
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _WORDS |= {dict: "a table", type(None): "none"}
 
@@ -205,11 +208,11 @@ class Texture(Checked):
 
 
 _ATTRIBUTES: dict[str, Any] = {  # of layers; what they mean together, `shapes` checks
-    **dict.fromkeys(("strides", "dilations", "kernel", "size"), tuple[Count, Count]),
+    **dict.fromkeys(("strides", "dilations", "kernel"), tuple[Count, Count]),
     **dict.fromkeys(("groups", "step", "rows", "cols"), Count),
     **{"start": Natural, "stop": Natural, "output_padding": tuple[Natural, Natural]},
     **dict.fromkeys(("alpha", "beta", "gamma", "value"), float),
-    **{"epsilon": From0, "scales": tuple[Positive, Positive]},
+    **{"epsilon": From0, "scales": tuple[Positive, Positive], "size": tuple[Size, Size]},
     **{"low": float | None, "high": float | None, "count_include_pad": bool, "reverse": bool},
     **dict.fromkeys(("axis", "axes", "order", "coordinates", "rounding"), str),
     "padding": tuple[tuple[Natural, Natural], tuple[Natural, Natural]],
@@ -261,18 +264,6 @@ class Decision(Checked):
     min_tail_s: From0 = 2.0  # raw-song graph: a shorter tail is dropped, a longer one zero-padded
     rms_eps: From0 = 1e-9  # raw-song graph: weights are rms / (sum + rms_eps)
     silence_peak: From0 = 10 ** (-90 / 20)  # full scale; a segment that never exceeds it is silent
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """What the authors report for the released model: figures to stand beside, never ours."""
-
-    unet_parameters: int = 3_603_937
-    cnn_parameters: int = 423_553
-    f1: float = 0.9829  # unseen test partition, n = 2,263, threshold 0.5
-    fpr: float = 0.0149
-    auc: float = 0.997
-    cross_codec_delta: float = 0.16
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> list[str]:
-    """jax's devices, or why there are none. Imports jax."""
+    """Devices of jax, or why there are none. Imports jax."""
     try:
         import jax
 

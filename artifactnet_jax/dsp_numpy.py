@@ -6,24 +6,31 @@ score, float64 as the oracle of everything else. `dsp_jax` has the same function
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from artifactnet_jax import texture
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.filterbank import analysis_window
-from artifactnet_jax.kernels import median_filter
+from artifactnet_jax.forward import to_power
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 xp = np
 FFT_SAMPLES = 2**16  # at a time: they and their spectra fit the L2 cache, at twice the speed
 
-matmul = np.matmul
+matmul = mel_bands = np.matmul  # [n_mels, F] @ [..., F, T]
 statistics = texture.statistics
 
 
 def stft_magnitude(
-    audio: np.ndarray, front_end: FrontEnd, window: np.ndarray | None = None
-) -> np.ndarray:
-    """Spectrogram: [N] -> [n_bins, n_frames]; `window` [n_fft] is that of window "given"."""
+    audio: Float[np.ndarray, " N"],
+    front_end: FrontEnd,
+    window: Float[np.ndarray, " n_fft"] | None = None,
+) -> Float[np.ndarray, "F T"]:
+    """Audio -> spectrogram; `window` is that of window "given"."""
     return _magnitude(_frames(audio, front_end), front_end, window)
 
 
@@ -40,8 +47,11 @@ class StreamStft:
         self._last: dict[FrontEnd, tuple[int, np.ndarray]] = {}
 
     def __call__(
-        self, audio: np.ndarray, front_end: FrontEnd, window: np.ndarray | None = None
-    ) -> np.ndarray:
+        self,
+        audio: Float[np.ndarray, " N"],
+        front_end: FrontEnd,
+        window: Float[np.ndarray, " n_fft"] | None = None,
+    ) -> Float[np.ndarray, "F T"]:
         """As `stft_magnitude`, of the window at `start`; N and `window` never change."""
         frames = _frames(audio, front_end)
         hop, pad = front_end.hop, front_end.stft_pad
@@ -81,35 +91,22 @@ def _magnitude(frames: np.ndarray, front_end: FrontEnd, window: np.ndarray | Non
     magnitude = np.sqrt(power, out=power)
     if front_end.spectrum_scale != 1:
         magnitude *= frames.dtype.type(front_end.spectrum_scale)
-    return to_power(magnitude, front_end.spectrum_power)
+    spectrogram: np.ndarray = to_power(magnitude, front_end.spectrum_power, np)
+    return spectrogram
 
 
-def to_power(x: np.ndarray, exponent: float) -> np.ndarray:
-    """x**exponent for x >= 0. A whole exponent takes products, not logarithms."""
-    raised: np.ndarray = x ** (int(exponent) if float(exponent).is_integer() else exponent)
-    return raised
-
-
-def running_median(x: np.ndarray, width: int, axis: int, edge: str) -> np.ndarray:
-    """Median of `width` samples along an axis that goes on as `edge` says; same shape."""
-    if edge == "reflect":
-        return median_filter(x, width, axis=axis)
-    half = [(width // 2, width // 2) if k == axis else (0, 0) for k in range(x.ndim)]
-    wide = median_filter(np.pad(x, half, mode=edge), width, axis=axis)  # type: ignore[call-overload]
-    inner = slice(width // 2, width // 2 + x.shape[axis])
-    return wide[tuple(inner if k == axis else slice(None) for k in range(x.ndim))]
-
-
-def soft_masks(h: np.ndarray, p: np.ndarray, front_end: FrontEnd) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of two magnitudes in h^q + p^q + eps, each of their shape; 0 where that sum is 0."""
-    h, p = to_power(h, front_end.hpss_power), to_power(p, front_end.hpss_power)
+def soft_masks(
+    h: Float[np.ndarray, "*d"], p: Float[np.ndarray, "*d"], front_end: FrontEnd
+) -> tuple[Float[np.ndarray, "*d"], Float[np.ndarray, "*d"]]:
+    """Shares of two magnitudes in h^q + p^q + eps, 0 where that sum is 0."""
+    h, p = to_power(h, front_end.hpss_power, np), to_power(p, front_end.hpss_power, np)
     total = h + p + h.dtype.type(front_end.hpss_eps)
     one, two = (np.divide(x, total, out=np.zeros_like(x), where=total > 0) for x in (h, p))
     return one, two
 
 
-def effective_bandwidth(energy: np.ndarray, rate: int) -> float:
-    """Smallest upper bound in Hz with 95 % of the energy [bins, 0 Hz to rate / 2]; 0 of none.
+def effective_bandwidth(energy: Float[np.ndarray, " F"], rate: int) -> float:
+    """Smallest upper bound in Hz with 95 % of the energy of bins from 0 Hz to rate / 2; 0 of none.
 
     Of a residual's energy it is the figure of the paper's appendix C.
     """
@@ -119,7 +116,8 @@ def effective_bandwidth(energy: np.ndarray, rate: int) -> float:
     return float(np.searchsorted(total, 0.95 * total[-1])) * rate / 2 / (len(energy) - 1)
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Logistic function that never overflows; same shape and dtype."""
+def sigmoid(x: Float[np.ndarray, "*d"]) -> Float[np.ndarray, "*d"]:
+    """Logistic function that never overflows."""
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
+    out: np.ndarray = np.where(x >= 0, 1, e) / (1 + e)
+    return out

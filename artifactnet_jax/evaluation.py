@@ -229,7 +229,7 @@ def choose_threshold(rows: Rows, rule: str = "fpr5") -> float:
 
 def _check(rows: Rows) -> None:
     if not rows:
-        raise ValueError("there are no rows to judge")
+        raise ValueError("there are no rows to evaluate")
     seen = set()
     for row in rows:
         if row["id"] in seen:

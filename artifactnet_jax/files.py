@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, brief, printable
 
@@ -92,7 +92,7 @@ class TemporaryCopy(io.BufferedRandom):
     name = ""
 
     def __init__(self, name: str):
-        super().__init__(cast(io.FileIO, tempfile.TemporaryFile(buffering=0)))  # noqa: SIM115
+        super().__init__(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
         self.name = name
 
 

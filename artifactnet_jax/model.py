@@ -11,7 +11,7 @@ that would round them to TF32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from artifactnet_jax.layers import FACTORS, PRODUCTS, Layer
 from artifactnet_jax.operators import apply, depth_to_space, evaluate
 from artifactnet_jax.presets import Layers, networks
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 HIGHEST = jax.lax.Precision.HIGHEST
 MOMENTUM = 0.9  # of the running statistics of batch norms
 
@@ -31,10 +34,6 @@ MOMENTUM = 0.9  # of the running statistics of batch norms
 def _wide(x: jax.Array) -> jax.Array:
     """float32, or float64 where that is computed in: what follows is no matter of `dtype`."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-def _selu(x: jax.Array, alpha: float, gamma: float) -> jax.Array:
-    return gamma * jax.nn.elu(x, alpha)
 
 
 # By operator: (x, **attributes) -> array of the same shape and dtype. jax.nn has the gradients
@@ -57,7 +56,7 @@ ELEMENTWISE: dict[str, Callable[..., jax.Array]] = {
     "leaky_relu": lambda x, alpha: jax.nn.leaky_relu(x, alpha),
     "elu": jax.nn.elu,
     "celu": jax.nn.celu,
-    "selu": _selu,
+    "selu": lambda x, alpha, gamma: gamma * jax.nn.elu(x, alpha),
     "hard_sigmoid": lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1),
     "gelu": lambda x, approximate: jax.nn.gelu(x, approximate=approximate == "tanh"),
 }
@@ -66,9 +65,12 @@ WIDE = ("batch_norm", "group_norm", "mean", "sum", "avg_pool", "softmax", "resiz
 
 
 def transposed_conv(
-    x: jax.Array, kernel: jax.Array, attrs: Mapping[str, Any], precision: Any
-) -> jax.Array:
-    """Transposed convolution without bias: [B, H, W, I], [kh, kw, I, O] -> [B, H', W', O].
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array, "kh kw I O"],
+    attrs: Mapping[str, Any],
+    precision: Any,
+) -> Float[Array, "B H2 W2 O"]:
+    """Transposed convolution without bias.
 
     As a plain convolution to stride * stride * O features, and depth-to-space: XLA would multiply
     the zeros that it inserts.
@@ -115,7 +117,7 @@ def _conv(
     )
 
 
-class Given(nnx.Variable):
+class Given(nnx.Variable[Any]):
     """A constant that is never trained: of the front end of a graph, of the texture head."""
 
 
@@ -157,7 +159,8 @@ def _drawn(leaf: str, shape: tuple[int, ...], rngs: nnx.Rngs) -> jax.Array:
     A key is drawn for a bias too, and for a scale: a seed gives the network that `nnx.Conv`,
     `nnx.Linear` and `nnx.BatchNorm` would make of it.
     """
-    key = rngs.params() if leaf in (*FACTORS, "bias") else None
+    if leaf in (*FACTORS, "bias"):
+        key = rngs.params()
     if leaf == "kernel":
         return nnx.initializers.lecun_normal()(key, shape, jnp.float32)
     return jnp.ones(shape) if leaf in ("scale", "var", "value", "spread") else jnp.zeros(shape)
@@ -234,7 +237,8 @@ class ListNetwork(Group):
         own = {leaf: value.astype(inputs[0].dtype) for leaf, value in own.items()}
         if x.op == "batch_norm" and not self.use_running_average:
             own |= self._batch_statistics(x, inputs[0])
-        return apply(x, inputs, own, jnp).astype(dtype)
+        out = apply(x, inputs, own, jnp).astype(dtype)
+        return out
 
     def _product(self, x: Layer, value: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
         kernel = own["kernel"].astype(value.dtype)
@@ -289,8 +293,8 @@ class ArtifactUNet(ListNetwork):
         head          (1, 1032, 352)      1x1; crop, sigmoid, times mask_max
     """
 
-    def __call__(self, magnitude: jax.Array) -> jax.Array:
-        """Magnitude [B, F, T] -> mask [B, F, T]."""
+    def __call__(self, magnitude: Float[Array, "B F T"]) -> Float[Array, "B F T"]:
+        """Magnitude -> mask."""
         return self.run(magnitude[..., None])[..., 0]
 
 
@@ -309,8 +313,10 @@ class ForensicCNN(ListNetwork):
         out       (1,)
     """
 
-    def __call__(self, channels: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Channels [B, C, n_mels, T] -> logit [B]; `rngs` gives the dropout key in training."""
+    def __call__(
+        self, channels: Float[Array, "B C M T"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, " B"]:
+        """Channels -> logit; `rngs` gives the dropout key in training."""
         return self.run(jnp.moveaxis(channels, 1, -1), rngs).reshape(len(channels))
 
 
@@ -357,20 +363,22 @@ class ArtifactNet(Forward, nnx.Module):
         found = getattr(self.front_end, "mel", None)
         return None if found is None else found[...]
 
-    def __call__(self, audio: jax.Array) -> jax.Array:
-        """Audio [B, N] -> P(AI) [B]."""
+    def __call__(self, audio: Float[Array, "B N"]) -> Float[Array, " B"]:
+        """Audio -> P(AI)."""
         return nnx.sigmoid(self.logit(audio))
 
-    def mask(self, magnitude: jax.Array) -> jax.Array:
-        """Magnitude [B, F, T] -> mask in [0, mask_max], same shape."""
+    def mask(self, magnitude: Float[Array, "B F T"]) -> Float[Array, "B F T"]:
+        """Magnitude -> mask in [0, mask_max]."""
         return self.unet(magnitude)
 
-    def classify(self, channels: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Channels [B, C, n_mels, T] -> logit [B]; `rngs` as in `ForensicCNN`."""
+    def classify(
+        self, channels: Float[Array, "B C M T"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, " B"]:
+        """Channels -> the CNN's logit; `rngs` as in `ForensicCNN`."""
         return self.cnn(channels, rngs)
 
-    def texture_head(self, statistics: jax.Array) -> jax.Array:
-        """Statistics [B, K] -> what is added to the CNN's logit [B]."""
+    def texture_head(self, statistics: Float[Array, "B K"]) -> Float[Array, " B"]:
+        """Statistics -> what is added to the CNN's logit."""
         assert self.texture is not None
         return self.texture(statistics)
 
@@ -382,6 +390,7 @@ class TextureHead(Group):
     """
 
     def __init__(self, config: cfg.Config, rngs: nnx.Rngs):
+        assert config.texture is not None
         self.config, self.names = config.texture, tuple(texture.texture_shapes(config))
         leaves: dict[str, nnx.Variable[Any]] = {}
         for name, shape in texture.texture_shapes(config).items():
@@ -392,8 +401,9 @@ class TextureHead(Group):
         leaves["out.kernel"][...] = jnp.zeros_like(leaves["out.kernel"][...])
         super().__init__(leaves)
 
-    def __call__(self, statistics: jax.Array) -> jax.Array:
-        """Statistics [B, K] -> logits [B]; no gradient reaches the statistics."""
+    def __call__(self, statistics: Float[Array, "B K"]) -> Float[Array, " B"]:
+        """Statistics -> logits; no gradient reaches the statistics."""
         tensors = {name: self.variable(name.removeprefix("texture."))[...] for name in self.names}
         x = jax.lax.stop_gradient(statistics)
-        return texture.logit(x, self.config, tensors, dsp_jax)
+        logit: jax.Array = texture.logit(x, self.config, tensors, dsp_jax)
+        return logit

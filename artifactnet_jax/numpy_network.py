@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,12 @@ from artifactnet_jax.forward import Forward
 from artifactnet_jax.layers import Layer
 from artifactnet_jax.operators import apply, depth_to_space, evaluate, space_to_depth
 from artifactnet_jax.passes import folded
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Pair = tuple[int, int]  # along H and W
+Padding = tuple[Pair, Pair]  # (top, bottom), (left, right)
 
 COLUMN_VALUES = 2**18  # of a convolution's input laid out at a time, for the caches
 
@@ -36,24 +42,26 @@ def _erfcx_series(degree: int) -> np.ndarray:
 
 def erf(x: np.ndarray) -> np.ndarray:
     """Error function, to about the precision of the dtype; NumPy has none."""
-    size = np.minimum(np.abs(x), 6)
+    size: np.ndarray = np.minimum(np.abs(x), 6)
     series = _erfcx_series(9 if x.dtype == np.float32 else 19).astype(x.dtype)
     tail = np.polynomial.chebyshev.chebval((16 / (2 + size) - 5) / 3, series)
-    return np.copysign(1 - tail * np.exp(-size * size), x)
+    signed: np.ndarray = np.copysign(1 - tail * np.exp(-size * size), x)
+    return signed
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
     """log(1 + exp(x)) that never overflows."""
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    out: np.ndarray = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return out
 
 
-def _gelu(x: np.ndarray, approximate: str) -> np.ndarray:
+def _gelu(x: np.ndarray, approximate: str) -> Any:
     if approximate == "tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
-def _expm1(x: np.ndarray) -> np.ndarray:
+def _expm1(x: np.ndarray) -> Any:
     return np.expm1(np.minimum(x, 0))  # without overflow where the result is not used
 
 
@@ -83,15 +91,15 @@ ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
 
 
 def conv(
-    x: np.ndarray,
-    kernel: np.ndarray,
-    bias: np.ndarray | None = None,
-    strides: tuple[int, int] = (1, 1),
-    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
-    dilations: tuple[int, int] = (1, 1),
+    x: Float[np.ndarray, "H W C"],
+    kernel: Float[np.ndarray, "kh kw I O"],
+    bias: Float[np.ndarray, " O"] | None = None,
+    strides: Pair = (1, 1),
+    padding: Padding = ((0, 0), (0, 0)),
+    dilations: Pair = (1, 1),
     groups: int = 1,
-) -> np.ndarray:
-    """Convolution with zero padding: [H, W, I], [kh, kw, I / groups, O] -> [H', W', O].
+) -> Float[np.ndarray, "H2 W2 O"]:
+    """Convolution with zero padding; I = C / groups.
 
     The columns of the window are laid side by side, some rows at a time; each row of the window is
     then one matrix product over a slice (a contiguous one where the stride is 1), so that BLAS does
@@ -143,7 +151,9 @@ def conv(
     return out
 
 
-def _patch_conv(x, kernel, bias, strides, padding) -> np.ndarray:
+def _patch_conv(
+    x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, strides: Pair, padding: Padding
+) -> np.ndarray:
     """Convolution whose kernel is a multiple of its stride: one of stride 1 over patches."""
     (kh, kw, i, o), (sh, sw) = kernel.shape, strides
     x = np.pad(x, (*padding, (0, 0)))
@@ -158,7 +168,15 @@ def _patch_conv(x, kernel, bias, strides, padding) -> np.ndarray:
     return out
 
 
-def _grouped_conv(x, kernel, bias, strides, padding, dilations, groups) -> np.ndarray:
+def _grouped_conv(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    strides: Pair,
+    padding: Padding,
+    dilations: Pair,
+    groups: int,
+) -> np.ndarray:
     """Depthwise ones tap by tap, others group by group."""
     kh, kw, i, o = kernel.shape
     if i > 1 or o != groups:
@@ -189,14 +207,14 @@ def _grouped_conv(x, kernel, bias, strides, padding, dilations, groups) -> np.nd
 
 
 def conv_transpose(
-    x: np.ndarray,
-    kernel: np.ndarray,
-    bias: np.ndarray | None = None,
-    strides: tuple[int, int] = (1, 1),
-    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
-    output_padding: tuple[int, int] = (0, 0),
-) -> np.ndarray:
-    """Transposed convolution: [H, W, I], [kh, kw, I, O] -> [H', W', O]; see `layers`."""
+    x: Float[np.ndarray, "H W I"],
+    kernel: Float[np.ndarray, "kh kw I O"],
+    bias: Float[np.ndarray, " O"] | None = None,
+    strides: Pair = (1, 1),
+    padding: Padding = ((0, 0), (0, 0)),
+    output_padding: Pair = (0, 0),
+) -> Float[np.ndarray, "H2 W2 O"]:
+    """Transposed convolution; see `layers`."""
     (h, w, i), (kh, kw, _, o), (sh, sw) = x.shape, kernel.shape, strides
     (top, bottom), (left, right) = padding
     stamps = x @ kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)
@@ -224,7 +242,7 @@ def run(
     `tensors` by `prefix` + "layer.leaf", in the dtype of x.
     """
 
-    def compute(layer: Layer, inputs: list[Any], spare: bool) -> np.ndarray:
+    def compute(layer: Layer, inputs: list[Any], spare: bool) -> Any:
         x, attrs = inputs[0], layer.attrs
         own: dict[str, Any] = {
             leaf: tensors[f"{prefix}{layer.name}.{leaf}"] for leaf, _ in layer.tensors
@@ -246,7 +264,8 @@ def run(
 
     # The logarithm of an empty bin is -inf in the graph too, which then clips it.
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        return evaluate(layers, x, compute)
+        out: np.ndarray = evaluate(layers, x, compute)
+    return out
 
 
 class NumpyNetwork(Forward):
@@ -265,19 +284,24 @@ class NumpyNetwork(Forward):
         self.networks, self.tensors = folded(config, tensors, dtype)
         self.window, self.mel = (tensors.get(f"front_end.{name}") for name in ("window", "mel"))
 
-    def mask(self, magnitude: np.ndarray) -> np.ndarray:
-        """Magnitude [F, T] -> mask in [0, mask_max], same shape."""
-        return run(self.networks["unet"], self.tensors, magnitude[..., None], "unet.")[..., 0]
+    def mask(self, magnitude: Float[np.ndarray, "F T"]) -> Float[np.ndarray, "F T"]:
+        """Magnitude -> mask in [0, mask_max]."""
+        mask = run(self.networks["unet"], self.tensors, magnitude[..., None], "unet.")
+        return mask[..., 0]
 
-    def classify(self, channels: np.ndarray) -> np.ndarray:
-        """Channels [C, n_mels, T] -> the CNN's logit, a scalar array."""
+    def classify(
+        self, channels: Float[np.ndarray, "C M T"], rngs: None = None
+    ) -> Float[np.ndarray, ""]:
+        """Channels -> the CNN's logit; there is no training here."""
         x = np.ascontiguousarray(np.moveaxis(channels, 0, -1))
         return run(self.networks["cnn"], self.tensors, x, "cnn.").reshape(())
 
-    def texture_head(self, statistics: np.ndarray) -> np.ndarray:
-        """Statistics [K] -> what is added to the CNN's logit, a scalar array."""
-        return texture.logit(statistics, self.config.texture, self.tensors, dsp_numpy)
+    def texture_head(self, statistics: Float[np.ndarray, " K"]) -> Float[np.ndarray, ""]:
+        """Statistics -> what is added to the CNN's logit."""
+        assert self.config.texture is not None
+        logit: np.ndarray = texture.logit(statistics, self.config.texture, self.tensors, dsp_numpy)
+        return logit
 
-    def __call__(self, audio: np.ndarray) -> np.ndarray:
-        """P(AI) of one segment by itself: audio [N] -> scalar array in [0, 1]."""
+    def __call__(self, audio: Float[np.ndarray, " N"]) -> Float[Any, ""]:
+        """P(AI) of one segment by itself, in [0, 1]."""
         return sigmoid(self.logit(audio))

@@ -10,11 +10,14 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from artifactnet_jax.layers import ARITHMETIC, INPUT, PRODUCTS, Layer, Shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
 
 AXES = {"c": -1, "h": -3, "w": -2}  # of [..., H, W, C]; a vector is [..., C]
 
@@ -42,8 +45,10 @@ def evaluate(
     return x
 
 
-def depth_to_space(x: Any, rows: int, cols: int, order: str = "DCR") -> Any:
-    """[..., H, W, C] -> [..., H * rows, W * cols, C / (rows * cols)]; ONNX's operator."""
+def depth_to_space(
+    x: Shaped[Any, "*b H W C"], rows: int, cols: int, order: str = "DCR"
+) -> Shaped[Any, "*b H*{rows} W*{cols} C//({rows}*{cols})"]:
+    """Each position becomes a patch of rows x cols positions: ONNX's operator."""
     lead, (h, w, c) = x.shape[:-3], x.shape[-3:]
     c //= rows * cols
     n = len(lead)
@@ -56,8 +61,10 @@ def depth_to_space(x: Any, rows: int, cols: int, order: str = "DCR") -> Any:
     return x.reshape(*lead, h * rows, w * cols, c)
 
 
-def space_to_depth(x: Any, rows: int, cols: int, order: str = "DCR") -> Any:
-    """[..., H, W, C] -> [..., H / rows, W / cols, C * rows * cols]: undoes `depth_to_space`."""
+def space_to_depth(
+    x: Shaped[Any, "*b H W C"], rows: int, cols: int, order: str = "DCR"
+) -> Shaped[Any, "*b H//{rows} W//{cols} C*{rows}*{cols}"]:
+    """Each patch of rows x cols positions becomes one: the inverse of `depth_to_space`."""
     lead, (h, w, c) = x.shape[:-3], x.shape[-3:]
     h, w, n = h // rows, w // cols, len(lead)
     x = x.reshape(*lead, h, rows, w, cols, c)
@@ -67,8 +74,8 @@ def space_to_depth(x: Any, rows: int, cols: int, order: str = "DCR") -> Any:
 
 def sampling(
     size_in: int, size_out: int, scale: float, mode: str, coordinates: str, rounding: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where a resized axis reads: (i0, i1, weight of i1), each [size_out].
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Where a resized axis reads: i0, i1 and the weight of i1, n = `size_out`.
 
     As ONNX Resize, in float32 as onnxruntime has it: `coordinates` out of `layers.COORDINATES`
     with `scale` = out / in; `rounding` out of `layers.ROUNDINGS` for "nearest", whose i1 is i0.

@@ -396,7 +396,7 @@ def statements(weights: Model, verdict: Verdict, facts: dict[str, Any]) -> list[
     return said
 
 
-def limits(weights: Weights) -> list[str]:
+def limits(weights: Model) -> list[str]:
     """Sentences of a weights file on where its weights fail; [] where it states none."""
     stated = weights.provenance.get("limits")
     return [str(sentence) for sentence in stated] if isinstance(stated, list) else []

@@ -57,7 +57,7 @@ def _output(args: argparse.Namespace, paths: list[str]) -> str | None:
         raise CommandError("--resume needs --format jsonl and -o FILE", USAGE)
     if named is None:
         return None
-    path = os.path.realpath(named)  # a link stays, and what it names is replaced
+    path: str = os.path.realpath(named)  # a link stays, and what it names is replaced
     check_output(path, f"-o {named}")
     if os.path.abspath(named) in map(os.path.abspath, paths):
         raise CommandError(f"-o {named}: it is one of the inputs: name another file", USAGE)

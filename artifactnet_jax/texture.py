@@ -8,7 +8,8 @@ level, equaliser and bandwidth enter as little as they can. Taken at several win
 separate generators that were left out of the training better than the seven channels do: see
 MODEL_CARD.md for the figures.
 
-Here in NumPy, of one segment, in float32 or float64 as the input; `texture_xla` is the same in JAX.
+Here in NumPy, of one segment, in float32 or float64 as the input. `texture_xla` computes the same
+in JAX, by another algorithm on purpose: one formula for both would be slower on one side.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from artifactnet_jax.config import Config, FrontEnd, Texture
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 BOX = 9  # bins and frames of the local mean
 PEAK_SIDE = 4  # bins to either side that a partial's peak is compared with
@@ -78,22 +82,24 @@ def texture_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"texture.out.kernel": (i, 1), "texture.out.bias": (1,)}
 
 
-def band_rows(texture: Texture, n_fft: int, sample_rate: int) -> np.ndarray:
+def band_rows(texture: Texture, n_fft: int, sample_rate: int) -> Int[np.ndarray, " edges"]:
     """First bin of every band, and the end of the last one: at least one bin each."""
     rows = np.round(np.array(texture.edges) * n_fft / sample_rate).astype(int)
     return np.maximum(rows, np.arange(len(rows)) + 1)
 
 
-def band_matrix(rows: np.ndarray, bins: int) -> np.ndarray:
-    """Means over bands as a product: float64 [bands, bins]."""
+def band_matrix(rows: Int[np.ndarray, " edges"], bins: int) -> Float[np.ndarray, "edges-1 {bins}"]:
+    """Means over bands as a product, float64."""
     matrix = np.zeros((len(rows) - 1, bins))
     for k, (a, b) in enumerate(itertools.pairwise(rows)):
         matrix[k, a:b] = 1 / (b - a)
     return matrix
 
 
-def statistics(magnitude: np.ndarray, n_fft: int, texture: Texture, sample_rate: int) -> np.ndarray:
-    """Magnitude [F, T] of one resolution -> its statistics [K], the dtype kept.
+def statistics(
+    magnitude: Float[np.ndarray, "F T"], n_fft: int, texture: Texture, sample_rate: int
+) -> Float[np.ndarray, " K"]:
+    """Magnitude of one resolution -> its statistics, the dtype kept.
 
     Frames that are 60 dB below the loudest one's power count for nothing; of silence every
     statistic is finite. `texture_xla.statistics` is the same in JAX.
@@ -153,18 +159,34 @@ def spectrograms(
         yield n_fft, magnitude if plain == own else stft_magnitude(audio, plain)
 
 
-def logit(statistics: Any, texture: Texture, tensors: Mapping[str, Any], lib: Any) -> Any:
-    """The head: statistics [..., K] -> what is added to the CNN's logit [...].
+def logit(
+    statistics: Float[Any, "*b K"], texture: Texture, tensors: Mapping[str, Any], lib: Any
+) -> Float[Any, "*b"]:
+    """The head: statistics -> what is added to the CNN's logit.
 
     `tensors` by full name, `lib` is `dsp_numpy` or `dsp_jax`.
     """
     mean, std = tensors["texture.mean"], tensors["texture.spread"]
-    x = normalised(statistics, mean, std, texture, lib.xp)
-    levels = [f"texture.hidden.{level}" for level in range(len(texture.hidden))]
-    for name in (*levels, "texture.out"):
+    return dense(normalised(statistics, mean, std, texture, lib.xp), texture, tensors, lib)
+
+
+def dense(
+    x: Any,
+    texture: Texture,
+    tensors: Mapping[str, Any],
+    lib: Any,
+    after: Callable[[Any, int], Any] = lambda x, level: x,
+) -> Any:
+    """The layers of the head: normalised statistics [..., K] -> logits [...].
+
+    `after` follows each hidden layer, with its level, as dropout does in training.
+    """
+    for level in range(len(texture.hidden) + 1):
+        hidden = level < len(texture.hidden)
+        name = f"texture.hidden.{level}" if hidden else "texture.out"
         bias = tensors[f"{name}.bias"].reshape((1,) * (x.ndim - 1) + (-1,))
         x = lib.matmul(x, tensors[f"{name}.kernel"]) + bias
-        x = lib.xp.maximum(x, 0) if name != "texture.out" else x
+        x = after(lib.xp.maximum(x, 0), level) if hidden else x
     return x[..., 0]
 
 

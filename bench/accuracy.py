@@ -354,7 +354,7 @@ def _problem(kind: str, message: str, stage: str) -> dict[str, str]:
 # --- what comes of it ------------------------------------------------------------------------
 
 
-def _judged(tracks: Sequence[Track]) -> list[Track]:
+def _measured(tracks: Sequence[Track]) -> list[Track]:
     """The tracks that figures are of: all but those that thresholds are chosen on."""
     return [t for t in tracks if t.split != "calibration"] or list(tracks)
 
@@ -384,17 +384,17 @@ def _metric_rows(
 
 def _look(
     detector: ArtifactNet,
-    judged: Sequence[Track],
+    measured: Sequence[Track],
     known: Sequence[Track],
     teacher: Teacher,
     threshold: float,
 ) -> dict[str, Any]:
     """The mechanism of one detector."""
     train = [track for track in known if track.split == "train" and not track.problem]
-    basis = train[:: max(1, len(train) // MEAN_TRACKS)] or judged
+    basis = train[:: max(1, len(train) // MEAN_TRACKS)] or measured
     inside = mechanism.Mechanism(detector, teacher, (audio for _, audio in _decoded(basis)))
     figures, labels, scores = [], [], []
-    for track, audio in _decoded(judged):
+    for track, audio in _decoded(measured):
         row, ablated = inside.track(audio)
         if row:
             figures.append({"source": track.source, "label": track.label, **row})
@@ -428,15 +428,15 @@ def _report(
         read, views = public.read(folder, everything, name)
         rows |= {(row["id"], name, row.get("stress", "")): row for row in read + views}
         listed.append({"name": name, "params": None, "gflops": None})
-    judged = _judged(tracks)
-    judged_rows = [track.to_dict() for track in judged]
+    measured = _measured(tracks)
+    measured_rows = [track.to_dict() for track in measured]
     passes, stressed, looked = [], [], []
     lines, worse = [], []
     baseline = public.read_per_source(args.baseline) if args.baseline else {}
     for fact in listed:
         name = fact["name"]
         threshold = _threshold(args.threshold, name, tracks, rows)
-        own = _metric_rows(name, judged, rows)
+        own = _metric_rows(name, measured, rows)
         subsets = sanity.evaluate(own, threshold, _subsets(args.subsets))
         passes += [{"detector": name, **row} for row in subsets]
         views_of: dict[str, dict[str, float | None]] = defaultdict(dict)
@@ -445,13 +445,13 @@ def _report(
                 views_of[change][track_id] = row["score"]
         if views_of:
             plain = {row["id"]: row["score"] for row in own}
-            changed = stress.summarise(judged_rows, plain, views_of, threshold)
-            delta = sanity.codec_delta(judged_rows, views_of)
+            changed = stress.summarise(measured_rows, plain, views_of, threshold)
+            delta = sanity.codec_delta(measured_rows, views_of)
             stressed.append({"detector": name, "changes": changed, "codec_delta": delta})
-        results = {track.id: rows[track.id, name, ""] for track in judged}
+        results = {track.id: rows[track.id, name, ""] for track in measured}
         folder_of = out / "public" / _file_name(name)
         with writing(str(folder_of)):
-            public.write(folder_of, judged_rows, results, views_of, threshold)
+            public.write(folder_of, measured_rows, results, views_of, threshold)
         if baseline:
             after = public.read_per_source(str(folder_of / "per_source.json"))
             worse += [{"detector": name, **row} for row in sanity.regressions(baseline, after)]
@@ -459,7 +459,7 @@ def _report(
     for detector in detectors:
         if args.mechanism and isinstance(detector, ArtifactNet):
             threshold = _threshold(args.threshold, detector.name, tracks, rows)
-            looked.append(_look(detector, judged, known, teacher.open(), threshold))
+            looked.append(_look(detector, measured, known, teacher.open(), threshold))
     accuracy_report.write_report(
         out,
         everything,

@@ -60,7 +60,8 @@ class Mechanism:
         ]
         if not means:
             raise CommandError("--mechanism: no audible track to take the mean channels of", USAGE)
-        return np.mean(means, axis=0).astype(np.float32)  # [C, n_mels]
+        mean: np.ndarray = np.mean(means, axis=0).astype(np.float32)  # [C, n_mels]
+        return mean
 
     def _segments(self, audio: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Every stage of `SEGMENTS` evenly spaced segments, silent ones left out."""

@@ -48,7 +48,7 @@ def measure(shape: list[int], size: int, axis: int, rounds: int, with_sort: bool
     }
 
     def finish(executable: Callable[..., Any]) -> Any:
-        return jax.block_until_ready(executable(device))  # type: ignore[no-untyped-call]
+        return jax.block_until_ready(executable(device))
 
     compile_s = {}
     compiled = {"xla": lambda v: median_filter(v, size, axis), "xla_gradient": jax.grad(total)}

@@ -2,8 +2,8 @@
 
 Paper, section IV-D: an AI subset passes where at least 90 % of its tracks are found (60 % of the
 two harder Stable Audio ones), a real subset where at most 5 % are called AI. The paper's own 28
-subsets are `PAPER_SUBSETS`; a subset is what a manifest calls a source, so any other list is judged
-by the same rules.
+subsets are `PAPER_SUBSETS`; a subset is what a manifest calls a source, so the rules
+hold for any other list.
 """
 
 from __future__ import annotations

@@ -199,8 +199,8 @@ def summarise(
 
     tracks: id and label; plain: score by id; stressed: the same by change. A row has `stress`, `n`,
     `tpr`, `fpr`, mean scores of both classes, `moved` (mean |difference| to the plain score) and
-    `flips` (tracks judged otherwise), and the plain `tpr` and `fpr` of the same tracks. None where
-    a class has no track.
+    `flips` (tracks with another verdict), and the plain `tpr` and `fpr` of the same tracks. None
+    where a class has no track.
     """
     label_of = {track["id"]: track["label"] for track in tracks}
     table = []

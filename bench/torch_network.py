@@ -68,8 +68,10 @@ class TorchNetwork:
         self._run = torch.compile(self._forward) if self.device.type == "cuda" else self._forward
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """Audio float32 [B, N] -> P(AI) float32 [B]."""
         with torch.inference_mode():
-            return self._run(torch.from_numpy(audio).to(self.device)).cpu().numpy()
+            score: np.ndarray = self._run(torch.from_numpy(audio).to(self.device)).cpu().numpy()
+        return score
 
     def _forward(self, audio: Any) -> Any:
         fe = self.config.front_end

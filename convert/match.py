@@ -19,12 +19,11 @@ _TAIL = ("slice", "sigmoid", "mul")  # they commute, and exporters write them in
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matched:
-    """A preset's config, its tensors by full name, and for each imported tensor the name under
-    which `export` finds it (in the weights, or in `passes.folded`)."""
+    """An imported network as a preset's."""
 
     config: Any
-    tensors: dict[str, np.ndarray]
-    names: dict[str, str]
+    tensors: dict[str, np.ndarray]  # by full name
+    names: dict[str, str]  # imported tensor -> where `export` finds it: weights, `passes.folded`
 
 
 def match_unet(network: Network, n_bins: int, n_frames: int) -> Matched | None:

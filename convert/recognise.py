@@ -19,9 +19,8 @@ import numpy as np
 from artifactnet_jax.config import CHANNELS
 from artifactnet_jax.convert.operators import evaluate
 from artifactnet_jax.convert.trace import Plane, Trace, Unmapped, decimal, planes, scalars
-from artifactnet_jax.dsp_numpy import running_median
 from artifactnet_jax.filterbank import hann
-from artifactnet_jax.forward import delta
+from artifactnet_jax.forward import delta, running_median
 
 EDGES = ("reflect", "edge", "constant")  # the names are NumPy's too
 MAX_MEDIAN = 101
@@ -288,7 +287,7 @@ def find_medians(trace: Trace, residual: Plane) -> dict[str, Any]:
             if width is None:
                 continue
             for edge in EDGES if "hpss_edge" not in found else (found["hpss_edge"],):
-                if np.array_equal(running_median(array, width, axis, edge), plane.array):
+                if np.array_equal(running_median(array, width, axis, edge, np), plane.array):
                     found |= {width_key: width, key: plane, "hpss_edge": edge}
                     break
         if "h" in found and "p" in found:

@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from artifactnet_jax import models
+from artifactnet_jax import forward, models
 from artifactnet_jax.backends import BACKENDS, BackendError
 from artifactnet_jax.config import CNN, Config, FrontEnd, UNet
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.models import load_backend, why_unavailable
 from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.report import look
 from artifactnet_jax.weights import Engine, ForeignGraph, Weights, random_tensors
 
 WEIGHTS = Weights("random", Config.edge(), random_tensors(Config.edge()), "", "", {})
@@ -114,7 +115,7 @@ def test_the_joint_rule_of_a_song_by_hand(name, joint):
     for res, h, p in clamped:
         d = np.diff(res, axis=1, prepend=res[:, :1])
         channels = np.stack([res, h, p, d, np.diff(d, axis=1, prepend=0), h - p, np.abs(d)])
-        expected.append(sigmoid(network.logit(channels)))
+        expected.append(sigmoid(network.classify(channels)))
     backend = load_backend(name, weights)
     scores = backend.song(audio)
     assert scores.dtype == np.float32
@@ -135,12 +136,32 @@ def test_stages_are_those_of_scoring(name, joint):
     stages = backend.stages(audio[0])
     exact = load_backend("numpy", weights).stages(audio[0].astype(np.float64))
     shapes = dict.fromkeys(("magnitude", "mask", "residual", "H", "P"), (129, 33))
-    shapes |= {"views": (3, 16, 33), "channels": (7, 16, 33), "logit": (), "score": ()}
+    shapes |= {"views": (3, 16, 33), "channels": (7, 16, 33)}
+    shapes |= dict.fromkeys(("network_logit", "texture_logit", "logit", "score"), ())
     assert {key: value.shape for key, value in stages.items()} == shapes
     for key, value in stages.items():
         np.testing.assert_allclose(value, exact[key], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(stages["residual"], stages["mask"] * stages["magnitude"], rtol=1e-6)
     np.testing.assert_allclose(stages["score"], backend(audio)[0], atol=1e-6)
+
+
+def test_stages_take_two_medians(monkeypatch):
+    """HPSS is computed once, for the parts and for what is made of them."""
+    taken = []
+    median = forward.median_filter
+
+    def counted(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+        taken.append((size, axis))
+        return median(x, size, axis=axis)
+
+    monkeypatch.setattr(forward, "median_filter", counted)
+    weights, audio = song("segment", 1)
+    load_backend("numpy", weights).stages(audio[0])
+    fe = weights.config.front_end
+    assert taken == [(fe.hpss_width, 1), (fe.percussive_width, 0)]
+    taken.clear()
+    look(audio[0], 0.0, fe, NumpyNetwork(weights.config, weights.tensors))
+    assert len(taken) == 2
 
 
 @needs_jax

@@ -282,7 +282,9 @@ def test_ablations_against_a_detector_that_is_built_so(looked):
 def test_a_channel_that_is_its_own_mean_is_not_missed(looked):
     _, inside, _ = looked
     stages = {"channels": np.broadcast_to(inside._means[:, :, None], (*inside._means.shape, 345))}
-    stages |= {"logit": np.float32(0.3), "mask": np.full((1025, 345), 0.1, np.float32)}
+    own = float(inside._network.classify(stages["channels"]))
+    stages |= {"network_logit": own, "texture_logit": 0.3 - own}
+    stages["mask"] = np.full((1025, 345), 0.1, np.float32)
     stages["magnitude"] = np.ones((1025, 345), np.float32)
     scores = dict(inside._ablated(stages))
     without = [score for name, score in scores.items() if name.startswith("without mel")]

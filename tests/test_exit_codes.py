@@ -361,6 +361,6 @@ def test_choices_of_training_are_those_of_the_code():
 
 
 def test_choices_of_live_are_those_of_the_code():
-    from artifactnet_jax.live import PCM
+    from artifactnet_jax.live_source import PCM
 
     assert choices("live", "--pcm") == list(PCM)

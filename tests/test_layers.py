@@ -658,6 +658,25 @@ def test_gradients_through_imported_networks_are_finite():
             assert np.abs(np.asarray(grads["unet"]["in.kernel"][...])).max() > 0
 
 
+def test_an_imported_network_computes_in_float64():
+    x = np.linspace(-1, 1, 24).reshape(1, 3, 4, 2) + 1e-12
+    net = (
+        layer("c", "conv", ["input"], {}, {"kernel": (1, 1, 2, 3)}),
+        layer("n", "batch_norm", ["c"], {}, dict.fromkeys(("scale", "bias", "mean", "var"), (3,))),
+        layer("r", "relu", ["n"]),
+        layer("m", "mean", ["r"], {"axes": "hw"}),
+    )
+    with jax.enable_x64(True):
+        network = in_flax(net, {"c.kernel": np.ones((1, 1, 2, 3))})
+        for name in ("c.kernel", "n.scale", "n.bias", "n.mean", "n.var"):
+            variable = network.variable(name)
+            variable[...] = variable[...].astype(jnp.float64)
+        out = np.asarray(network.run(jnp.asarray(x)))
+    assert out.dtype == np.float64
+    expected = np.maximum(x.sum(-1) / np.sqrt(1 + 1e-5), 0).mean()
+    np.testing.assert_allclose(out, expected, rtol=1e-12)
+
+
 def test_resize_slices_have_the_gradient_of_their_matrix():
     # Linear in x, so the cotangent of x is the transposed interpolation matrix times that of y.
     for coordinates in ("half_pixel", "asymmetric", "align_corners"):

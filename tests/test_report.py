@@ -21,6 +21,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from artifactnet_jax import report as report_verb
+from artifactnet_jax import report_page
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.config import Config, Decision
 from artifactnet_jax.detector import Detector
@@ -360,7 +361,7 @@ def test_a_page_of_a_day_stays_small_and_says_what_it_left_out(tmp_path, tiny):
     assert data["audio"]["kbit_s"] == 16
     assert "of 24:00:00" in text
     assert "Of 1 of 21600 segments" in text  # of those chosen the file has but one
-    assert f"{21_600 / 6 - report_verb.LISTED:,.0f} more are in the JSON file" in text
+    assert f"{21_600 / 6 - report_page.LISTED:,.0f} more are in the JSON file" in text
     assert len(data["result"]["segments"]) == 21_600
 
 

@@ -10,6 +10,7 @@ import pytest
 import scipy.signal
 from sklearn.metrics import roc_auc_score
 
+from artifactnet_jax import dsp_numpy
 from artifactnet_jax.config import Texture
 from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import Row, read_manifest
@@ -247,7 +248,7 @@ def test_a_head_taught_by_several_knows_more_than_one_taught_by_one():
 
     def learnt(members: int, seed: int) -> float:
         fit = texture_head.Fit(steps=600, batch=64, members=members, seed=seed)
-        logits = logit(unknown, head, texture_head.head(head, *known, fit))
+        logits = logit(unknown, head, texture_head.head(head, *known, fit), dsp_numpy)
         return float(np.corrcoef(logits, unknown @ direction)[0, 1])
 
     assert min(learnt(8, seed) for seed in range(3)) > max(learnt(1, seed) for seed in range(3))

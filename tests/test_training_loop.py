@@ -147,6 +147,17 @@ def test_the_step_computes_what_the_model_does():
     assert float(found["mask_mean"]) == pytest.approx(float(model.mask(magnitude).mean()), rel=1e-5)
 
 
+def test_the_share_of_bins_without_a_gradient_of_the_soft_masks():
+    """Both medians lie below the floor where half of each crop is silent, and nowhere else."""
+    trainer = trainer_of("head")
+    state, batch = trainer.initial(), batch_of(trainer)
+    assert float(trainer.watch(state, batch)["flat_bins"]) < 0.01
+    batch["audio"][..., trainer.samples // 2 :] = 0
+    assert float(trainer.watch(state, batch)["flat_bins"]) == pytest.approx(0.5, abs=0.2)
+    batch["audio"][...] = 0
+    assert float(trainer.watch(state, batch)["flat_bins"]) == 1
+
+
 def test_phase_codec_shrinks_the_cross_codec_delta():
     """From a classifier whose scores swing with the codec, on a toy set."""
     tensors = random_tensors(TINY)

@@ -34,6 +34,7 @@ class NumpyBackend:
         self._libraries = ThreadpoolController()  # looks for BLAS once, not at every batch
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [B] of float32 audio [B, segment_samples]."""
         with self._libraries.limit(limits=1, user_api="blas"):
             return np.array(list(self._pool.map(self._network, audio)), np.float32)
 

@@ -100,7 +100,7 @@ class XlaBackend:
     def _compile(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
         """`function` of the model and float32 arrays of these shapes, ahead of time."""
 
-        def forward(state: nnx.State, *arrays: jax.Array) -> Any:
+        def forward(state: nnx.State[Any, Any], *arrays: jax.Array) -> Any:
             return function(nnx.merge(self._graph, state), *arrays)
 
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -121,10 +121,11 @@ class XlaBackend:
         # Dispatch on a CPU is too, but one after the other; a thread waits for its own.
         return self._pool.map(lambda chunk: jax.block_until_ready(program(chunk)), chunks)
 
-    def _scores(self, chunk: np.ndarray) -> jax.Array:
+    def _scores(self, chunk: np.ndarray) -> Any:
         return self._classify(*self._mel_db(chunk)) if self._by_song else self._run(chunk)
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [B] of float32 audio [B, segment_samples]."""
         out = self._each(self._scores, self._chunks(audio))
         added = self._head and self._head(audio)  # while XLA is at work
         values = np.concatenate([np.asarray(part) for part in out])[: len(audio)]

@@ -41,6 +41,7 @@ class Teller:
         self.bar: Any = None
 
     def __call__(self, text: str) -> None:
+        """Say it, unless the command is to be quiet."""
         if not self.quiet:
             (print if self.bar is None else self.bar.write)(text, file=sys.stderr)
 

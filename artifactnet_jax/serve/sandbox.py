@@ -53,6 +53,7 @@ class Sandboxed:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Decoded]:
+        """Decoded audio, from a process of its own. AudioError."""
         ours, theirs = self._forks.Pipe(duplex=False)
         process = self._forks.Process(target=_decode, args=(self._path, theirs, self._limits))
         with ours:

@@ -97,17 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(said, file=sys.stderr)
 
-    outcome = training.train(
-        args.phase,
-        settings,
-        training_rows(ranked, keep, settings.source_power),
-        folder / "train",
-        config=weights.config,
-        weights=weights,
-        cache=AudioCache(args.cache),
-        quiet=args.quiet,
-        one_class=not keep,
-    )
+    chosen = training_rows(ranked, keep, settings.source_power)
+    outcome = _trained(args, settings, weights, chosen, folder / "train")
     tuned = training.native_weights(outcome.weights)
     seconds.stop("training")
     alpha, shift, adapted = _choose(weights, tuned, hard, keep, before, scorer)
@@ -157,6 +148,23 @@ def run(args: argparse.Namespace) -> int:
     if worse:
         print(printable(f"warning: worse on the keep-set: {', '.join(worse)}"), file=sys.stderr)
     return SOME_FAILED if report["failed"] else OK
+
+
+def _trained(
+    args: argparse.Namespace, settings: Settings, weights: Weights, rows: list[Row], folder: Path
+) -> training.Outcome:
+    """The run of the training; without a keep-set it may have tracks of one class."""
+    return training.train(
+        args.phase,
+        settings,
+        rows,
+        folder,
+        config=weights.config,
+        weights=weights,
+        cache=AudioCache(args.cache),
+        quiet=args.quiet,
+        one_class=args.keep is None,
+    )
 
 
 # --- what is asked for -----------------------------------------------------------------------
@@ -292,20 +300,20 @@ def _mine(
     hard: Sequence[Row], keep: Sequence[Row], weights: Weights, settings: Settings, scorer: _Scorer
 ) -> tuple[list[mine.Scored], dict[str, float]]:
     """The hard tracks by how wrong they are, and all scores that are compared later."""
-    judged = [row for row in keep if row.split in ("validation", "test")]
-    verdicts = scorer.verdicts([*hard, *judged], weights)
+    held = [row for row in keep if row.split in ("validation", "test")]
+    verdicts = scorer.verdicts([*hard, *held], weights)
     failed = ["error" in verdict for verdict in verdicts]
     if all(failed[: len(hard)]):
         first = verdicts[0]["error"]["message"]
         raise CommandError(f"none of the {len(hard)} hard tracks can be read ({first})", 1)
-    if sum(failed[len(hard) :]) > settings.max_bad * len(judged):
-        cause = f"{sum(failed[len(hard) :])} of {len(judged)} tracks of the keep-set cannot be read"
+    if sum(failed[len(hard) :]) > settings.max_bad * len(held):
+        cause = f"{sum(failed[len(hard) :])} of {len(held)} tracks of the keep-set cannot be read"
         cure = "mend them, take them out of the manifest, or raise max_bad"
         raise CommandError(f"{cause}, over the fraction {settings.max_bad:g}: {cure}", SOME_FAILED)
     ranked = mine.rank(hard, verdicts[: len(hard)], weights.config.verdict.threshold)
     if not any(one.row.split == "train" for one in ranked):
         raise CommandError("no hard track that can be read is in the part 'train'", USAGE)
-    return ranked, _scores([*hard, *judged], verdicts)
+    return ranked, _scores([*hard, *held], verdicts)
 
 
 def training_rows(
@@ -447,7 +455,7 @@ def evaluate(
         if row.path in before and row.path in after:
             sources[row.label, row.source].append((before[row.path], after[row.path]))
 
-    def change(source: str, label: int, scores: list[tuple[float, float]], judged: bool) -> Change:
+    def change(source: str, label: int, scores: list[tuple[float, float]], enough: bool) -> Change:
         was, now = (sum(pair[k] >= threshold for pair in scores) for k in (0, 1))
         loss = (was - now if label else now - was) / len(scores)
         means = [round(float(np.mean([pair[k] for pair in scores])), 6) for k in (0, 1)]
@@ -458,8 +466,8 @@ def evaluate(
             len(scores),
             (was, now),
             (means[0], means[1]),
-            limited and judged,
-            limited and judged and loss > LIMITS[label],
+            limited and enough,
+            limited and enough and loss > LIMITS[label],
         )
 
     changes = []

@@ -93,13 +93,13 @@ class Trainer:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self._spread = NamedSharding(mesh, PartitionSpec("data"))
         self._optimiser = _optimiser(settings)
-        self._step = jax.jit(
+        self._step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]] = jax.jit(
             self._pure_step,
             donate_argnums=0,
             in_shardings=(self.replicated, self._spread),
             out_shardings=self.replicated,
         )
-        self._watch = jax.jit(
+        self._watch: Callable[[State, Batch], dict[str, jax.Array]] = jax.jit(
             self._pure_watch,
             in_shardings=(self.replicated, self._spread),
             out_shardings=self.replicated,
@@ -143,17 +143,20 @@ class Trainer:
             {name: jnp.copy(value) for name, value in moving.items()},
             self._optimiser.init(moving),
         )
-        return jax.device_put(state, self.replicated)
+        placed: State = jax.device_put(state, self.replicated)
+        return placed
 
     def put(self, batch: Batch) -> Batch:
         """A batch spread over the devices: done ahead of `step`, it overlaps with the last one."""
-        return jax.device_put(dict(batch), self._spread)
+        placed: Batch = jax.device_put(dict(batch), self._spread)
+        return placed
 
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """One batch further; `state` is consumed.
 
         Metrics: loss and its terms, gradient (its norm before clipping), logit [B, V] and, where
-        the mask is computed, mask_mean, mask_spread, residual_energy (share of the input's).
+        the mask is computed, mask_mean, mask_spread, residual_energy (share of the input's);
+        where the logit is, flat_bins (share of bins where the soft masks have gradient 0).
         """
         return self._step(state, self.put(batch))
 
@@ -248,7 +251,10 @@ def losses(
         stft = jnp.mean(multi_resolution_stft(residual, target))
         metrics |= {"l1": l1, "stft": stft, "distill": l1 + stft}
     if settings.bce or settings.consistency:
-        mel_db = model.mel_db(model.parts(mask * magnitude))
+        residual = mask * magnitude
+        medians = model.medians(residual)
+        metrics["flat_bins"] = dsp_jax.flat_share(*medians, front_end)
+        mel_db = model.mel_db(model.parts(residual, medians))
         logit = model.logit_of_db(mel_db, rngs=rngs) + model.texture_logit(audio, magnitude)
         even = math.log(settings.boundary / (1 - settings.boundary))
         metrics["bce"] = binary_cross_entropy(logit - even, label, settings.label_smoothing)
@@ -266,13 +272,14 @@ def schedule(settings: Settings) -> Callable[[Any], Any]:
     """Learning rate by update: linear warm-up, then a cosine to its end."""
     updates = max(2, settings.steps // settings.accumulate)
     warm = min(max(1, round(settings.warmup * updates)), updates - 1)
-    return optax.warmup_cosine_decay_schedule(
+    rate: Callable[[Any], Any] = optax.warmup_cosine_decay_schedule(
         settings.learning_rate / warm,
         settings.learning_rate,
         warm,
         updates,
         settings.learning_rate * settings.final_learning_rate,
     )
+    return rate
 
 
 def _optimiser(settings: Settings) -> optax.GradientTransformation:

@@ -134,18 +134,7 @@ def train(
 
     loop = Loop(folder, trainer, settings, tell)
     try:
-        examples = Examples(
-            wanted,
-            cache,
-            samples=trainer.samples,
-            seed=settings.seed,
-            augment=settings.augment,
-            versions=settings.versions,
-            draws=settings.draws,
-            residual=bool(settings.distill),
-            source_power=settings.source_power,
-            near_p=settings.near_p,
-        )
+        examples = _examples(wanted, cache, trainer.samples, settings)
         looks = _watch_batches(watched, cache, trainer.samples, settings, jobs)
         state = loop.run(examples, looks, jobs)
     finally:
@@ -252,6 +241,22 @@ def _claim(
     claim(path, facts, lambda facts: facts["decisive"])
     with full_disk(folder):
         write_json(path, facts)
+
+
+def _examples(rows: list[Row], cache: AudioCache, samples: int, settings: Settings) -> Examples:
+    """Endless examples of the rows that are trained on."""
+    return Examples(
+        rows,
+        cache,
+        samples=samples,
+        seed=settings.seed,
+        augment=settings.augment,
+        versions=settings.versions,
+        draws=settings.draws,
+        residual=bool(settings.distill),
+        source_power=settings.source_power,
+        near_p=settings.near_p,
+    )
 
 
 def _watch_batches(

@@ -113,9 +113,7 @@ class Loop:
         if step is not None:
             leaves, tree = jax.tree.flatten(state)
             kinds = [
-                jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
-                    leaf.shape, leaf.dtype, sharding=self.trainer.replicated
-                )
+                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.trainer.replicated)
                 for leaf in leaves
             ]
             try:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from artifactnet_jax import dsp_numpy
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.console.progress import progress
@@ -62,9 +63,9 @@ def left_out(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Held-out logits of every row's unchanged segments: no head was fitted to the row's group.
 
-    The groups are divided into `folds` parts; the rows of each are judged by a head that was fitted
+    The groups are divided into `folds` parts; the rows of each are scored by a head that was fitted
     to the others, and to those of `helpers` that are of no group of the part. Helpers are not
-    judged; `theirs` are their statistics. Returns the logits [segments] of each row, and its fold
+    scored; `theirs` are their statistics. Returns the logits [segments] of each row, and its fold
     [rows].
     """
     parts = {str(k): 1 / folds for k in range(folds)}
@@ -82,7 +83,8 @@ def left_out(
             fit,
         )
         for i in np.flatnonzero(fold == k).tolist():
-            out[i] = logit(statistics[i].plain, texture, tensors).astype(np.float64)
+            logits = logit(statistics[i].plain, texture, tensors, dsp_numpy)
+            out[i] = logits.astype(np.float64)
     return out, fold
 
 

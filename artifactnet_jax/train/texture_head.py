@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from threadpoolctl import threadpool_limits
 
-from artifactnet_jax import dsp_numpy
+from artifactnet_jax import dsp_jax, dsp_numpy
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.config import Config, Texture
 from artifactnet_jax.data.augment import Augment, Chain, to_int16
@@ -30,16 +30,16 @@ from artifactnet_jax.decode import to_float
 from artifactnet_jax.dsp_numpy import stft_magnitude
 from artifactnet_jax.forward import texture_statistics
 from artifactnet_jax.numpy_network import NumpyNetwork
-from artifactnet_jax.texture import normalised
+from artifactnet_jax.texture import dense, normalised
 from artifactnet_jax.train.losses import binary_cross_entropy
 from artifactnet_jax.weights import Weights
 
 _FIRST_NARROW = 50  # number of a row's first narrow version
 _REVISION = 2  # of the statistics: raise it whenever the same audio gives something else
 NARROW = (3_500.0, 16_000.0)  # Hz: where the band of a track's narrow version ends
-LEAST_SPREAD = 1e-3  # of a statistic that hardly differs between tracks
+LEAST_STD = 1e-3  # of a statistic that hardly differs between tracks
 
-Params = list[tuple[jax.Array, jax.Array]]  # kernels [I, O] and biases [O], or of M heads: [M, ...]
+Params = dict[str, jax.Array]  # kernels [M, I, O] and biases [M, O] of M heads, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class _Statistics(Crops):
             return kept
         audio, front_end = self._crop(k, segment, version), self._config.front_end
         magnitude = stft_magnitude(audio, front_end)
-        values = texture_statistics(audio, magnitude, self._config, dsp_numpy)
+        values: np.ndarray = texture_statistics(audio, magnitude, self._config, dsp_numpy)
         write_array(path, values)
         return values
 
@@ -178,20 +178,20 @@ def head(
     label = np.repeat([row.label for row in rows], sizes)
     weight = np.repeat(row_weights(rows, fit.source_power) / sizes, sizes)
     mean = np.average(values, 0, weight)
-    spread = np.maximum(np.sqrt(np.average((values - mean) ** 2, 0, weight)), LEAST_SPREAD)
-    mean, spread = mean.astype(np.float32), spread.astype(np.float32)
-    x = normalised(values, mean, spread, texture)
+    std = np.maximum(np.sqrt(np.average((values - mean) ** 2, 0, weight)), LEAST_STD)
+    mean, std = mean.astype(np.float32), std.astype(np.float32)
+    x = normalised(values, mean, std, texture)
     rng = np.random.default_rng(fit.seed)
+    names = [*(f"texture.hidden.{level}" for level in range(len(texture.hidden))), "texture.out"]
     sizes = [x.shape[1], *texture.hidden, 1]
 
     def start(members: int) -> Params:
-        return [
-            (
-                jnp.asarray(rng.standard_normal((members, i, o)) / math.sqrt(i), jnp.float32),
-                jnp.zeros((members, o), jnp.float32),
-            )
-            for i, o in itertools.pairwise(sizes)
-        ]
+        params = {}
+        for name, (i, o) in zip(names, itertools.pairwise(sizes), strict=True):
+            kernel = rng.standard_normal((members, i, o)) / math.sqrt(i)
+            params[f"{name}.kernel"] = jnp.asarray(kernel, jnp.float32)
+            params[f"{name}.bias"] = jnp.zeros((members, o), jnp.float32)
+        return params
 
     def fitting(params: Params, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
         first, *keys = jax.random.split(key, 1 + fit.members)
@@ -201,22 +201,24 @@ def head(
             def drop(x: jax.Array, level: int) -> jax.Array:
                 return _dropped(x, fit.dropout, jax.random.fold_in(key, level))
 
-            return binary_cross_entropy(_logit(params, x, drop), y, fit.label_smoothing)
+            logit = dense(x, texture, params, dsp_jax, drop)
+            return binary_cross_entropy(logit, y, fit.label_smoothing)
 
         return jax.vmap(own)(params, jnp.stack(keys)).sum()  # none has a part in another's
 
     def teaching(params: Params, x: jax.Array, _y: jax.Array, _key: jax.Array) -> jax.Array:
-        taught, wanted = (jax.vmap(_logit, (0, None))(p, x).mean(0) for p in (params, members))
+        def mean_logit(params: Params) -> jax.Array:
+            logits: jax.Array = jax.vmap(lambda own: dense(x, texture, own, dsp_jax))(params)
+            return logits.mean(0)
+
+        taught, wanted = mean_logit(params), mean_logit(members)
         return jnp.square(taught - wanted).mean()
 
     pairs = _pairs(x, label, np.cumsum(weight), fit, rng)
     members = _descended(start(fit.members), fitting, pairs, fit.steps, fit)
     params = _descended(start(1), teaching, pairs, 2 * fit.steps, fit)
-    tensors = {"texture.mean": mean, "texture.spread": spread}
-    for level, (kernel, bias) in enumerate(params):
-        name = "texture.out" if level == len(texture.hidden) else f"texture.hidden.{level}"
-        tensors |= {f"{name}.kernel": np.asarray(kernel[0]), f"{name}.bias": np.asarray(bias[0])}
-    return tensors
+    tensors = {name: np.asarray(param[0]) for name, param in params.items()}
+    return {"texture.mean": mean, "texture.spread": std, **tensors}
 
 
 def _pairs(
@@ -256,19 +258,6 @@ def _descended(
     for number, (x, y) in enumerate(itertools.islice(pairs, steps)):
         params, state = step(params, state, x, y, jax.random.fold_in(key, number))
     return params
-
-
-def _logit(
-    params: Params, x: jax.Array, drop: Callable[[jax.Array, int], jax.Array] = lambda x, level: x
-) -> jax.Array:
-    """One head's logits [B] of normalised statistics [B, K]; `drop` follows each hidden layer."""
-    for level, (kernel, bias) in enumerate(params[:-1]):
-        x = drop(jnp.maximum(_linear(x, kernel, bias), 0), level)
-    return _linear(x, *params[-1])[:, 0]
-
-
-def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
 
 
 def _dropped(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
