@@ -87,7 +87,8 @@ def transposed_conv(
         )
     ]
     ends = [(n - 1, n - 1) for n in (down, across)]
-    out = depth_to_space(_conv(x, kernel, padding=ends, precision=precision), rows, cols)
+    out: jax.Array = _conv(x, kernel, padding=ends, precision=precision)
+    out = depth_to_space(out, rows, cols)
     short = [(0, max(0, n - m)) for n, m in zip(size, out.shape[1:3], strict=True)]
     if short != [(0, 0), (0, 0)]:  # output padding that no input reaches
         out = jnp.pad(out, ((0, 0), *short, (0, 0)))
@@ -226,8 +227,8 @@ class ListNetwork(Group):
         own = {leaf: self.variable(f"{x.name}.{leaf}")[...] for leaf, _ in x.tensors}
         if x.op in PRODUCTS:
             first = first if dtype == jnp.float64 else first.astype(self.dtype)
-            out = self._product(x, first, own)
-            return _wide(out) if x.name in self.last_product else out
+            product = self._product(x, first, own)
+            return _wide(product) if x.name in self.last_product else product
         if x.op in ELEMENTWISE:
             return ELEMENTWISE[x.op](first, **x.attrs)
         if x.op == "dropout" and not self.deterministic:
@@ -237,7 +238,7 @@ class ListNetwork(Group):
         own = {leaf: value.astype(inputs[0].dtype) for leaf, value in own.items()}
         if x.op == "batch_norm" and not self.use_running_average:
             own |= self._batch_statistics(x, inputs[0])
-        out = apply(x, inputs, own, jnp).astype(dtype)
+        out: jax.Array = apply(x, inputs, own, jnp).astype(dtype)
         return out
 
     def _product(self, x: Layer, value: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:

@@ -49,7 +49,7 @@ class GraphBackend:
             graph = simplify(self._graph, shaped.shape)
             run = compile_graph(graph, shaped.shape, self._contract.output)
             self._compiled[len(audio)] = run
-        scores = run(shaped).reshape(-1)  # type: ignore[operator]
+        scores: np.ndarray = run(shaped).reshape(-1)  # type: ignore[operator]
         inside = (scores >= -ROUNDING) & (scores <= 1 + ROUNDING)
         return np.where(inside, np.clip(scores, 0, 1), scores)
 
