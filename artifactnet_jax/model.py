@@ -10,6 +10,7 @@ that would round them to TF32.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def transposed_conv(
         )
     ]
     ends = [(n - 1, n - 1) for n in (down, across)]
-    out: jax.Array = _conv(x, kernel, padding=ends, precision=precision)
+    out: jax.Array = _conv(x, kernel, (1, 1), ends, precision=precision)
     out = depth_to_space(out, rows, cols)
     short = [(0, max(0, n - m)) for n, m in zip(size, out.shape[1:3], strict=True)]
     if short != [(0, 0), (0, 0)]:  # output padding that no input reaches
@@ -96,26 +97,7 @@ def transposed_conv(
     return out[:, top : size[0] - bottom, left : size[1] - right]
 
 
-def _conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    strides: Any = (1, 1),
-    padding: Any,
-    dilations: Any = (1, 1),
-    groups: int = 1,
-    precision: Any,
-) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        rhs_dilation=dilations,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-        precision=precision,
-    )
+_conv = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class Given(nnx.Variable[Any]):
@@ -244,7 +226,15 @@ class ListNetwork(Group):
     def _product(self, x: Layer, value: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
         kernel = own["kernel"].astype(value.dtype)
         if x.op == "conv":
-            out = _conv(value, kernel, precision=self.precision, **x.attrs)
+            out = _conv(
+                value,
+                kernel,
+                x.attrs["strides"],
+                x.attrs["padding"],
+                rhs_dilation=x.attrs["dilations"],
+                feature_group_count=x.attrs["groups"],
+                precision=self.precision,
+            )
         elif x.op == "conv_transpose":
             out = transposed_conv(value, kernel, x.attrs, self.precision)
         else:
