@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -156,6 +157,43 @@ def test_the_share_of_bins_without_a_gradient_of_the_soft_masks():
     assert float(trainer.watch(state, batch)["flat_bins"]) == pytest.approx(0.5, abs=0.2)
     batch["audio"][...] = 0
     assert float(trainer.watch(state, batch)["flat_bins"]) == 1
+
+
+# tests/training.json was written by commit c339728, whose networks were Flax modules: shape, sum
+# and sum of magnitudes of the random weights of a seed, and two steps of phase joint.
+BEFORE = json.loads((Path(__file__).parent / "training.json").read_text())
+
+
+def test_random_weights_of_a_seed_are_those_of_the_modules_before():
+    head = cfg.Texture(resolutions=((512, 128),), hidden=(3,))
+    model = loop.ArtifactNet(dataclasses.replace(TINY, texture=head), rngs=nnx.Rngs(4))
+    found = {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
+    assert set(found) == set(BEFORE["random"])
+    for name, (shape, total, size) in BEFORE["random"].items():
+        value = np.asarray(found[name], np.float64)
+        assert list(value.shape) == shape
+        assert value.sum() == pytest.approx(total, rel=1e-6, abs=1e-6), name
+        assert np.abs(value).sum() == pytest.approx(size, rel=1e-6), name
+
+
+def test_two_steps_from_a_seed_are_those_of_the_modules_before():
+    """Loss, gradient and statistics, with dropout; and the tree of a checkpoint, which resumes."""
+    before = BEFORE["joint"]
+    trainer = Trainer(TINY, None, settings_of("joint"))
+    state = trainer.initial()
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    tree = [[jax.tree_util.keystr(p), list(v.shape), str(v.dtype)] for p, v in leaves]
+    assert tree == before["state"]
+    batch = batch_of(trainer)
+    for known in before["metrics"]:
+        state, metrics = trainer.step(state, batch)
+        found = {name: float(np.mean(np.asarray(v, np.float64))) for name, v in metrics.items()}
+        assert 0 <= found.pop("flat_bins") <= 1
+        assert found == pytest.approx(known, rel=1e-4, abs=1e-6)
+    for name, size in before["statistics"].items():
+        assert float(np.abs(state.statistics[name]).sum()) == pytest.approx(size, rel=1e-4), name
+    moved = sum(float(np.abs(np.asarray(v, np.float64)).sum()) for v in state.moving.values())
+    assert moved == pytest.approx(before["moving"], rel=1e-5)
 
 
 def test_phase_codec_shrinks_the_cross_codec_delta():
