@@ -201,6 +201,8 @@ def allowed(old, new, key):
         return False
     if isinstance(new, (list, tuple)):
         return all(allowed(each, other, key) for each in old[:1] for other in new)
+    if isinstance(new, dict):
+        return True  # its values are judged where they stand
     return new in CHOICES.get(key, {new}) and not (isinstance(new, float) and abs(new) == math.inf)
 
 
@@ -248,7 +250,7 @@ def sealed(text, tensors):
     return sha.hexdigest()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_one_corrupted_value_of_the_config_is_refused_by_name_or_taken_as_it_is(stored, data):
     path, tensors, header = stored
@@ -285,7 +287,7 @@ def test_one_corrupted_value_of_the_config_is_refused_by_name_or_taken_as_it_is(
         assert same or (got == new and allowed(old, new, key)), (where, old, new)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_one_corrupted_field_of_the_header_is_refused_by_name_or_is_only_a_text(stored, data):
     path, tensors, header = stored
