@@ -86,7 +86,8 @@ class OnnxruntimeBackend:
         if len(audio) < self._segments:
             padded = np.zeros((self._segments, audio.shape[1]), np.float32)
             padded[: len(audio)] = audio
-        return self._session.run(None, {self._input: padded})[0][: len(audio)]
+        scores: np.ndarray = self._session.run(None, {self._input: padded})[0]
+        return scores[: len(audio)]
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         n = self._segments
