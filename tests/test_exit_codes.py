@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import re
+import subprocess
 import sys
 import typing
 from collections.abc import Iterator
@@ -249,6 +250,22 @@ def test_a_package_found_missing_by_the_verb_is_3(command, monkeypatch, line, pa
     assert (done.code, done.out) == (3, "")
     assert package in done.err
     assert "pip install" in done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "extra"),
+    [
+        pytest.param("report x.wav -o out", "report", marks=needs("av", "matplotlib")),
+        pytest.param("bench accuracy --manifest m --out out", "bench", marks=needs("pyarrow")),
+    ],
+)
+def test_without_jinja2_there_is_no_page_and_the_cure_is_told(tmp_path, line, extra):
+    code = "import sys; sys.modules['jinja2'] = None; from artifactnet_jax.cli import main; "
+    args = [sys.executable, "-c", f"{code}sys.exit(main({line.split()}))"]
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "a package that is missing (jinja2)" in done.stderr
+    assert f"artifactnet-jax[{extra}]" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["score", "live"])
