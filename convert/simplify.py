@@ -153,7 +153,8 @@ def _moved(
     """What a node that moves samples makes of other ones, in NumPy."""
     static = {key: facts[key] for key in node.inputs if isinstance(facts.get(key), np.ndarray)}
     graph = Graph((node,), {**static, **given}, (), (), opset)
-    return np.asarray(evaluate(graph, {}, [node.outputs[0]])[node.outputs[0]])
+    made: np.ndarray = evaluate(graph, {}, [node.outputs[0]])[node.outputs[0]]
+    return made
 
 
 def _windowed(
