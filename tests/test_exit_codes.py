@@ -101,7 +101,9 @@ def test_stdout_on_a_full_disk(command, tiny, music, tmp_path, monkeypatch, line
             marks=needs("av", "matplotlib"),
         ),
         pytest.param("export {tiny} -o {out}/m.onnx", "m.onnx", marks=needs("onnx")),
-        pytest.param("convert {onnx} -o {out}/w", "w", marks=needs("onnx", "flax")),
+        pytest.param(
+            "convert {onnx} -o {out}/w", "w", marks=[needs("onnx", "flax"), pytest.mark.slow]
+        ),
         pytest.param(
             "residuals --data {music}/data.csv --out {out}/r --cache {cache}",
             "r/teacher.json",
