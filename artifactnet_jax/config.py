@@ -43,11 +43,14 @@ class Checked:
 
     def __post_init__(self) -> None:
         """ValueError naming the first field that does not, its value, and what is allowed."""
-        for name, hint in _hints(type(self)).items():
+        section: Any = type(self)  # hashable, though a type checker doubts it
+        for name, hint in _hints(section).items():
             require(name, getattr(self, name), hint)
 
 
-_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+@functools.cache
+def _hints(section: Any) -> dict[str, Any]:
+    return typing.get_type_hints(section, include_extras=True)
 
 
 def require(name: str, value: Any, hint: Any) -> None:
@@ -123,7 +126,7 @@ class FrontEnd(Checked):
     # What that maximum is over: residual, H and P of a segment together, each view by itself, or
     # all views (or each view) of all segments of a song.
     joint: Literal["segment", "view", "song", "song_view"] = "segment"
-    channels: tuple[Channel, ...] = CHANNELS
+    channels: Annotated[tuple[Channel, ...], "one or more", len] = CHANNELS
 
     def __post_init__(self) -> None:
         """ValueError for a wrong field, and for a segment that holds no frame."""

@@ -62,7 +62,7 @@ def mel_filterbank(
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rise = (bins - lower) / (centre - lower)
     fall = (upper - bins) / (upper - centre)
-    weights = np.maximum(0.0, np.minimum(rise, fall))
+    weights: np.ndarray = np.maximum(0.0, np.minimum(rise, fall))
     if front_end.mel_norm == "slaney":
         weights *= 2.0 / (upper - lower)
     weights.setflags(write=False)  # cached: shared by every caller

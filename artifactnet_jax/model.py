@@ -10,6 +10,7 @@ that would round them to TF32.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,8 @@ def transposed_conv(
         )
     ]
     ends = [(n - 1, n - 1) for n in (down, across)]
-    out = depth_to_space(_conv(x, kernel, padding=ends, precision=precision), rows, cols)
+    out: jax.Array = _conv(x, kernel, (1, 1), ends, precision=precision)
+    out = depth_to_space(out, rows, cols)
     short = [(0, max(0, n - m)) for n, m in zip(size, out.shape[1:3], strict=True)]
     if short != [(0, 0), (0, 0)]:  # output padding that no input reaches
         out = jnp.pad(out, ((0, 0), *short, (0, 0)))
@@ -95,26 +97,7 @@ def transposed_conv(
     return out[:, top : size[0] - bottom, left : size[1] - right]
 
 
-def _conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    strides: Any = (1, 1),
-    padding: Any,
-    dilations: Any = (1, 1),
-    groups: int = 1,
-    precision: Any,
-) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        rhs_dilation=dilations,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-        precision=precision,
-    )
+_conv = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class Given(nnx.Variable[Any]):
@@ -226,8 +209,8 @@ class ListNetwork(Group):
         own = {leaf: self.variable(f"{x.name}.{leaf}")[...] for leaf, _ in x.tensors}
         if x.op in PRODUCTS:
             first = first if dtype == jnp.float64 else first.astype(self.dtype)
-            out = self._product(x, first, own)
-            return _wide(out) if x.name in self.last_product else out
+            product = self._product(x, first, own)
+            return _wide(product) if x.name in self.last_product else product
         if x.op in ELEMENTWISE:
             return ELEMENTWISE[x.op](first, **x.attrs)
         if x.op == "dropout" and not self.deterministic:
@@ -237,13 +220,21 @@ class ListNetwork(Group):
         own = {leaf: value.astype(inputs[0].dtype) for leaf, value in own.items()}
         if x.op == "batch_norm" and not self.use_running_average:
             own |= self._batch_statistics(x, inputs[0])
-        out = apply(x, inputs, own, jnp).astype(dtype)
+        out: jax.Array = apply(x, inputs, own, jnp).astype(dtype)
         return out
 
     def _product(self, x: Layer, value: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
         kernel = own["kernel"].astype(value.dtype)
         if x.op == "conv":
-            out = _conv(value, kernel, precision=self.precision, **x.attrs)
+            out = _conv(
+                value,
+                kernel,
+                x.attrs["strides"],
+                x.attrs["padding"],
+                rhs_dilation=x.attrs["dilations"],
+                feature_group_count=x.attrs["groups"],
+                precision=self.precision,
+            )
         elif x.op == "conv_transpose":
             out = transposed_conv(value, kernel, x.attrs, self.precision)
         else:

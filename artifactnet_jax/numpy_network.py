@@ -112,7 +112,7 @@ def conv(
     if groups > 1:
         return _grouped_conv(x, kernel, bias, strides, padding, dilations, groups)
     if (kh, kw) == (1, 1) and not any((top, bottom, left, right)):
-        out = x[::sh, ::sw] @ kernel[0, 0]
+        out: np.ndarray = x[::sh, ::sw] @ kernel[0, 0]
         return out if bias is None else out + bias
     if (sh, sw) != (1, 1) and kh % sh == 0 == kw % sw and (dh, dw) == (1, 1):
         return _patch_conv(x, kernel, bias, strides, padding)
@@ -217,7 +217,8 @@ def conv_transpose(
     """Transposed convolution; see `layers`."""
     (h, w, i), (kh, kw, _, o), (sh, sw) = x.shape, kernel.shape, strides
     (top, bottom), (left, right) = padding
-    stamps = x @ kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)
+    stamps: np.ndarray = x @ kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)
+    out: np.ndarray
     if (kh, kw) == (sh, sw) and not any((top, bottom, left, right, *output_padding)):
         out = depth_to_space(stamps, kh, kw, "DCR")  # the stamps do not overlap
     else:

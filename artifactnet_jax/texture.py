@@ -85,7 +85,8 @@ def texture_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 def band_rows(texture: Texture, n_fft: int, sample_rate: int) -> Int[np.ndarray, " edges"]:
     """First bin of every band, and the end of the last one: at least one bin each."""
     rows = np.round(np.array(texture.edges) * n_fft / sample_rate).astype(int)
-    return np.maximum(rows, np.arange(len(rows)) + 1)
+    starts: np.ndarray = np.maximum(rows, np.arange(len(rows)) + 1)
+    return starts
 
 
 def band_matrix(rows: Int[np.ndarray, " edges"], bins: int) -> Float[np.ndarray, "edges-1 {bins}"]:

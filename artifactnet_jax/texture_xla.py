@@ -129,7 +129,7 @@ def _peaks(level: jax.Array, weight: jax.Array, shifted: Any, real: Any) -> list
     """
     size = level.shape[-2] - 16, level.shape[-1] - 2
 
-    def at(bins: Any, frames: int = 0) -> jax.Array:
+    def at(bins: Any, frames: int = 0) -> Any:
         return shifted(level, 8 + bins, 1 + frames, size)
 
     height = at(0)

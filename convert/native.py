@@ -161,12 +161,12 @@ def mask_bound(network: Network) -> float | None:
         if len(chain[-1].inputs) != 1:
             return None
         name = chain[-1].inputs[0]
-    bounds: tuple[float, float] | None = (-math.inf, math.inf)
+    low, high = -math.inf, math.inf
     for current in reversed(chain):
-        bounds = _bounds(current, network, *bounds)
+        bounds = _bounds(current, network, low, high)
         if bounds is None:
             return None
-    low, high = bounds
+        low, high = bounds
     return high if math.isfinite(high) and low >= -1e-6 else None
 
 

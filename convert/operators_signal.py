@@ -151,10 +151,10 @@ def _cubic(part: np.ndarray, a: float) -> list[np.ndarray]:
     """Weights of the four samples around a position, for Keys' kernel."""
     t = part.astype(np.float64)
 
-    def near(d: np.ndarray) -> np.ndarray:
+    def near(d: Any) -> Any:
         return ((a + 2) * d - (a + 3)) * d * d + 1
 
-    def far(d: np.ndarray) -> np.ndarray:
+    def far(d: Any) -> Any:
         return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
 
     return [far(1 + t), near(t), near(1 - t), far(2 - t)]

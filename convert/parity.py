@@ -64,7 +64,7 @@ class Errors:
     def quantile(self, fraction: float = 0.999) -> float:
         """The error that this share of the values does not exceed."""
         place = int(np.searchsorted(np.cumsum(self.counts), fraction * self.counts.sum()))
-        return min(self.largest, 10.0 ** (place / 50 - 12))
+        return min(self.largest, float(10.0 ** (place / 50 - 12)))
 
 
 @dataclasses.dataclass(eq=False)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.config import CHANNELS
+from artifactnet_jax.config import CHANNELS, Channel
 from artifactnet_jax.convert.operators import evaluate
 from artifactnet_jax.convert.trace import Plane, Trace, Unmapped, decimal, planes, scalars
 from artifactnet_jax.filterbank import hann
@@ -430,7 +430,8 @@ def clamped(views: np.ndarray, top_db: float | None, joint: str) -> np.ndarray:
     if top_db is None:
         return views
     axes = {"segment": (1, 2, 3), "view": (2, 3), "song": (0, 1, 2, 3), "song_view": (0, 2, 3)}
-    return np.maximum(views, views.max(axis=axes[joint], keepdims=True) - top_db)
+    floor = views.max(axis=axes[joint], keepdims=True) - top_db
+    return np.asarray(np.maximum(views, floor))
 
 
 def seven(views: np.ndarray) -> dict[str, np.ndarray]:
@@ -505,7 +506,7 @@ class Channels:
 
     tensor: str
     roles: tuple[str, ...]
-    names: tuple[str, ...]
+    names: tuple[Channel, ...]
     scale: np.ndarray  # of each channel, after which `offset` is added
     offset: np.ndarray
 

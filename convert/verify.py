@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifactnet_jax.audio import AudioError, Segment, SegmentReader
+from artifactnet_jax.audio import Segment, SegmentReader
 from artifactnet_jax.convert.graph import ConvertError, read_graph
 from artifactnet_jax.convert.parity import (
     BACKENDS,
@@ -25,6 +25,7 @@ from artifactnet_jax.convert.parity import (
     Outcome,
     together,
 )
+from artifactnet_jax.decode import AudioError
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.files import find_audio, writing
 from artifactnet_jax.models import load_backend, open_model, why_unavailable

@@ -87,7 +87,8 @@ def backward(
     length, half = x.shape[axis], size // 2
     ends = (0, half, half + length, 2 * half + length)
     pieces = [gather(*span) for span in itertools.pairwise(ends)]
-    return unmirror(_stored(pieces, axis))
+    slope: tuple[jax.Array] = unmirror(_stored(pieces, axis))
+    return slope
 
 
 _median.defvjp(_forward, backward)

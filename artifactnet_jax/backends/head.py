@@ -46,6 +46,8 @@ class HostHead:
         return one
 
     def _one(self, audio: np.ndarray, stft: Callable[..., Any] = stft_magnitude) -> np.ndarray:
+        head = self._config.texture
+        assert head is not None
         magnitude = stft(audio, self._config.front_end)
         statistics = texture_statistics(audio, magnitude, self._config, dsp_numpy, stft)
-        return texture.logit(statistics, self._config.texture, self._tensors, dsp_numpy)
+        return np.asarray(texture.logit(statistics, head, self._tensors, dsp_numpy))

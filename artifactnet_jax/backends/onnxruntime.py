@@ -86,9 +86,11 @@ class OnnxruntimeBackend:
         if len(audio) < self._segments:
             padded = np.zeros((self._segments, audio.shape[1]), np.float32)
             padded[: len(audio)] = audio
-        return self._session.run(None, {self._input: padded})[0][: len(audio)]
+        scores: np.ndarray = self._session.run(None, {self._input: padded})[0]
+        return scores[: len(audio)]
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """Segments float32 [n, segment_samples] -> P(AI) float32 [n]."""
         n = self._segments
         chunks = [audio[k : k + n] for k in range(0, len(audio), n)]
         out = self._pool.map(self._chunk, chunks)  # submitted now, read below

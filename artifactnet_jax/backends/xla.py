@@ -46,7 +46,7 @@ def build_model(weights: Weights, dtype: str = "float32") -> ArtifactNet:
     arrays = jax.device_put([weights.tensors[".".join(map(str, path))] for path, _ in leaves])
     filled = [(path, leaf.replace(a)) for (path, leaf), a in zip(leaves, arrays, strict=True)]
     nnx.update(model, nnx.from_flat_state(filled))
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return model
 
 

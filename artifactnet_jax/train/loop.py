@@ -201,7 +201,7 @@ class Trainer:
         return metrics["loss"], ({_name(path): leaf[...] for path, leaf in found}, metrics)
 
     def _set_mode(self, model: ArtifactNet, training: bool) -> None:
-        model.eval()
+        model.eval()  # type: ignore[no-untyped-call]
         if training:
             for name in {part.split(".")[0] for part in self.settings.trainable} - {"texture"}:
                 part = model.unet if name == "unet" else model.cnn
@@ -242,7 +242,8 @@ def losses(
         metrics["mask_mean"] = jnp.mean(mask)
         metrics["mask_spread"] = jnp.mean(jnp.std(mask, axis=(1, 2)))
         metrics["residual_energy"] = jnp.sum((mask * magnitude) ** 2) / jnp.maximum(
-            jnp.sum(magnitude**2), jnp.finfo(magnitude.dtype).tiny
+            jnp.sum(magnitude**2),
+            jnp.finfo(magnitude.dtype).tiny,  # type: ignore[no-untyped-call]
         )
     if settings.distill:
         residual = masked_audio(spectrum, mask, front_end, n)
