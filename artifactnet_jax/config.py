@@ -126,7 +126,7 @@ class FrontEnd(Checked):
     # What that maximum is over: residual, H and P of a segment together, each view by itself, or
     # all views (or each view) of all segments of a song.
     joint: Literal["segment", "view", "song", "song_view"] = "segment"
-    channels: tuple[Channel, ...] = CHANNELS
+    channels: Annotated[tuple[Channel, ...], "one or more", len] = CHANNELS
 
     def __post_init__(self) -> None:
         """ValueError for a wrong field, and for a segment that holds no frame."""

@@ -121,8 +121,7 @@ class _Emitter:
             for axis in sorted(("chw".index(letter) + 1 for letter in attrs["axes"]), reverse=True):
                 x = g.op(_REDUCE[op], x, g.ints(axis), keepdims=1)
             return x
-        made: str = getattr(self, op)(x)
-        return made
+        return str(getattr(self, op)(x))
 
     def axis(self) -> int:
         return "chw".index(self.attrs["axis"]) + 1

@@ -35,7 +35,7 @@ def quantise(model: ModelProto, segments: Iterable[np.ndarray]) -> ModelProto:
 
     given = model.graph.input[0].name
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # of a module without types
         def __init__(self) -> None:
             self._rest = iter(segments)
 

@@ -430,9 +430,8 @@ def clamped(views: np.ndarray, top_db: float | None, joint: str) -> np.ndarray:
     if top_db is None:
         return views
     axes = {"segment": (1, 2, 3), "view": (2, 3), "song": (0, 1, 2, 3), "song_view": (0, 2, 3)}
-    floor: np.ndarray = views.max(axis=axes[joint], keepdims=True) - top_db
-    clamped: np.ndarray = np.maximum(views, floor)
-    return clamped
+    floor = views.max(axis=axes[joint], keepdims=True) - top_db
+    return np.asarray(np.maximum(views, floor))
 
 
 def seven(views: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from artifactnet_jax.convert.contract import Contract
@@ -38,7 +40,7 @@ class GraphBackend:
                 "supported: export it with an open number"
             )
         self.batch_size = batch_size or self._segments
-        self._compiled: dict[int, object] = {}
+        self._compiled: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
         if not self._contract.song:
             self._run(np.zeros((self._segments, self._contract.samples), np.float32))
 
@@ -49,7 +51,7 @@ class GraphBackend:
             graph = simplify(self._graph, shaped.shape)
             run = compile_graph(graph, shaped.shape, self._contract.output)
             self._compiled[len(audio)] = run
-        scores: np.ndarray = run(shaped).reshape(-1)  # type: ignore[operator]
+        scores = run(shaped).reshape(-1)
         inside = (scores >= -ROUNDING) & (scores <= 1 + ROUNDING)
         return np.where(inside, np.clip(scores, 0, 1), scores)
 

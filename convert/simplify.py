@@ -153,8 +153,7 @@ def _moved(
     """What a node that moves samples makes of other ones, in NumPy."""
     static = {key: facts[key] for key in node.inputs if isinstance(facts.get(key), np.ndarray)}
     graph = Graph((node,), {**static, **given}, (), (), opset)
-    made: np.ndarray = evaluate(graph, {}, [node.outputs[0]])[node.outputs[0]]
-    return made
+    return np.asarray(evaluate(graph, {}, [node.outputs[0]])[node.outputs[0]])
 
 
 def _windowed(
@@ -222,7 +221,7 @@ def _start(
         planes = [plane for name in names for plane in np.moveaxis(found[name], axis, 0)]
     else:
         planes = list(np.moveaxis(evaluate(part, {}, [stack])[stack], axis, 0))
-    count = planes[0].shape[along]
+    count = int(planes[0].shape[along])
     step = int(np.prod(shape[along + 1 :]))
     start: int = (int(planes[0].flat[0]) // step) % shape[along]
     for k, plane in enumerate(planes):

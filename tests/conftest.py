@@ -39,7 +39,8 @@ SLOW = (
     *("convert", "ray_engine", "training_loop", "verify", "throughput", "rvq", "export", "layers"),
     *("train_run", "finetune", "serve", "tensorrt", "backends", "bench", "imports", "median"),
     *("train_data", "train_texture", "export_texture", "model", "quantise", "teachers", "page"),
-    *("dsp", "bench_accuracy", "audio_fuzz", "documents", "distribution"),
+    *("operators", "losses", "presets", "shapes", "accuracy_report", "live", "texture", "dsp"),
+    *("bench_accuracy", "audio_fuzz", "documents", "distribution", "one_edit"),
 )
 
 

@@ -51,14 +51,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command):
     Test: AI at 0.9, 0.8, 0.4; real at 0.1, 0.2, 0.6. Calibration: AI at 0.7, 0.5; real 0.3, 0.45.
     """
     monkeypatch.chdir(tmp_path)
-<<<<<<< HEAD
     whole = (
         accuracy.accuracy_report.write_report
     )  # intervals from few resamples: they are not tested here
-=======
-    # Intervals from few resamples: they are not tested here.
-    whole = accuracy.accuracy_report.write_report
->>>>>>> evalu
     few = functools.partial(whole, resamples=20)
     monkeypatch.setattr(accuracy.accuracy_report, "write_report", few)
     (tmp_path / "bench_levels.py").write_text(MODULE)

@@ -119,6 +119,7 @@ NUMBER = "it must be a number above 0"
         ("front_end", "n_fft", 10**6, r"more than segment_samples \+ 2 \* stft_pad"),
         ("front_end", "channels", ["mel"], "it must be a list, each one of mel_res, mel_H"),
         ("front_end", "channels", "mel_H", "it must be a list"),
+        ("front_end", "channels", [], "it must be one or more"),
         ("unet", "patch", [8, 8, 8], "it must be a list of 2"),
         ("unet", "patch", [8, 0], "it must be a list, each above 0"),
         ("texture", "edges", [100.0, 50.0], "it must be two or more, rising"),

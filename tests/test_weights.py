@@ -201,6 +201,8 @@ def allowed(old, new, key):
         return False
     if isinstance(new, (list, tuple)):
         return all(allowed(each, other, key) for each in old[:1] for other in new)
+    if isinstance(new, dict):
+        return True  # its values are judged where they stand
     return new in CHOICES.get(key, {new}) and not (isinstance(new, float) and abs(new) == math.inf)
 
 
@@ -248,7 +250,7 @@ def sealed(text, tensors):
     return sha.hexdigest()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_one_corrupted_value_of_the_config_is_refused_by_name_or_taken_as_it_is(stored, data):
     path, tensors, header = stored
@@ -273,7 +275,8 @@ def test_one_corrupted_value_of_the_config_is_refused_by_name_or_taken_as_it_is(
     read, error = loaded(path)
     if read is None:
         key = "layers" if "layers" in where else key
-        shape = r"(missing|unexpected) \w+\.|tensor [\w.]+ has shape"  # which the value decides
+        # Or what no longer fits the value is named: a tensor, a layer of a converted network.
+        shape = r"(missing|unexpected) \w+\.|tensor [\w.]+ has shape|(unet|cnn)\.layers: "
         assert re.search(rf"\b{key}\b|{shape}", error), error
         assert "\n" not in error
     else:
@@ -285,7 +288,7 @@ def test_one_corrupted_value_of_the_config_is_refused_by_name_or_taken_as_it_is(
         assert same or (got == new and allowed(old, new, key)), (where, old, new)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_one_corrupted_field_of_the_header_is_refused_by_name_or_is_only_a_text(stored, data):
     path, tensors, header = stored

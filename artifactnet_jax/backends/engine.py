@@ -210,7 +210,7 @@ def load_library(name: str) -> Any:
 def logger(trt: Any) -> Any:
     """A logger for TensorRT that says nothing, and knows the last error."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[misc]  # of a module without types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.error = ""

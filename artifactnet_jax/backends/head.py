@@ -46,9 +46,8 @@ class HostHead:
         return one
 
     def _one(self, audio: np.ndarray, stft: Callable[..., Any] = stft_magnitude) -> np.ndarray:
-        magnitude = stft(audio, self._config.front_end)
-        statistics = texture_statistics(audio, magnitude, self._config, dsp_numpy, stft)
         head = self._config.texture
         assert head is not None
-        logit: np.ndarray = texture.logit(statistics, head, self._tensors, dsp_numpy)
-        return logit
+        magnitude = stft(audio, self._config.front_end)
+        statistics = texture_statistics(audio, magnitude, self._config, dsp_numpy, stft)
+        return np.asarray(texture.logit(statistics, head, self._tensors, dsp_numpy))

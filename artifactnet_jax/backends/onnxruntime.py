@@ -86,8 +86,8 @@ class OnnxruntimeBackend:
         if len(audio) < self._segments:
             padded = np.zeros((self._segments, audio.shape[1]), np.float32)
             padded[: len(audio)] = audio
-        given: np.ndarray = self._session.run(None, {self._input: padded})[0]
-        return given[: len(audio)]
+        scores: np.ndarray = self._session.run(None, {self._input: padded})[0]
+        return scores[: len(audio)]
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         """Segments float32 [n, segment_samples] -> P(AI) float32 [n]."""

@@ -9,11 +9,8 @@ from typing import Any, Literal
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
-from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from artifactnet_jax.serve.store import StateError
 from artifactnet_jax.serve.uploads import BadUpload, DiskFull
@@ -115,55 +112,43 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def _problem(
+def problem(
     status: int, kind: str, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
+    """The body of an error, with its HTTP status."""
     body = {"error": {"kind": kind, "message": message}}
     return JSONResponse(body, status, dict(headers or {}))
 
 
 def _on_api_error(_: Request, error: Any) -> Response:
-    return _problem(error.status, error.kind, str(error), error.headers)
+    return problem(error.status, error.kind, str(error), error.headers)
 
 
 def _on_bad_upload(_: Request, error: Any) -> Response:
-    return _problem(error.status, error.kind, str(error))
+    return problem(error.status, error.kind, str(error))
 
 
 def _on_disk_full(_: Request, error: Any) -> Response:
-    return _problem(507, "disk-full", str(error))
+    return problem(507, "disk-full", str(error))
 
 
 def _on_state_error(_: Request, error: Any) -> Response:
     status = {"not-found": 404, "too-many": 413}.get(error.kind, 409)
-    return _problem(status, error.kind, str(error))
+    return problem(status, error.kind, str(error))
 
 
 def _on_database_error(_: Request, error: Any) -> Response:
     if "disk is full" in str(error) or "No space left" in str(error):
-        return _problem(507, "disk-full", "the service's disk is full: tell who runs it")
+        return problem(507, "disk-full", "the service's disk is full: tell who runs it")
     print(f"artifactnet-jax: database: {printable(brief(error))}", file=sys.stderr)
     text = "the database does not answer: try again later"
-    return _problem(503, "database", text, {"retry-after": "10"})
+    return problem(503, "database", text, {"retry-after": "10"})
 
 
 def _on_invalid(_: Request, error: Any) -> Response:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    return _problem(422, "invalid", printable(f"{where}: {first['msg']}"))
-
-
-def _on_http_error(request: Request, error: Any) -> Response:
-    kind = {404: "not-found", 405: "method"}.get(error.status_code, "http")
-    headers = dict(error.headers or {})
-    if error.status_code == 405:  # of every route of this path, not the first one's alone
-        matching = [
-            route
-            for route in request.app.routes
-            if isinstance(route, APIRoute) and route.matches(request.scope)[0] != Match.NONE
-        ]
-        headers["allow"] = ", ".join(sorted({m for route in matching for m in route.methods or ()}))
-    return _problem(error.status_code, kind, str(error.detail), headers)
+    return problem(422, "invalid", printable(f"{where}: {first['msg']}"))
 
 
 HANDLERS: dict[Any, Any] = {
@@ -173,5 +158,4 @@ HANDLERS: dict[Any, Any] = {
     StateError: _on_state_error,
     DBAPIError: _on_database_error,
     RequestValidationError: _on_invalid,
-    HTTPException: _on_http_error,
 }

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,6 +25,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from artifactnet_jax import __version__, results
@@ -35,6 +38,7 @@ from artifactnet_jax.serve.answers import (
     Info,
     Upload,
     Uploaded,
+    problem,
     problems,
 )
 from artifactnet_jax.serve.service import RateLimit, Service
@@ -511,7 +515,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.rate = RateLimit(service.limits.requests)
     app.add_middleware(Gate, service=service)
-    for kind, handler in HANDLERS.items():
+    for kind, handler in {**HANDLERS, HTTPException: _on_http_error}.items():
         app.add_exception_handler(kind, handler)
     app.include_router(router)
     if (PAGE / "index.html").is_file():
@@ -522,6 +526,19 @@ def create_app(service: Service) -> FastAPI:
 
         app.mount("/static", StaticFiles(directory=PAGE))
     return app
+
+
+def _on_http_error(request: Request, error: Any) -> Response:
+    kind = {404: "not-found", 405: "method"}.get(error.status_code, "http")
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # of every route of this path, not the first one's alone
+        matching = [
+            route
+            for route in router.routes
+            if isinstance(route, APIRoute) and route.matches(request.scope)[0] != Match.NONE
+        ]
+        headers["allow"] = ", ".join(sorted({m for route in matching for m in route.methods or ()}))
+    return problem(error.status_code, kind, str(error.detail), headers)
 
 
 class Gate:
