@@ -23,7 +23,7 @@ pytest.importorskip("grain")
 
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.config import Config
-from artifactnet_jax.data import records
+from artifactnet_jax.data import decoded, records
 from artifactnet_jax.data.augment import CODECS, RATE, Augment, encode_decode, to_int16
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row
@@ -113,7 +113,7 @@ def test_the_mix_of_what_is_kept_is_what_is_scored(tmp_path, cache, name, rate):
 def test_a_recording_is_decoded_once(tmp_path, cache, monkeypatch):
     path = write(tmp_path, "a.wav", noise(0.2))
     first = np.array(cache.get(path))
-    monkeypatch.setattr(records, "open_audio", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoded, "open_audio", lambda path: pytest.fail("decoded again"))
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(AudioCache(tmp_path / "cache").get("a.wav"), first)
 
