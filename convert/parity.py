@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from artifactnet_jax import forward
 from artifactnet_jax.audio import Segment
 from artifactnet_jax.convert.graph import ConvertError
 from artifactnet_jax.results import aggregate
@@ -24,7 +25,7 @@ from artifactnet_jax.weights import ForeignGraph, Model, Weights
 if TYPE_CHECKING:
     from artifactnet_jax.convert.contract import Contract
 
-STAGES = ("magnitude", "mask", "residual", "H", "P", "views", "channels", "logit", "score")
+STAGES = (*forward.STAGES, "score")
 # Whether a backend decides; what computes in half precision is reported beside.
 BACKENDS = {
     **{"numpy": True, "xla": True, "xla-bfloat16": False},
