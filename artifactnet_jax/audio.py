@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
+from artifactnet_jax.arrays import LOUD, checked
 from artifactnet_jax.config import Decision, FrontEnd
-from artifactnet_jax.decode import AudioError, Decoded, Source, check_array, open_audio
+from artifactnet_jax.decode import Source, open_audio
+from artifactnet_jax.recording import SHORT_S, AudioError, Decoded
 from artifactnet_jax.text import printable
 
 BAND_LIMIT_HZ = 16_000.0  # "band-limited" below this cut-off
 BAND_FLOOR = 1e-9  # the cut-off is the highest bin within 90 dB of the strongest
 FULL_SCALE = 0.9999  # just below 32767 / 32768
+MANY = 64  # evenly spaced segments; further ones only as far apart as `Decision.least_hop_s`
 CLIPPED = 1e-3  # "clipped" above this share of samples
-SHORT_S = 0.1  # s; a recording may fall this much short of its declared length
+CANCELLED = 0.01  # "phase" where the mix has less than this share of the difference's energy
 
 Segments = int | Literal["all", "first60"]
 
@@ -43,7 +47,8 @@ class Segment:
     start_s: float  # seconds from the start of the recording
     samples: np.ndarray  # float32 [segment_samples] in [-1, 1], zero-padded at the end if short
     peak: float  # largest absolute sample
-    rms: float  # root mean square in float32, padding included (the raw-song graph's weight)
+    rms: float  # root mean square before the gain, padding included (the raw-song graph's weight)
+    gain: float = 1.0  # what the samples were multiplied by: see "scaled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +59,12 @@ class AudioReport:
 
     "resampled" (the source has another rate), "short" (under one segment), "silent" (every segment
     at or below `Decision.silence_peak`) or "silent-segments" (some of them), "clipped" (over 0.1 %
-    of the samples lie at full scale with two more right before them), "band-limited" (cut-off under
-    16 kHz) and "truncated" (a lossy file ends before its declared length).
+    of the samples lie at full scale with two more right before them, or a lossless source goes
+    beyond it), "band-limited" (cut-off under 16 kHz), "truncated" (a lossy file ends before its
+    declared length, or without its end), "damaged" (`lost_s` of a lossy file cannot be decoded, or
+    are not there), "phase" (the channels cancel: in some segments their difference was taken
+    instead of their mean) and "scaled" (segments that go beyond twice full scale were multiplied
+    by a power of two).
     """
 
     duration_s: float  # of the source; see SegmentReader for "first60"
@@ -63,6 +72,8 @@ class AudioReport:
     channels: int  # of the source
     bandwidth_hz: float  # highest frequency within 90 dB of the strongest; 0 for digital silence
     warnings: tuple[str, ...]
+    lost_s: float = 0.0  # damaged, and left out
+    track: str | None = None  # which of several audio tracks, such as "2 of 3"
 
 
 class SegmentReader:
@@ -79,8 +90,9 @@ class SegmentReader:
       `verdict.least_hop_s` apart.
     - "first60": the same on the first `verdict.first_s` seconds. The duration comes from the header
       if that is exact (PCM, FLAC, Ogg), else the rest is decoded to count it.
-    - N: evenly spaced starts from 0 to the last full segment, which overlap if they must. The
-      source is decoded twice, once to count. One segment or less gives one padded segment.
+    - N: evenly spaced starts from 0 to the last full segment, which overlap if they must. Beyond
+      64 there are no more than lie `verdict.least_hop_s` apart. The source is decoded twice, once
+      to count. One segment or less gives one padded segment.
 
     Iterating raises AudioError, possibly after some segments: discard those then. Each iteration
     reads the source anew. ValueError or TypeError: the arguments are not as described.
@@ -100,7 +112,7 @@ class SegmentReader:
     ):
         check_plan(segments)
         if isinstance(source, tuple):
-            check_array(*source)
+            source = checked(*source)
         self._source, self._fe, self._verdict, self._plan = source, front_end, verdict, segments
         if name is None and isinstance(source, (str, bytes, os.PathLike)):
             name = os.fsdecode(source)
@@ -131,7 +143,7 @@ class SegmentReader:
         starts: Iterator[int] = itertools.count(0, size)
         if isinstance(self._plan, int):
             n = sum(map(len, self._decode(Meter(), None)))
-            starts = _evenly(n - size, self._plan) if n > size else iter([0])
+            starts = _evenly(n - size, self._most(n - size)) if n > size else iter([0])
         if self._counted:
             self.most = self._plan if isinstance(self._plan, int) else self._at_most(limit)
         meter = Meter()
@@ -150,13 +162,20 @@ class SegmentReader:
                 starts = _evenly(n - size, count)
             blocks = itertools.chain(first, blocks)
         for start, piece in _cut(blocks, starts, size, min_tail):
+            piece, gain = meter.levelled(piece)
             samples = np.zeros(size, np.float32)
             samples[: len(piece)] = piece
             peak = float(np.abs(samples).max())
             meter.segment(piece, peak <= self._verdict.silence_peak)
-            rms = float(np.sqrt(np.mean(np.square(samples))))
-            yield Segment(start / rate, samples, peak, rms)
+            rms = float(np.sqrt(np.mean(np.square(samples)))) / gain
+            yield Segment(start / rate, samples, peak, rms, gain)
         self._report = meter.report(rate, size)
+
+    def _most(self, last: int) -> int:
+        """How many evenly spaced starts from 0 to `last` a plan of a count has."""
+        assert isinstance(self._plan, int)
+        hop = round(self._verdict.least_hop_s * self._fe.sample_rate)
+        return min(self._plan, max(MANY, 1 + last // max(1, hop)))
 
     def _at_most(self, limit: int | None) -> int:
         """A bound on the number of consecutive segments, the padded tail included."""
@@ -172,12 +191,15 @@ class SegmentReader:
         return max(-(-n // size), least if n < least * size else 1)
 
     def _decode(self, meter: Meter, limit: int | None) -> Iterator[np.ndarray]:
-        """Mono float32 blocks at the detector's rate, `limit` samples at most; fills `meter`."""
+        """float32 blocks [n, 1 or 2] at the detector's rate, `limit` rows at most; fills `meter`.
+
+        The columns are those of `resampled`, not clipped.
+        """
         rate = self._fe.sample_rate
         with open_audio(self._source) as decoded:
-            meter.rate, meter.channels = decoded.rate, decoded.channels
-            for block in resampled(meter.watch(decoded.blocks), decoded.rate, rate):
-                block = np.clip(block, -1, 1)[: None if limit is None else limit - meter.out]
+            meter.begin(decoded)
+            for block in meter.mixed(decoded, rate):
+                block = block[: None if limit is None else limit - meter.out]
                 meter.out += len(block)
                 yield block
                 if meter.out == limit:
@@ -185,7 +207,7 @@ class SegmentReader:
                         meter.frames = decoded.frames
                     else:
                         meter.frames += sum(map(len, decoded.blocks))
-                    return
+                    break
             meter.end(decoded)
 
 
@@ -202,13 +224,12 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
     meter = Meter()
     try:
         with open_audio(source) as decoded:
-            meter.rate = decoded.rate
-            blocks = list(resampled(meter.watch(decoded.blocks), decoded.rate, rate))
+            meter.begin(decoded)
+            blocks = list(meter.mixed(decoded, rate))
             meter.end(decoded)
     except AudioError as error:
         raise AudioError(error.kind, f"{printable(name)}: {error}") from None
-    samples: np.ndarray = np.clip(np.concatenate(blocks), -1, 1)
-    return samples
+    return meter.levelled(np.concatenate(blocks))[0]
 
 
 class Meter:
@@ -221,10 +242,42 @@ class Meter:
         self.rate = self.channels = self.frames = 0  # of the source
         self.out = 0  # samples at the detector's rate
         self.truncated = False
+        self.lost_s = 0.0
+        self.track: str | None = None
+        self._phase = self._scaled = self._over = False
+        self._lossless = False
         self._values = self._clipped = self._segments = self._silent = 0
         self._tail = np.zeros((0, 0), bool)  # last two rows: a run at full scale may span blocks
         self._power = np.zeros(self.N_FFT // 2 + 1)
         self._window = np.hanning(self.N_FFT + 1)[:-1].astype(np.float32)
+
+    def begin(self, decoded: Decoded) -> None:
+        """Note what the source says of itself."""
+        self.rate, self.channels, self.track = decoded.rate, decoded.channels, decoded.track
+        self._lossless = decoded.lossless
+        self._scaled = decoded.flaws.gain != 1
+
+    def mixed(self, decoded: Decoded, rate: int) -> Iterator[np.ndarray]:
+        """float32 blocks [n, 1 or 2] at `rate`, counted: see `resampled`."""
+        sides = 1 if decoded.channels == 1 else 2
+        return resampled(self.watch(decoded.blocks), decoded.rate, rate, sides)
+
+    def levelled(self, piece: np.ndarray) -> tuple[np.ndarray, float]:
+        """Mono float32 [n] in [-1, 1] of the columns of `resampled`, and the gain it took.
+
+        Where the channels cancel, their mean holds only what a codec left of each: then their
+        difference is taken. What goes beyond twice full scale is brought within it by a power of
+        two; what goes a little beyond is clipped, as players do.
+        """
+        mono = piece[:, 0]
+        if piece.shape[1] == 2:
+            mean, other = (float(np.square(piece[:, k], dtype=np.float64).sum()) for k in (0, 1))
+            if mean < CANCELLED * other:
+                self._phase, mono = True, piece[:, 1]
+        peak = float(np.abs(mono).max(initial=0.0))
+        gain = 1.0 if peak <= LOUD else 2.0 ** -math.ceil(math.log2(peak))
+        self._scaled |= gain != 1
+        return np.clip(mono * np.float32(gain), -1, 1), gain
 
     def watch(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Pass float32 blocks [frames, channels] through, counting; AudioError if not finite."""
@@ -237,7 +290,10 @@ class Meter:
                 count += sum(map(bad, blocks))
                 cure = "export it again from the program that made it"
                 raise AudioError("non-finite", f"{count} samples are NaN or infinite: {cure}")
-            full = np.abs(block) >= FULL_SCALE
+            magnitude = np.abs(block)
+            if self._lossless and not self._over:
+                self._over = bool(magnitude.max() > 1)
+            full = magnitude >= FULL_SCALE
             if full.shape[1] == self._tail.shape[1]:
                 full = np.concatenate([self._tail, full])
             self._clipped += int(np.count_nonzero(full[2:] & full[1:-1] & full[:-2]))
@@ -247,14 +303,20 @@ class Meter:
             yield block
 
     def end(self, decoded: Decoded) -> None:
-        """Hold what was read against what was declared; AudioError: nothing, or cut off."""
+        """Hold what was read against what was declared; AudioError: nothing, damaged or cut off."""
         if self.frames == 0:
             raise AudioError("no-audio", "the audio has no samples: export it again")
-        missing = (decoded.frames or 0) - self.frames
-        self.truncated = missing > SHORT_S * decoded.rate
-        if self.truncated and decoded.exact:
-            text = f"{missing / decoded.rate:.1f} s of the declared length cannot be decoded"
-            raise AudioError("truncated", f"{text}: copy, download or export it again")
+        flaws, cure = decoded.flaws, "copy, download or export it again"
+        self.lost_s = flaws.lost_s
+        self.truncated = flaws.missing_s > SHORT_S
+        heard = self.frames / decoded.rate
+        if self.truncated and decoded.lossless:
+            known = math.isfinite(flaws.missing_s)
+            text = f"{flaws.missing_s:.1f} s of the declared length" if known else "its end"
+            raise AudioError("truncated", f"{text} cannot be decoded: {cure}")
+        if self.lost_s > 0 and (decoded.lossless or self.lost_s > heard):
+            text = f"damaged, {self.lost_s:.1f} s of {self.lost_s + heard:.1f} s cannot be decoded"
+            raise AudioError("decode", f"{text}: {cure}")
 
     def segment(self, samples: np.ndarray, silent: bool) -> None:
         """Count a segment and add a few frames of its samples (unpadded) to the mean spectrum."""
@@ -276,29 +338,49 @@ class Meter:
             "short": self.out < size,
             "silent": self._silent == self._segments,
             "silent-segments": 0 < self._silent < self._segments,
-            "clipped": self._clipped > CLIPPED * self._values,
+            "clipped": self._over or self._clipped > CLIPPED * self._values,
             "band-limited": 0 < bandwidth < BAND_LIMIT_HZ,
             "truncated": self.truncated,
+            "damaged": self.lost_s > 0,
+            "phase": self._phase,
+            "scaled": self._scaled,
         }
         warnings = tuple(code for code, present in codes.items() if present)
         seconds = self.frames / self.rate
-        return AudioReport(seconds, self.rate, self.channels, bandwidth, warnings)
+        lost = round(self.lost_s, 3)
+        return AudioReport(seconds, self.rate, self.channels, bandwidth, warnings, lost, self.track)
 
 
-def resampled(blocks: Iterator[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
-    """float32 blocks [frames, channels] at `rate` -> mono float32 blocks at `target`."""
+def resampled(
+    blocks: Iterator[np.ndarray], rate: int, target: int, sides: int = 1
+) -> Iterator[np.ndarray]:
+    """float32 blocks [frames, channels] at `rate` -> float32 blocks [n, sides] at `target`.
+
+    The first column is the mean over the channels. The second is what is there where they cancel:
+    half the difference of two channels, the first of more, nothing of one.
+    """
     stream = None
     if rate != target:
         import soxr
 
-        stream = soxr.ResampleStream(rate, target, 1, "float32", "HQ")
+        stream = soxr.ResampleStream(rate, target, sides, "float32", "HQ")
     for block in blocks:
-        mono = to_mono(block)
+        mix = to_mono(block)[:, None] if sides == 1 else _mean_and_other(block)
         if stream is not None:  # the filter overflows near the largest float32; music is not there
-            mono = stream.resample_chunk(np.clip(mono, -1e6, 1e6))
-        yield mono
+            mix = stream.resample_chunk(np.clip(mix, -1e6, 1e6)).reshape(-1, sides)
+        yield mix
     if stream is not None:
-        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield stream.resample_chunk(np.zeros((0, sides), np.float32), last=True).reshape(-1, sides)
+
+
+def _mean_and_other(block: np.ndarray) -> np.ndarray:
+    pair = np.zeros((len(block), 2), np.float32)
+    pair[:, 0] = to_mono(block)
+    if block.shape[1] == 2:
+        pair[:, 1] = (block[:, 0] - block[:, 1]) * np.float32(0.5)
+    elif block.shape[1] > 2:
+        pair[:, 1] = block[:, 0]
+    return pair
 
 
 def to_mono(block: np.ndarray) -> np.ndarray:
@@ -316,16 +398,22 @@ def _cut(
     blocks: Iterator[np.ndarray], starts: Iterator[int], size: int, min_tail: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(start, samples) for each start, ascending; the last piece may be shorter than `size`."""
-    buffer, offset = np.zeros(0, np.float32), 0  # buffer[0] is the sample at `offset`
+    buffer: np.ndarray | None = None
+    offset = 0  # of buffer[0]
     start: int | None = next(starts)
     uncut = True
     for block in blocks:
-        buffer = np.concatenate([buffer, block])
+        buffer = block if buffer is None else np.concatenate([buffer, block])
         while start is not None and start + size <= offset + len(buffer):
             yield start, buffer[start - offset : start - offset + size]
             start, uncut = next(starts, None), False
         # Without another start the blocks are read on all the same: the report covers them.
         drop = len(buffer) if start is None else min(start - offset, len(buffer))
         buffer, offset = buffer[drop:], offset + drop
-    if start == offset and len(buffer) and (uncut or len(buffer) >= min_tail):
+    if (
+        start == offset
+        and buffer is not None
+        and len(buffer)
+        and (uncut or len(buffer) >= min_tail)
+    ):
         yield start, buffer

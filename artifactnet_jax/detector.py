@@ -21,8 +21,8 @@ import numpy as np
 
 from artifactnet_jax.audio import AudioReport, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.decode import AudioError
 from artifactnet_jax.models import load_backend, open_model
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
 from artifactnet_jax.weights import ForeignGraph, Model

@@ -17,11 +17,56 @@ from typing import Any, BinaryIO
 
 from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, brief, printable
 
-_SUFFIXES = (
-    ".wav .wave .w64 .rf64 .flac .aif .aiff .aifc .au .snd .caf .ogg .oga .opus .mp2 .mp3 .m4a "
-    ".m4b .mp4 .aac .ac3 .3gp .wma .ape .wv .tta .mka .webm"
-)
-SUFFIXES = frozenset(_SUFFIXES.split())  # what a folder is searched for; a named file may be any
+# What is read, once for all: FFmpeg's demuxers, and the suffixes of their files. Playlists (hls,
+# concat), devices and generators are not among them: they would open other files.
+FORMATS = {
+    "3gp": ".3gp .3g2 .3gpp .amv",
+    "aac": ".aac .adts",
+    "ac3": ".ac3",
+    "aiff": ".aif .aiff .aifc .aff",
+    "amr": ".amr .awb",
+    "ape": ".ape",
+    "asf": ".wma .asf .wmv",
+    "au": ".au .snd",
+    "avi": ".avi",
+    "caf": ".caf",
+    "dsf": ".dsf",
+    "dts": ".dts",
+    "dtshd": ".dtshd",
+    "eac3": ".eac3 .ec3",
+    "flac": ".flac .fla",
+    "flv": ".flv .f4v",
+    "iff": ".dff .iff .8svx",
+    "loas": ".loas .latm",
+    "matroska": ".mka .mkv .mk3d",
+    "mlp": ".mlp",
+    "mov": ".mov .qt",
+    "mp3": ".mp3 .mp2 .mp1 .mpa .mpga",
+    "mp4": ".mp4 .m4a .m4b .m4p .m4r .m4v .f4a .f4b .ismv .isma",
+    "mpc": ".mpc .mp+",
+    "mpc8": ".mpp",
+    "mpeg": ".mpg .mpeg .vob .m2p",
+    "mpegts": ".ts .m2ts .mts .m2t",
+    "mxf": ".mxf",
+    "nut": ".nut",
+    "ogg": ".ogg .oga .ogv .ogx .opus .spx",
+    "oma": ".oma .aa3 .omg",
+    "qoa": ".qoa",
+    "rm": ".rm .ra .rmvb",
+    "shn": ".shn",
+    "tak": ".tak",
+    "truehd": ".thd .truehd",
+    "tta": ".tta",
+    "voc": ".voc",
+    "w64": ".w64",
+    "wav": ".wav .wave .bwf .rf64",
+    "webm": ".webm .weba",
+    "wsd": ".wsd",
+    "wtv": ".wtv",
+    "wv": ".wv",
+    "xwma": ".xwma",
+}
+SUFFIXES = frozenset(" ".join(FORMATS.values()).split())  # what a folder is searched for
 
 
 def cache_folder(part: str) -> Path:

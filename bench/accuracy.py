@@ -33,8 +33,8 @@ from artifactnet_jax.bench.manifests import AudioReader, Track
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.teachers import Teacher, open_teacher
-from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import check_output, claim, make_folder, write_json, writing
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 

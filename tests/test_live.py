@@ -28,8 +28,8 @@ import soundfile
 from artifactnet_jax import dsp_numpy, live, texture
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.config import Config, FrontEnd
-from artifactnet_jax.decode import Decoded
 from artifactnet_jax.detector import Detector
+from artifactnet_jax.recording import Decoded
 from artifactnet_jax.weights import Weights
 from audio_files import encode, noise, write
 from tiny_model import TINY, save_tiny
