@@ -9,15 +9,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from artifactnet_jax.backends import BackendError
     from artifactnet_jax.config import Config
     from artifactnet_jax.detector import Detector
+    from artifactnet_jax.recording import AudioError
     from artifactnet_jax.results import Failure, Verdict
-    from artifactnet_jax.weights import load_weights, save_weights
+    from artifactnet_jax.weights import WeightsError, load_weights, save_weights
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Detector", "Failure", "Verdict", "load_weights", "save_weights"]
+__all__ = [
+    "AudioError",
+    "BackendError",
+    "Config",
+    "Detector",
+    "Failure",
+    "Verdict",
+    "WeightsError",
+    "load_weights",
+    "save_weights",
+]
 
 _HOME = {
+    "AudioError": "recording",
+    "BackendError": "backends",
+    "WeightsError": "weights",
     "Config": "config",
     "Detector": "detector",
     "Failure": "results",

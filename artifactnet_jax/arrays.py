@@ -66,9 +66,8 @@ def decode(samples: np.ndarray, rate: int) -> Decoded:
         for piece in pieces():
             yield to_float(piece) if gain == 1 else to_float(piece.astype(np.float64) * gain)
 
-    if samples.dtype.kind == "i" and gain != 1:
-        gain /= 2.0**31  # from whole numbers to full scale 1
-    return Decoded(rate, samples.shape[1], blocks(), len(samples), flaws=Flaws(gain=gain))
+    relative = gain * 2.0**31 if samples.dtype.kind == "i" and gain != 1 else gain
+    return Decoded(rate, samples.shape[1], blocks(), len(samples), flaws=Flaws(gain=relative))
 
 
 def _peak(samples: np.ndarray) -> float:

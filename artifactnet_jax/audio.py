@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,12 +33,17 @@ CANCELLED = 0.01  # "phase" where the mix has less than this share of the differ
 Segments = int | Literal["all", "first60"]
 
 
-def check_plan(segments: Segments) -> None:
-    """ValueError unless `segments` is a plan: see `SegmentReader`."""
-    if isinstance(segments, bool) or not (
-        (isinstance(segments, int) and segments >= 1) or segments in ("all", "first60")
-    ):
+def check_plan(segments: Any) -> Segments:
+    """A plan of segments, a count as an int: see `SegmentReader`. ValueError if it is none."""
+    if isinstance(segments, str) and segments in ("all", "first60"):
+        return segments  # type: ignore[return-value]
+    try:
+        count = 0 if isinstance(segments, (bool, np.bool_)) else operator.index(segments)
+    except TypeError:
+        count = 0
+    if count < 1:
         raise ValueError(f"segments {segments!r} is not 'all', 'first60' or a count above 0")
+    return count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +116,7 @@ class SegmentReader:
         name: str | None = None,
         counted: bool = False,
     ):
-        check_plan(segments)
+        segments = check_plan(segments)
         if isinstance(source, tuple):
             source = checked(*source)
         self._source, self._fe, self._verdict, self._plan = source, front_end, verdict, segments

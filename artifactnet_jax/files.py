@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, brief, printa
 # What is read, once for all: FFmpeg's demuxers, and the suffixes of their files. Playlists (hls,
 # concat), devices and generators are not among them: they would open other files.
 FORMATS = {
-    "3gp": ".3gp .3g2 .3gpp .amv",
+    "3gp": ".3gp .3g2 .3gpp",
     "aac": ".aac .adts",
     "ac3": ".ac3",
     "aiff": ".aif .aiff .aifc .aff",
@@ -43,7 +44,7 @@ FORMATS = {
     "mov": ".mov .qt",
     "mp3": ".mp3 .mp2 .mp1 .mpa .mpga",
     "mp4": ".mp4 .m4a .m4b .m4p .m4r .m4v .f4a .f4b .ismv .isma",
-    "mpc": ".mpc .mp+",
+    "mpc": ".mpc",
     "mpc8": ".mpp",
     "mpeg": ".mpg .mpeg .vob .m2p",
     "mpegts": ".ts .m2ts .mts .m2t",
@@ -126,6 +127,20 @@ def sha256_of(file: BinaryIO) -> str:
     while block := file.read(2**20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def facts_of(file: BinaryIO) -> dict[str, Any]:
+    """Size in bytes, time of change in ns since 1970 (None: no file on a disk) and SHA-256.
+
+    OSError.
+    """
+    modified = None
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        status = os.fstat(file.fileno())
+        modified = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return {"size": size, "modified": modified, "sha256": sha256_of(file)}
 
 
 class TemporaryCopy(io.BufferedRandom):
