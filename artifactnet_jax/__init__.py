@@ -6,6 +6,7 @@ Importing this package loads nothing heavy: names below are resolved on first us
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from artifactnet_jax.recording import AudioError
     from artifactnet_jax.results import Failure, Verdict
     from artifactnet_jax.weights import WeightsError, load_weights, save_weights
+
+# Before anything imports them: nothing of what is scored, or where, leaves the machine.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime: on by default since 1.29
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # which some models of `bench` come by
 
 __version__ = "0.1.0"
 __all__ = [

@@ -201,6 +201,9 @@ def detail(error: Exception | None) -> str:
     return printable(text).strip().rstrip(".") or type(error).__name__
 
 
+_TEXT_MODE = "a file opened in text mode: open it as a binary one, with 'rb'"
+
+
 def size_of(file: BinaryIO) -> int:
     """Bytes of a seekable binary file, which is set to its beginning.
 
@@ -208,8 +211,7 @@ def size_of(file: BinaryIO) -> int:
         AudioError: kind "unsupported": it is none; "empty".
     """
     if isinstance(file, io.TextIOBase):
-        text = "a file opened in text mode: open it with 'rb'; of decoded text nothing can be heard"
-        raise AudioError("unsupported", text)
+        raise AudioError("unsupported", _TEXT_MODE)
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -218,7 +220,7 @@ def size_of(file: BinaryIO) -> int:
         cause = "not a seekable binary file: read it into io.BytesIO first"
         raise AudioError("unsupported", cause) from None
     if text:
-        raise AudioError("unsupported", "a file opened in text mode: open it with 'rb'")
+        raise AudioError("unsupported", _TEXT_MODE)
     if size == 0:
         raise AudioError("empty", "the file has 0 bytes: copy or download it again")
     return int(size)
