@@ -148,7 +148,7 @@ class SegmentReader:
         limit = round(self._verdict.first_s * rate) if self._plan == "first60" else None
         starts: Iterator[int] = itertools.count(0, size)
         if isinstance(self._plan, int):
-            n = sum(map(len, self._decode(Meter(), None)))
+            n = sum(block.shape[1] for block in self._decode(Meter(), None))
             starts = _evenly(n - size, self._most(n - size)) if n > size else iter([0])
         if self._counted:
             self.most = self._plan if isinstance(self._plan, int) else self._at_most(limit)
@@ -160,7 +160,7 @@ class SegmentReader:
             first, n = [], 0
             for block in blocks:
                 first.append(block)
-                n += len(block)
+                n += block.shape[1]
                 if n >= least * size:
                     break
             if size < n < least * size:
@@ -191,22 +191,22 @@ class SegmentReader:
             n = -(-(known or 0) * rate // decoded.rate)
             n += decoded.rate != rate  # a resampler rounds
         if known is None:
-            n = sum(map(len, self._decode(Meter(), None)))
+            n = sum(block.shape[1] for block in self._decode(Meter(), None))
         n = n if limit is None else min(n, limit)
         least = self._verdict.least_segments if self._plan == "all" else 1
         return max(-(-n // size), least if n < least * size else 1)
 
     def _decode(self, meter: Meter, limit: int | None) -> Iterator[np.ndarray]:
-        """float32 blocks [n, 1 or 2] at the detector's rate, `limit` rows at most; fills `meter`.
+        """float32 blocks [1 or 2, n] at the detector's rate, n `limit` at most; fills `meter`.
 
-        The columns are those of `resampled`, not clipped.
+        The rows are those of `resampled`, not clipped.
         """
         rate = self._fe.sample_rate
         with open_audio(self._source) as decoded:
             meter.begin(decoded)
             for block in meter.mixed(decoded, rate):
-                block = block[: None if limit is None else limit - meter.out]
-                meter.out += len(block)
+                block = block[:, : None if limit is None else limit - meter.out]
+                meter.out += block.shape[1]
                 yield block
                 if meter.out == limit:
                     if decoded.exact and decoded.frames is not None:
@@ -235,7 +235,7 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
             meter.end(decoded)
     except AudioError as error:
         raise AudioError(error.kind, f"{printable(name)}: {error}") from None
-    return meter.levelled(np.concatenate(blocks))[0]
+    return meter.levelled(np.concatenate(blocks, axis=1))[0]
 
 
 class Meter:
@@ -264,22 +264,20 @@ class Meter:
         self._scaled = decoded.flaws.gain != 1
 
     def mixed(self, decoded: Decoded, rate: int) -> Iterator[np.ndarray]:
-        """float32 blocks [n, 1 or 2] at `rate`, counted: see `resampled`."""
+        """float32 blocks [1 or 2, n] at `rate`, counted: see `resampled`."""
         sides = 1 if decoded.channels == 1 else 2
         return resampled(self.watch(decoded.blocks), decoded.rate, rate, sides)
 
     def levelled(self, piece: np.ndarray) -> tuple[np.ndarray, float]:
-        """Mono float32 [n] in [-1, 1] of the columns of `resampled`, and the gain it took.
+        """Mono float32 [n] in [-1, 1] of the rows of `resampled`, and the gain it took.
 
         Where the channels cancel, their mean holds only what a codec left of each: then their
         difference is taken. What goes beyond twice full scale is brought within it by a power of
         two; what goes a little beyond is clipped, as players do.
         """
-        mono = piece[:, 0]
-        if piece.shape[1] == 2:
-            mean, other = (float(np.square(piece[:, k], dtype=np.float64).sum()) for k in (0, 1))
-            if mean < CANCELLED * other:
-                self._phase, mono = True, piece[:, 1]
+        mono = piece[0]
+        if len(piece) == 2 and _cancel(piece, CANCELLED):
+            self._phase, mono = True, piece[1]
         peak = float(np.abs(mono).max(initial=0.0))
         gain = 1.0 if peak <= LOUD else 2.0 ** -math.ceil(math.log2(peak))
         self._scaled |= gain != 1
@@ -297,9 +295,9 @@ class Meter:
                 cure = "export it again from the program that made it"
                 raise AudioError("non-finite", f"{count} samples are NaN or infinite: {cure}")
             magnitude = np.abs(block)
-            if self._lossless and not self._over:
-                self._over = bool(magnitude.max() > 1)
             full = magnitude >= FULL_SCALE
+            if self._lossless and not self._over and full.any():
+                self._over = bool(magnitude.max() > 1)
             if full.shape[1] == self._tail.shape[1]:
                 full = np.concatenate([self._tail, full])
             self._clipped += int(np.count_nonzero(full[2:] & full[1:-1] & full[:-2]))
@@ -360,33 +358,71 @@ class Meter:
 def resampled(
     blocks: Iterator[np.ndarray], rate: int, target: int, sides: int = 1
 ) -> Iterator[np.ndarray]:
-    """float32 blocks [frames, channels] at `rate` -> float32 blocks [n, sides] at `target`.
+    """float32 blocks [frames, channels] at `rate` -> float32 blocks [sides, n] at `target`.
 
-    The first column is the mean over the channels. The second is what is there where they cancel:
-    half the difference of two channels, the first of more, nothing of one.
+    The first row is the mean over the channels. The second is what is there where they cancel:
+    half the difference of two channels, the first of more, nothing of one. At another rate it is
+    zeros up to the first second in which they nearly do, for resampling it costs as much again.
     """
-    stream = None
-    if rate != target:
-        import soxr
+    if rate == target:
+        yield from (_rows(block, sides) for block in blocks)
+        return
+    import soxr
 
-        stream = soxr.ResampleStream(rate, target, sides, "float32", "HQ")
+    def stream() -> Any:
+        return soxr.ResampleStream(rate, target, 1, "float32", "HQ")
+
+    first, second, lengths = stream(), None, []
+    last = np.zeros((0, 1), np.float32)
+    for block in itertools.chain(_seconds(blocks, rate) if sides == 2 else blocks, [last]):
+        # The filter overflows near the largest float32; music is not there.
+        rows, end = np.clip(_rows(block, sides), -1e6, 1e6), block is last
+        if sides == 2 and second is None and _cancel(rows, 4 * CANCELLED):
+            second = stream()
+            for length in lengths:
+                second.resample_chunk(np.zeros(length, np.float32))
+        lengths.append(len(block))
+        mean = first.resample_chunk(rows[0], last=end)
+        out = np.zeros((sides, len(mean)), np.float32)
+        out[0] = mean
+        if second is not None:
+            out[1] = second.resample_chunk(rows[1], last=end)
+        yield out
+
+
+def _rows(block: np.ndarray, sides: int) -> np.ndarray:
+    """A block [frames, channels] as the rows of `resampled`, at its own rate."""
+    rows = np.zeros((sides, len(block)), np.float32)
+    rows[0] = to_mono(block)
+    if sides == 2 and block.shape[1] == 2:
+        np.subtract(block[:, 0], block[:, 1], out=rows[1])
+        rows[1] *= np.float32(0.5)
+    elif sides == 2 and block.shape[1] > 2:
+        rows[1] = block[:, 0]
+    return rows
+
+
+def _cancel(rows: np.ndarray, share: float) -> bool:
+    """Whether the mean has less than a share of the other row's energy."""
+    with np.errstate(over="ignore"):
+        mean, other = np.square(rows).sum(axis=1).tolist()
+    return bool(mean < share * other)
+
+
+def _seconds(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """The same in blocks of a second, but before other channels: whatever the reader's blocks."""
+    held: list[np.ndarray] = []
     for block in blocks:
-        mix = to_mono(block)[:, None] if sides == 1 else _mean_and_other(block)
-        if stream is not None:  # the filter overflows near the largest float32; music is not there
-            mix = stream.resample_chunk(np.clip(mix, -1e6, 1e6)).reshape(-1, sides)
-        yield mix
-    if stream is not None:
-        yield stream.resample_chunk(np.zeros((0, sides), np.float32), last=True).reshape(-1, sides)
-
-
-def _mean_and_other(block: np.ndarray) -> np.ndarray:
-    pair = np.zeros((len(block), 2), np.float32)
-    pair[:, 0] = to_mono(block)
-    if block.shape[1] == 2:
-        pair[:, 1] = (block[:, 0] - block[:, 1]) * np.float32(0.5)
-    elif block.shape[1] > 2:
-        pair[:, 1] = block[:, 0]
-    return pair
+        if held and held[0].shape[1] != block.shape[1]:
+            yield np.concatenate(held)
+            held.clear()
+        held.append(block)
+        while (count := sum(map(len, held))) >= rate:
+            whole = held[0] if len(held) == 1 else np.concatenate(held)
+            yield whole[:rate]
+            held = [whole[rate:]] if count > rate else []
+    if held:
+        yield np.concatenate(held)
 
 
 def to_mono(block: np.ndarray) -> np.ndarray:
@@ -403,23 +439,27 @@ def to_mono(block: np.ndarray) -> np.ndarray:
 def _cut(
     blocks: Iterator[np.ndarray], starts: Iterator[int], size: int, min_tail: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, samples) for each start, ascending; the last piece may be shorter than `size`."""
-    buffer: np.ndarray | None = None
-    offset = 0  # of buffer[0]
+    """(start, rows [k, n]) for each start, ascending; the last piece may have fewer than `size`."""
+    held: list[np.ndarray] = []
+    offset = end = 0  # of what is held
     start: int | None = next(starts)
     uncut = True
     for block in blocks:
-        buffer = block if buffer is None else np.concatenate([buffer, block])
-        while start is not None and start + size <= offset + len(buffer):
-            yield start, buffer[start - offset : start - offset + size]
-            start, uncut = next(starts, None), False
+        held.append(block)
+        end += block.shape[1]
         # Without another start the blocks are read on all the same: the report covers them.
-        drop = len(buffer) if start is None else min(start - offset, len(buffer))
-        buffer, offset = buffer[drop:], offset + drop
-    if (
-        start == offset
-        and buffer is not None
-        and len(buffer)
-        and (uncut or len(buffer) >= min_tail)
-    ):
-        yield start, buffer
+        while start is not None and start + size <= end:
+            whole = held[0] if len(held) == 1 else np.concatenate(held, axis=1)
+            yield start, whole[:, start - offset : start - offset + size]
+            start, uncut = next(starts, None), False
+            drop = whole.shape[1] if start is None else min(start - offset, whole.shape[1])
+            held, offset = [whole[:, drop:]], offset + drop
+        if start is None:
+            held.clear()
+            offset = end
+        while held and start is not None and offset + held[0].shape[1] <= start:
+            offset += held.pop(0).shape[1]
+    if held and start is not None and end > start:
+        rest = np.concatenate(held, axis=1)[:, start - offset :]
+        if rest.shape[1] >= (1 if uncut else min_tail):
+            yield start, rest

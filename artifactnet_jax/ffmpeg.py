@@ -200,6 +200,7 @@ class _Clock:
     def __init__(self, jumps: bool, flaws: Flaws):
         self._jumps, self._flaws = jumps, flaws
         self._next: float | None = None  # s
+        self._tick = 0.0  # s
         self._bad = 0.0  # s of packets that failed since the last frame
         self._drift = 0.0
 
@@ -212,10 +213,12 @@ class _Clock:
 
     def heard(self, frame: Any) -> None:
         """A frame has come."""
-        if frame.pts is None or frame.time_base is None:
+        pts = frame.pts
+        self._tick = self._tick or float(frame.time_base or 0)
+        if pts is None or not self._tick:
             self._next = None
             return
-        time = float(frame.pts * frame.time_base)
+        time = pts * self._tick
         if self._next is not None:
             self._drift += time - self._next
             if self._drift < -_GAP_S or (self._jumps and self._drift > _JUMP_S):

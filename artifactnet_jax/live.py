@@ -104,7 +104,7 @@ class Buffer:
             with source as decoded:
                 self.source = decoded
                 for block in resampled(self._watch(decoded.blocks), decoded.rate, self.rate):
-                    block = np.clip(block[:, 0], -1, 1)
+                    block = np.clip(block[0], -1, 1)
                     for k in range(0, len(block), self.hop):
                         self._append(block[k : k + self.hop])
                 missing = ((decoded.frames or 0) - self._frames) / decoded.rate

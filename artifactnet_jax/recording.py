@@ -100,6 +100,12 @@ class Stream:
         self.at_end = len(data) < size
         return data
 
+    def readinto(self, buffer: Any) -> int:
+        """The same into a buffer; how many bytes it has now."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def _some(self, size: int) -> bytes:
         """Bytes of one piece."""
         while self._k < len(self._pieces) and self._pieces[self._k][1] <= self.position:

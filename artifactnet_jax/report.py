@@ -259,7 +259,7 @@ def encode_audio(path: str, seconds: float, budget: int) -> tuple[bytes, dict[st
         stream.bit_rate = 1000 * kbit
         stream.codec_context.format = "fltp"
         for block in resampled(decoded.blocks, decoded.rate, rate):
-            block = np.clip(block[:left, 0], -1, 1)[None]
+            block = np.clip(block[:, :left], -1, 1)
             left -= block.shape[1]
             if block.shape[1]:
                 frame = av.AudioFrame.from_ndarray(block, "fltp", "mono")
