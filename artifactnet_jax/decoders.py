@@ -1,0 +1,329 @@
+"""The bank of decoders: their lines, what real music reaches against them, and the match.
+
+A track's residual is compared with the lines of each decoder at every speed from 0.9 to 1.1: on the
+log-frequency axis a change of speed is a shift, and one FFT gives all of them. The inner products
+of the four residuals are weighted (Fisher, no weight below 0) and become a standard score against
+real music of the same band and length. Its p-value is the share of real tracks beyond it: by count
+up to the 90 % point of the real ones, and by a generalised Pareto distribution fitted to their
+excesses above it. The bank is asked as a whole: p is multiplied by the number of independent
+chances, which real music shows. So p < 1e-3 is to be the lot of one real track in a thousand,
+whichever decoder is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifactnet_jax import fingerprint as fp
+from artifactnet_jax.files import replace_file
+from artifactnet_jax.results import printable
+
+FORMAT = "artifactnet-jax/decoders/1"
+DEFAULT = "decoders.npz"
+CLASSES = (8_000.0, 11_000.0, 13_500.0, 16_000.0)  # Hz; upper ends of the bands compared
+LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
+SPEEDS = (0.9, 1.1)
+FOUND = 1e-3  # p of a match
+UNSURE = 0.75  # a decoder of another name with so much of the best score cannot be told apart
+SPEED_SHARE = 0.1  # of the chances that all speeds but 1 have together
+BEYOND = 0.1  # share of the real tracks that a tail is fitted to
+
+_LAGS = np.arange(round(math.log(SPEEDS[0]) / fp.GRID_STEP), round(math.log(SPEEDS[1]) / fp.GRID_STEP) + 1)
+_ORIGINAL = np.abs(_LAGS) <= 1  # speed 1, to 0.015 %
+_FFT = 12_288
+assert _FFT >= fp.GRID + _LAGS.max() and _FFT >= fp.GRID - _LAGS.min()
+_BINS = slice(math.ceil(fp.GRID_HZ / fp.BIN_HZ) - fp.FIRST - 1, math.ceil(fp.GRID_AXIS[-1] / fp.BIN_HZ) - fp.FIRST + 1)
+
+
+class BankError(Exception):
+    """A bank cannot be used; the message names the file, the cause and the cure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """What is known of a template."""
+
+    name: str  # what a match is called; several decoders may share it
+    systems: tuple[str, ...]
+    tracks: int
+    repositories: tuple[str, ...]
+    dates: tuple[str, ...]  # years of the tracks, where known
+    band_hz: tuple[float, float]  # that most members have
+    stability: float  # share of the tracks found by the other repositories' (or half's) template
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowMatch:
+    """The named decoder in one stretch of a track."""
+
+    start_s: float
+    end_s: float
+    z: float
+    p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A decoder whose lines the track carries, as far as real music tells."""
+
+    name: str
+    z: float  # standard score against real music
+    p: float  # chance of a real track to match any decoder of the bank so well
+    speed: float  # of the track; 1.04: played 4 % faster than the decoder made it
+    band_hz: tuple[float, float]  # what was compared
+    windows: tuple[WindowMatch, ...]
+    rivals: tuple[str, ...] = ()  # names that cannot be told from it
+    decoder: int = 0  # index in the bank
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A match, or why there is none; `nearest` is the best decoder even where p is above 1e-3."""
+
+    match: Match | None
+    reason: str | None
+    nearest: Match | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bank:
+    """Decoders with their templates and nulls; see `fit` for the arrays."""
+
+    decoders: tuple[Decoder, ...]
+    lines: np.ndarray  # float32 [K, 2, bins of _BINS]: fine and wide
+    nulls: Mapping[str, np.ndarray]
+    chances: np.ndarray  # [classes, lengths]: independent chances of the bank
+    reference: np.ndarray  # int8 [n, 2, bins]: levels of real music above the wide median, 0.1 dB
+    ends: np.ndarray  # [n]: where their bands end, Hz
+    digest: str = ""
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def grid(self) -> np.ndarray:
+        """float32 [K, 2, GRID]: templates on the log axis."""
+        return template_grid(self.lines)
+
+    @functools.cached_property
+    def transforms(self) -> np.ndarray:
+        """complex64 [classes, K, 2, _FFT / 2 + 1]: conjugate transforms, of length 1 in the band."""
+        return np.stack([_transform(self.grid, high) for high in CLASSES])
+
+
+def template_grid(lines: np.ndarray) -> np.ndarray:
+    """Templates [K, 2, bins of _BINS] -> float32 [K, 2, GRID]."""
+    full = np.zeros((len(lines) * 2, fp.LAST - fp.FIRST), np.float32)
+    full[:, _BINS] = lines.reshape(len(full), -1)
+    return fp.on_grid(full).reshape(-1, 2, fp.GRID)
+
+
+def _transform(grid: np.ndarray, high: float) -> np.ndarray:
+    """Conjugate transforms of templates; their whole length counts, that in the band is 1."""
+    inside = (fp.LOW_HZ <= fp.GRID_AXIS) & (fp.GRID_AXIS < high)
+    size = np.sqrt(np.square(grid[..., inside]).sum(-1, keepdims=True)) + np.float32(1e-9)
+    return np.conj(np.fft.rfft(grid / size, _FFT))
+
+
+def track_transform(grid: np.ndarray, high: float) -> np.ndarray:
+    """Residuals [..., 4, GRID] -> transforms complex64 [..., 4, _FFT / 2 + 1] in a band."""
+    return np.fft.rfft(fp.in_band(grid, fp.LOW_HZ, high), _FFT)
+
+
+def products(track: np.ndarray, template: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted inner products at all speeds [..., lags] of tracks [..., 4, F], template [2, F]."""
+    fine = weights[0] * track[..., 0, :] + weights[1] * track[..., 1, :]
+    wide = weights[2] * track[..., 2, :] + weights[3] * track[..., 3, :]
+    # The track's line lies at speed times the template's: a positive lag is a higher pitch.
+    return np.fft.irfft(fine * template[0] + wide * template[1], _FFT)[..., _LAGS]
+
+
+def lag0(grid: np.ndarray, template: np.ndarray, high: float) -> np.ndarray:
+    """The four inner products [..., 4] at speed 1 of residuals [..., 4, GRID], template [2, GRID]."""
+    rows = fp.in_band(template, fp.LOW_HZ, high)
+    return np.einsum("...cg,cg->...c", fp.in_band(grid, fp.LOW_HZ, high), rows.repeat(2, axis=0))
+
+
+def tail(values: np.ndarray, weights: np.ndarray, shape: float | None = None) -> np.ndarray:
+    """[threshold, share beyond, scale, shape] of real scores: generalised Pareto above threshold.
+
+    The shape is the most likely one with a normal prior of 0.05 +- 0.1.
+    """
+    order = np.argsort(values)
+    rank = np.cumsum(weights[order]) / weights.sum()
+    threshold = float(values[order][np.searchsorted(rank, 1 - BEYOND)])
+    beyond = values > threshold
+    excess, w = values[beyond] - threshold, weights[beyond] / weights[beyond].sum()
+    size = 1 / np.square(w).sum()  # effective number
+    best = (-math.inf, 1.0, 0.0)
+    for xi in np.arange(-0.3, 0.61, 0.05):
+        for scale in (w @ excess) * np.geomspace(0.4, 2.5, 40):
+            inner = 1 + xi * excess / scale
+            if inner.min() <= 0:
+                continue
+            log = np.log(inner) * (1 + 1 / xi) if abs(xi) > 1e-9 else excess / scale
+            likelihood = -size * (math.log(scale) + w @ log) - (xi - 0.05) ** 2 / 0.02
+            best = max(best, (likelihood, scale, xi))
+    share = float(weights[beyond].sum() / weights.sum())
+    return np.array([threshold, share, best[1], best[2]], np.float32)
+
+
+def beyond(z: np.ndarray | float, fitted: np.ndarray) -> np.ndarray:
+    """Share of real tracks beyond `z`; 1 below the threshold's share is given linearly."""
+    threshold, share, scale, xi = (fitted[..., i].astype(np.float64) for i in range(4))
+    excess = np.maximum(0, z - threshold) / scale
+    inner = np.maximum(1e-12, 1 + xi * excess)
+    curved = np.where(np.abs(xi) > 1e-6, inner ** (-1 / np.where(np.abs(xi) > 1e-6, xi, 1)), np.exp(-excess))
+    # A tail with an end has one more step beyond the data than they show: exponential from there.
+    curved = np.where(xi < 0, np.maximum(curved, np.exp(-excess) * 1e-2), curved)
+    return np.where(z > threshold, share * curved, 1.0)
+
+
+def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The null of one template [2, GRID], for every class of band and length.
+
+    `mean` [classes, lengths, 4]: the inner products that the decoder's own tracks reach, each
+    against a template without its repository. `real`: per length class (grid [n, 4, GRID], band
+    ends [n], weights [n], transforms per class or None).
+    """
+    c, n = len(CLASSES), len(LENGTHS)
+    out = {
+        "weights": np.zeros((c, n, 4), np.float32),
+        "offset": np.zeros((c, n), np.float32),
+        "lags": np.zeros((c, n, 2), np.float32),
+        "tail": np.zeros((c, n, 4), np.float32),
+        "speed_tail": np.zeros((c, n, 4), np.float32),
+    }
+    for i, high in enumerate(CLASSES):
+        conjugate = _transform(template, high)
+        for j in range(n):
+            grid, ends, weight, transforms = real[j]
+            use = ends >= high
+            w = weight[use] / weight[use].sum()
+            moved = transforms[i] if transforms is not None else track_transform(grid[use], high)
+            s = lag0(grid[use], template, high)
+            mu = w @ s
+            spread = np.cov(s.T, aweights=w)
+            # Shrunk by 0.3 of its diagonal: members of other repositories differ.
+            solved = np.linalg.solve(spread + 0.3 * np.diag(np.diag(spread)), mean[i, j] - mu)
+            solved = np.maximum(solved, 0)
+            if not solved.any():
+                solved[0] = 1
+            solved /= math.sqrt(solved @ spread @ solved)
+            out["weights"][i, j], out["offset"][i, j] = solved, solved @ mu
+            all_speeds = np.concatenate(
+                [products(part, conjugate, solved) for part in np.array_split(moved, max(1, len(moved) // 64))]
+            )
+            z = all_speeds[:, _ORIGINAL].max(1) - solved @ mu
+            out["tail"][i, j] = tail(z, w)
+            others = all_speeds[:, ~_ORIGINAL]
+            centre, deviation = float(w @ others.mean(1)), float(np.sqrt(w @ others.var(1)))
+            out["lags"][i, j] = centre, deviation
+            out["speed_tail"][i, j] = tail((others.max(1) - centre) / deviation, w)
+    return out
+
+
+def scores(bank: Bank, track: np.ndarray, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(z, p, speed) [K] of transforms [4, F] in class `i`, length `j`: p before the chances."""
+    z, p, speed = np.zeros(len(bank.lines)), np.ones(len(bank.lines)), np.ones(len(bank.lines))
+    for k in range(len(bank.lines)):
+        s = products(track, bank.transforms[i, k], bank.nulls["weights"][k, i, j])
+        one = s[_ORIGINAL].max() - bank.nulls["offset"][k, i, j]
+        centre, deviation = bank.nulls["lags"][k, i, j]
+        others = np.where(_ORIGINAL, -np.inf, (s - centre) / deviation)
+        lag = int(others.argmax())
+        p_one = float(beyond(one, bank.nulls["tail"][k, i, j])) / (1 - SPEED_SHARE)
+        p_other = float(beyond(others[lag], bank.nulls["speed_tail"][k, i, j])) / SPEED_SHARE
+        z[k], p[k], speed[k] = (one, p_one, 1.0)
+        # Beside a strong line at speed 1 its neighbours are strong too: only a better score moves it.
+        if p_other < p_one and others[lag] > one * 1.1:
+            z[k], p[k], speed[k] = others[lag], p_other, math.exp(_LAGS[lag] * fp.GRID_STEP)
+    return z, np.minimum(p, 1), speed
+
+
+def length_class(frames: int) -> int | None:
+    """Which of `LENGTHS`; None below."""
+    fits = [j for j, least in enumerate(LENGTHS) if frames >= least]
+    return fits[-1] if fits else None
+
+
+def band_class(end_hz: float) -> int | None:
+    """Which of `CLASSES`, for a band that ends there; None below."""
+    fits = [i for i, high in enumerate(CLASSES) if end_hz >= high]
+    return fits[-1] if fits else None
+
+
+def _named(bank: Bank, z: np.ndarray, p: np.ndarray) -> tuple[int, tuple[str, ...]]:
+    """(the best decoder, other names that come near it)."""
+    order = sorted(range(len(z)), key=lambda k: (p[k] * 1.0 > FOUND, -z[k]))
+    best = order[0]
+    name = bank.decoders[best].name
+    rivals = [bank.decoders[k].name for k in order if z[k] > UNSURE * z[best]]
+    return best, tuple(dict.fromkeys(r for r in rivals if r != name))
+
+
+def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
+    """Which decoder's lines the audio carries, if any."""
+    total = functools.reduce(lambda a, b: a + b, spectrum.windows, fp.Mean())
+    if spectrum.frames < LENGTHS[0]:
+        return Outcome(None, f"too short: {LENGTHS[0] * fp.HOP / fp.RATE:.0f} s are needed", None)
+    j = length_class(total.frames)
+    if j is None:
+        return Outcome(None, "silent above 3.5 kHz", None)
+    levels = total.levels()
+    end = fp.band_end(levels[1])
+    i = band_class(end)
+    if i is None:
+        return Outcome(None, f"its band ends at {end:.0f} Hz, {CLASSES[0]:.0f} Hz are needed", None)
+    grid = fp.on_grid(fp.residuals(levels))
+    z, p, speed = scores(bank, track_transform(grid, CLASSES[i]), i, j)
+    best, rivals = _named(bank, z, p)
+    windows = []
+    shift = round(math.log(speed[best]) / fp.GRID_STEP)
+    step = spectrum.window_frames * fp.HOP / fp.RATE
+    for n, mean in enumerate(spectrum.windows):
+        length = length_class(mean.frames)
+        if length is not None:
+            windows.append(_window(bank, best, i, length, shift, mean, n * step, (n + 1) * step))
+    chance = float(bank.chances[i, j])
+    found = Match(
+        bank.decoders[best].name,
+        round(float(z[best]), 3),
+        float(min(1.0, p[best] * chance)),
+        round(float(speed[best]), 4),
+        (fp.LOW_HZ, CLASSES[i]),
+        tuple(windows),
+        rivals,
+        best,
+    )
+    if found.p < FOUND:
+        return Outcome(found, None, found)
+    return Outcome(None, "like real music: no decoder of the bank", found)
+
+
+def _window(
+    bank: Bank, k: int, i: int, j: int, shift: int, mean: fp.Mean, start: float, end: float
+) -> WindowMatch:
+    """One decoder at one speed in a stretch of the track; p is of that decoder alone."""
+    grid = fp.in_band(fp.on_grid(fp.residuals(mean.levels())), fp.LOW_HZ, CLASSES[i])
+    moved = np.roll(bank.grid[k], shift, axis=-1)
+    size = np.linalg.norm(_clip_band(bank.grid[k], CLASSES[i]), axis=-1)
+    s = np.einsum("cg,cg->c", grid, (moved / size[:, None]).repeat(2, axis=0))
+    z = float(s @ bank.nulls["weights"][k, i, j] - bank.nulls["offset"][k, i, j])
+    p = float(beyond(z, bank.nulls["tail"][k, i, j]))
+    return WindowMatch(round(start, 2), round(end, 2), round(z, 3), p)
+
+
+def _clip_band(grid: np.ndarray, high: float) -> np.ndarray:
+    return np.where((fp.LOW_HZ <= fp.GRID_AXIS) & (fp.GRID_AXIS < high), grid, 0)
