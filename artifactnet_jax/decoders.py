@@ -40,11 +40,16 @@ UNSURE = 0.75  # a decoder of another name with so much of the best score cannot
 SPEED_SHARE = 0.1  # of the chances that all speeds but 1 have together
 BEYOND = 0.1  # share of the real tracks that a tail is fitted to
 
-_LAGS = np.arange(round(math.log(SPEEDS[0]) / fp.GRID_STEP), round(math.log(SPEEDS[1]) / fp.GRID_STEP) + 1)
+_LAGS = np.arange(
+    round(math.log(SPEEDS[0]) / fp.GRID_STEP), round(math.log(SPEEDS[1]) / fp.GRID_STEP) + 1
+)
 _ORIGINAL = np.abs(_LAGS) <= 1  # speed 1, to 0.015 %
 _FFT = 12_288
-assert _FFT >= fp.GRID + _LAGS.max() and _FFT >= fp.GRID - _LAGS.min()
-_BINS = slice(math.ceil(fp.GRID_HZ / fp.BIN_HZ) - fp.FIRST - 1, math.ceil(fp.GRID_AXIS[-1] / fp.BIN_HZ) - fp.FIRST + 1)
+assert fp.GRID + _LAGS.max() <= _FFT and fp.GRID - _LAGS.min() <= _FFT
+BINS = slice(
+    math.ceil(fp.GRID_HZ / fp.BIN_HZ) - fp.FIRST - 1,
+    math.ceil(fp.GRID_AXIS[-1] / fp.BIN_HZ) - fp.FIRST + 1,
+)
 
 
 class BankError(Exception):
@@ -103,13 +108,20 @@ class Bank:
     """Decoders with their templates and nulls; see `fit` for the arrays."""
 
     decoders: tuple[Decoder, ...]
-    lines: np.ndarray  # float32 [K, 2, bins of _BINS]: fine and wide
+    lines: np.ndarray  # float32 [K, 2, bins of BINS]: fine and wide
     nulls: Mapping[str, np.ndarray]
     chances: np.ndarray  # [classes, lengths]: independent chances of the bank
     reference: np.ndarray  # int8 [n, 2, bins]: levels of real music above the wide median, 0.1 dB
     ends: np.ndarray  # [n]: where their bands end, Hz
     digest: str = ""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def only(self, keep: Sequence[int]) -> Bank:
+        """The bank with some of its decoders."""
+        rows = list(keep)
+        decoders = tuple(self.decoders[k] for k in rows)
+        nulls = {name: array[rows] for name, array in self.nulls.items()}
+        return dataclasses.replace(self, decoders=decoders, lines=self.lines[rows], nulls=nulls)
 
     @functools.cached_property
     def grid(self) -> np.ndarray:
@@ -123,17 +135,22 @@ class Bank:
 
 
 def template_grid(lines: np.ndarray) -> np.ndarray:
-    """Templates [K, 2, bins of _BINS] -> float32 [K, 2, GRID]."""
+    """Templates [K, 2, bins of BINS] -> float32 [K, 2, GRID]."""
     full = np.zeros((len(lines) * 2, fp.LAST - fp.FIRST), np.float32)
-    full[:, _BINS] = lines.reshape(len(full), -1)
+    full[:, BINS] = lines.reshape(len(full), -1)
     return fp.on_grid(full).reshape(-1, 2, fp.GRID)
 
 
 def _transform(grid: np.ndarray, high: float) -> np.ndarray:
     """Conjugate transforms of templates; their whole length counts, that in the band is 1."""
-    inside = (fp.LOW_HZ <= fp.GRID_AXIS) & (fp.GRID_AXIS < high)
-    size = np.sqrt(np.square(grid[..., inside]).sum(-1, keepdims=True)) + np.float32(1e-9)
-    return np.conj(np.fft.rfft(grid / size, _FFT))
+    return np.conj(np.fft.rfft(unit(grid, high), _FFT))
+
+
+def unit(template: np.ndarray, high: float) -> np.ndarray:
+    """Templates [..., GRID], whole, of length 1 in the band."""
+    inside = (fp.LOW_HZ <= fp.GRID_AXIS) & (high > fp.GRID_AXIS)
+    size = np.sqrt(np.square(template[..., inside]).sum(-1, keepdims=True))
+    return template / (size + np.float32(1e-9))
 
 
 def track_transform(grid: np.ndarray, high: float) -> np.ndarray:
@@ -151,8 +168,19 @@ def products(track: np.ndarray, template: np.ndarray, weights: np.ndarray) -> np
 
 def lag0(grid: np.ndarray, template: np.ndarray, high: float) -> np.ndarray:
     """The four inner products [..., 4] at speed 1 of residuals [..., 4, GRID], template [2, GRID]."""
-    rows = fp.in_band(template, fp.LOW_HZ, high)
-    return np.einsum("...cg,cg->...c", fp.in_band(grid, fp.LOW_HZ, high), rows.repeat(2, axis=0))
+    rows = unit(template, high).repeat(2, axis=0)
+    return np.einsum("...cg,cg->...c", fp.in_band(grid, fp.LOW_HZ, high), rows)
+
+
+def at_speed_one(tracks: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """The four inner products [n, 4] at speed 1 of transforms [n, 4, F], template [2, F]: Parseval.
+
+    `_FFT` is even: the first and the last coefficient stand for one frequency, others for two.
+    """
+    twice = np.full(template.shape[-1], 2 / _FFT, np.float32)
+    twice[[0, -1]] = 1 / _FFT
+    rows = template.repeat(2, axis=0) * twice
+    return np.stack([(tracks[:, c] @ rows[c]).real for c in range(4)], axis=1)
 
 
 def tail(values: np.ndarray, weights: np.ndarray, shape: float | None = None) -> np.ndarray:
@@ -167,14 +195,14 @@ def tail(values: np.ndarray, weights: np.ndarray, shape: float | None = None) ->
     excess, w = values[beyond] - threshold, weights[beyond] / weights[beyond].sum()
     size = 1 / np.square(w).sum()  # effective number
     best = (-math.inf, 1.0, 0.0)
-    for xi in np.arange(-0.3, 0.61, 0.05):
-        for scale in (w @ excess) * np.geomspace(0.4, 2.5, 40):
-            inner = 1 + xi * excess / scale
-            if inner.min() <= 0:
-                continue
-            log = np.log(inner) * (1 + 1 / xi) if abs(xi) > 1e-9 else excess / scale
-            likelihood = -size * (math.log(scale) + w @ log) - (xi - 0.05) ** 2 / 0.02
-            best = max(best, (likelihood, scale, xi))
+    scales = (w @ excess) * np.geomspace(0.4, 2.5, 40)
+    for xi in np.arange(-6, 13) / 20:
+        inner = 1 + xi * excess / scales[:, None]
+        log = np.log(np.maximum(inner, 1e-12)) * (1 + 1 / xi) if xi else excess / scales[:, None]
+        likelihood = -size * (np.log(scales) + log @ w) - (xi - 0.05) ** 2 / 0.02
+        likelihood[inner.min(axis=1) <= 0] = -math.inf
+        k = int(likelihood.argmax())
+        best = max(best, (float(likelihood[k]), float(scales[k]), float(xi)))
     share = float(weights[beyond].sum() / weights.sum())
     return np.array([threshold, share, best[1], best[2]], np.float32)
 
@@ -184,7 +212,9 @@ def beyond(z: np.ndarray | float, fitted: np.ndarray) -> np.ndarray:
     threshold, share, scale, xi = (fitted[..., i].astype(np.float64) for i in range(4))
     excess = np.maximum(0, z - threshold) / scale
     inner = np.maximum(1e-12, 1 + xi * excess)
-    curved = np.where(np.abs(xi) > 1e-6, inner ** (-1 / np.where(np.abs(xi) > 1e-6, xi, 1)), np.exp(-excess))
+    curved = np.where(
+        np.abs(xi) > 1e-6, inner ** (-1 / np.where(np.abs(xi) > 1e-6, xi, 1)), np.exp(-excess)
+    )
     # A tail with an end has one more step beyond the data than they show: exponential from there.
     curved = np.where(xi < 0, np.maximum(curved, np.exp(-excess) * 1e-2), curved)
     return np.where(z > threshold, share * curved, 1.0)
@@ -194,8 +224,8 @@ def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Any]) -> dict[str
     """The null of one template [2, GRID], for every class of band and length.
 
     `mean` [classes, lengths, 4]: the inner products that the decoder's own tracks reach, each
-    against a template without its repository. `real`: per length class (grid [n, 4, GRID], band
-    ends [n], weights [n], transforms per class or None).
+    against a template without its repository. `real`: per length class (band ends [n], weights
+    [n], transforms of each class of those whose band reaches so far).
     """
     c, n = len(CLASSES), len(LENGTHS)
     out = {
@@ -208,11 +238,11 @@ def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Any]) -> dict[str
     for i, high in enumerate(CLASSES):
         conjugate = _transform(template, high)
         for j in range(n):
-            grid, ends, weight, transforms = real[j]
+            ends, weight, transforms = real[j]
             use = ends >= high
             w = weight[use] / weight[use].sum()
-            moved = transforms[i] if transforms is not None else track_transform(grid[use], high)
-            s = lag0(grid[use], template, high)
+            moved = transforms[i]
+            s = at_speed_one(moved, conjugate)
             mu = w @ s
             spread = np.cov(s.T, aweights=w)
             # Shrunk by 0.3 of its diagonal: members of other repositories differ.
@@ -223,7 +253,10 @@ def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Any]) -> dict[str
             solved /= math.sqrt(solved @ spread @ solved)
             out["weights"][i, j], out["offset"][i, j] = solved, solved @ mu
             all_speeds = np.concatenate(
-                [products(part, conjugate, solved) for part in np.array_split(moved, max(1, len(moved) // 64))]
+                [
+                    products(part, conjugate, solved)
+                    for part in np.array_split(moved, max(1, len(moved) // 64))
+                ]
             )
             z = all_speeds[:, _ORIGINAL].max(1) - solved @ mu
             out["tail"][i, j] = tail(z, w)
@@ -234,22 +267,37 @@ def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Any]) -> dict[str
     return out
 
 
-def scores(bank: Bank, track: np.ndarray, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(z, p, speed) [K] of transforms [4, F] in class `i`, length `j`: p before the chances."""
-    z, p, speed = np.zeros(len(bank.lines)), np.ones(len(bank.lines)), np.ones(len(bank.lines))
+def scores(
+    bank: Bank, tracks: np.ndarray, i: int, j: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(z, p, speed) [n, K] of transforms [n, 4, F] in class `i`, length `j`; p of one decoder."""
+    shape = (len(tracks), len(bank.lines))
+    z, p, speed = np.zeros(shape), np.ones(shape), np.ones(shape)
     for k in range(len(bank.lines)):
-        s = products(track, bank.transforms[i, k], bank.nulls["weights"][k, i, j])
-        one = s[_ORIGINAL].max() - bank.nulls["offset"][k, i, j]
+        s = products(tracks, bank.transforms[i, k], bank.nulls["weights"][k, i, j])
+        one = s[:, _ORIGINAL].max(1) - bank.nulls["offset"][k, i, j]
         centre, deviation = bank.nulls["lags"][k, i, j]
         others = np.where(_ORIGINAL, -np.inf, (s - centre) / deviation)
-        lag = int(others.argmax())
-        p_one = float(beyond(one, bank.nulls["tail"][k, i, j])) / (1 - SPEED_SHARE)
-        p_other = float(beyond(others[lag], bank.nulls["speed_tail"][k, i, j])) / SPEED_SHARE
-        z[k], p[k], speed[k] = (one, p_one, 1.0)
-        # Beside a strong line at speed 1 its neighbours are strong too: only a better score moves it.
-        if p_other < p_one and others[lag] > one * 1.1:
-            z[k], p[k], speed[k] = others[lag], p_other, math.exp(_LAGS[lag] * fp.GRID_STEP)
+        lag, best = others.argmax(1), others.max(1)
+        p_one = beyond(one, bank.nulls["tail"][k, i, j]) / (1 - SPEED_SHARE)
+        p_other = beyond(best, bank.nulls["speed_tail"][k, i, j]) / SPEED_SHARE
+        # Beside a line at speed 1 its neighbours are strong too: a better score is needed to move.
+        moved = (p_other < p_one) & (best > 1.1 * one)
+        z[:, k], p[:, k] = np.where(moved, best, one), np.where(moved, p_other, p_one)
+        speed[:, k] = np.where(moved, np.exp(_LAGS[lag] * fp.GRID_STEP), 1.0)
     return z, np.minimum(p, 1), speed
+
+
+def independent(p: np.ndarray, weights: np.ndarray) -> float:
+    """How many independent chances the decoders are to real tracks, from their p [n, K].
+
+    So many that the share of real tracks whose least p is below 5 % of it is 5 %; at least 1.
+    """
+    least = np.sort(p.min(1))
+    order = np.argsort(p.min(1))
+    share = np.cumsum(weights[order]) / weights.sum()
+    at = min(int(np.searchsorted(share, 0.05)), len(least) - 1)
+    return float(np.clip(0.05 / max(least[at], 1e-9), 1, 2 * p.shape[1]))
 
 
 def length_class(frames: int) -> int | None:
@@ -264,7 +312,7 @@ def band_class(end_hz: float) -> int | None:
     return fits[-1] if fits else None
 
 
-def _named(bank: Bank, z: np.ndarray, p: np.ndarray) -> tuple[int, tuple[str, ...]]:
+def named(bank: Bank, z: np.ndarray, p: np.ndarray) -> tuple[int, tuple[str, ...]]:
     """(the best decoder, other names that come near it)."""
     order = sorted(range(len(z)), key=lambda k: (p[k] * 1.0 > FOUND, -z[k]))
     best = order[0]
@@ -287,8 +335,8 @@ def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
     if i is None:
         return Outcome(None, f"its band ends at {end:.0f} Hz, {CLASSES[0]:.0f} Hz are needed", None)
     grid = fp.on_grid(fp.residuals(levels))
-    z, p, speed = scores(bank, track_transform(grid, CLASSES[i]), i, j)
-    best, rivals = _named(bank, z, p)
+    z, p, speed = (rows[0] for rows in scores(bank, track_transform(grid[None], CLASSES[i]), i, j))
+    best, rivals = named(bank, z, p)
     windows = []
     shift = round(math.log(speed[best]) / fp.GRID_STEP)
     step = spectrum.window_frames * fp.HOP / fp.RATE
@@ -317,13 +365,110 @@ def _window(
 ) -> WindowMatch:
     """One decoder at one speed in a stretch of the track; p is of that decoder alone."""
     grid = fp.in_band(fp.on_grid(fp.residuals(mean.levels())), fp.LOW_HZ, CLASSES[i])
-    moved = np.roll(bank.grid[k], shift, axis=-1)
-    size = np.linalg.norm(_clip_band(bank.grid[k], CLASSES[i]), axis=-1)
-    s = np.einsum("cg,cg->c", grid, (moved / size[:, None]).repeat(2, axis=0))
+    moved = np.roll(unit(bank.grid[k], CLASSES[i]), shift, axis=-1)
+    s = np.einsum("cg,cg->c", grid, moved.repeat(2, axis=0))
     z = float(s @ bank.nulls["weights"][k, i, j] - bank.nulls["offset"][k, i, j])
     p = float(beyond(z, bank.nulls["tail"][k, i, j]))
     return WindowMatch(round(start, 2), round(end, 2), round(z, 3), p)
 
 
-def _clip_band(grid: np.ndarray, high: float) -> np.ndarray:
-    return np.where((fp.LOW_HZ <= fp.GRID_AXIS) & (fp.GRID_AXIS < high), grid, 0)
+_NULLS = {"weights": 4, "offset": 0, "lags": 2, "tail": 4, "speed_tail": 4}  # values each
+
+
+def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the header, less its digest, and the arrays as stored."""
+    known = {key: value for key, value in header.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def save(bank: Bank, path: str | os.PathLike[str]) -> str:
+    """Write a bank, whole or not at all; its digest. Lines are rounded to 8 bits."""
+    scale = np.abs(bank.lines).max(axis=2) / 127 + 1e-9
+    arrays = {
+        "lines": np.rint(bank.lines / scale[..., None]).astype(np.int8),
+        "scale": scale.astype(np.float32),
+        "chances": bank.chances.astype(np.float32),
+        "reference": bank.reference.astype(np.int8),
+        "ends": bank.ends.astype(np.float32),
+        **{name: bank.nulls[name].astype(np.float32) for name in _NULLS},
+    }
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "decoders": [dataclasses.asdict(decoder) for decoder in bank.decoders],
+        "provenance": dict(bank.provenance),
+    }
+    header["digest"] = _digest(header, arrays)
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    data = io.BytesIO()
+    np.savez_compressed(data, header=text, **arrays)
+    replace_file(path, data.getvalue())
+    return str(header["digest"])
+
+
+def load(path: str | os.PathLike[str] | None = None) -> Bank:
+    """Read a bank, the embedded one by default. BankError: it cannot be used, in one line."""
+    if path is None:
+        data = resources.files("artifactnet_jax").joinpath("assets", DEFAULT).read_bytes()
+        return _read(data, DEFAULT)
+    name = printable(os.fsdecode(path))
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BankError(f"{name}: {error.strerror or error}: check the path") from None
+    return _read(data, name)
+
+
+def _read(data: bytes, name: str) -> Bank:
+    again = "download it again, or learn it anew"
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        header = json.loads(arrays.pop("header").tobytes())
+        form = header["format"]
+    except Exception as error:  # zip, zlib, NumPy's header parser and JSON each raise their own
+        detail = printable(str(error) or type(error).__name__)
+        raise BankError(f"{name}: not a bank of decoders ({detail}): {again}") from None
+    if form != FORMAT:
+        text = f"a bank of format {printable(str(form))}, this version reads {FORMAT}"
+        raise BankError(f"{name}: {text}: learn it anew")
+    try:
+        if header["digest"] != _digest(header, arrays):
+            raise BankError(f"{name}: damaged, its digest does not agree: {again}")
+        decoders = tuple(
+            Decoder(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
+            for entry in header["decoders"]
+        )
+        _check(arrays, len(decoders))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BankError(f"{name}: damaged ({printable(str(error))}): {again}") from None
+    return Bank(
+        decoders,
+        arrays["lines"].astype(np.float32) * arrays["scale"][..., None],
+        {key: arrays[key] for key in _NULLS},
+        *(arrays["chances"], arrays["reference"], arrays["ends"]),
+        *(header["digest"], header["provenance"]),
+    )
+
+
+def _check(arrays: Mapping[str, np.ndarray], count: int) -> None:
+    """ValueError unless the arrays have the shapes of `count` decoders, and are finite."""
+    cells = (count, len(CLASSES), len(LENGTHS))
+    shapes = {
+        "lines": (count, 2, BINS.stop - BINS.start),
+        "scale": (count, 2),
+        "chances": cells[1:],
+        "reference": (len(arrays["ends"]), 2, fp.LAST - fp.FIRST),
+        "ends": (len(arrays["ends"]),),
+        **{name: (*cells, size) if size else cells for name, size in _NULLS.items()},
+    }
+    if not count:
+        raise ValueError("no decoder")
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} holds a value that is not finite")

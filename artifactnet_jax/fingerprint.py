@@ -27,7 +27,6 @@ _HANN = (_HANN / np.sqrt(np.square(_HANN).sum())).astype(np.float32)  # white no
 _DB = 10 / np.log(10)
 
 
-
 # The log-frequency axis on which a change of speed is a shift. A step is 2.4 Hz at 16 kHz.
 GRID_HZ, GRID_STEP, GRID = 3_600.0, 1.5e-4, 10_620  # up to 17.7 kHz
 LOW_HZ = 5_000.0  # below, music has lines of its own
@@ -143,7 +142,7 @@ def on_grid(rows: np.ndarray) -> np.ndarray:
 
 def in_band(grid: np.ndarray, low: float, high: float) -> np.ndarray:
     """Rows [..., GRID], zero outside the band, without their mean inside it and of length 1."""
-    inside = ((low <= GRID_AXIS) & (GRID_AXIS < high)).astype(np.float32)
+    inside = ((low <= GRID_AXIS) & (high > GRID_AXIS)).astype(np.float32)
     weight = np.sqrt(GRID_AXIS / GRID_HZ).astype(np.float32) * inside
     mean = (grid * weight).sum(-1, keepdims=True) / np.square(weight).sum()
     grid = grid * inside - mean * weight
