@@ -36,6 +36,8 @@ CLASSES = (8_000.0, 11_000.0, 13_500.0, 16_000.0)  # Hz; upper ends of the bands
 LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
 FOUND = 1e-3  # p of a match
+TONAL = 0.1  # share of the band beside strong tones, above which nothing is said
+OWN = 0.02  # p of a match's lines where steady tones and pulses are taken out
 UNSURE = 0.75  # a decoder of another name with so much of the best score cannot be told apart
 SPEED_SHARE = 0.1  # of the chances that all speeds but 1 have together
 BEYOND = 0.1  # share of the real tracks that a tail is fitted to
@@ -334,6 +336,8 @@ def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
     i = band_class(end)
     if i is None:
         return Outcome(None, f"its band ends at {end:.0f} Hz, {CLASSES[0]:.0f} Hz are needed", None)
+    if fp.tone_share(levels) > TONAL:
+        return Outcome(None, "steady tones of a synthesiser cover its band", None)
     grid = fp.on_grid(fp.residuals(levels))
     z, p, speed = (rows[0] for rows in scores(bank, track_transform(grid[None], CLASSES[i]), i, j))
     best, rivals = named(bank, z, p)
@@ -356,8 +360,26 @@ def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
         best,
     )
     if found.p < FOUND:
-        return Outcome(found, None, found)
+        rows = fp.in_band(grid, fp.LOW_HZ, CLASSES[i])
+        own, spacing = own_lines(bank, best, i, j, rows, shift)
+        if own < OWN:
+            return Outcome(found, None, found)
+        return Outcome(None, f"its lines are those of a steady tone of {spacing:.1f} Hz", found)
     return Outcome(None, "like real music: no decoder of the bank", found)
+
+
+def own_lines(bank: Bank, k: int, i: int, j: int, rows: np.ndarray, shift: int) -> tuple[float, float]:
+    """Whether more than a comb agrees with decoder `k`: p without combs, and the comb's spacing.
+
+    A tone or a pulse that sounds all through the track has lines at its multiples, and a decoder's
+    comb may lie there too. But a decoder's lines have heights of their own. `rows` [4, GRID] are
+    residuals in the band, at a speed that shifts the lines by `shift` steps.
+    """
+    left, spacings = fp.without_combs(rows)
+    moved = np.roll(unit(bank.grid[k], CLASSES[i]), shift, axis=-1).repeat(2, axis=0)
+    z = float(np.einsum("cg,cg->c", left, moved) @ bank.nulls["weights"][k, i, j])
+    z -= float(bank.nulls["offset"][k, i, j])
+    return float(beyond(z, bank.nulls["tail"][k, i, j])), spacings[0]
 
 
 def _window(

@@ -7,6 +7,8 @@ played. They drown in one segment and stand out in the mean over a track.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 
 import numpy as np
 
@@ -32,6 +34,7 @@ GRID_HZ, GRID_STEP, GRID = 3_600.0, 1.5e-4, 10_620  # up to 17.7 kHz
 LOW_HZ = 5_000.0  # below, music has lines of its own
 FINE, WIDE = 21, 101  # bins; running medians that residuals are taken from
 CLIP_DB = 3.0  # of a line; a decoder's are faint
+TONE_DB, SKIRT = 18.0, 8  # bins on either side of a tone
 SPREADS = 6.0  # wide residuals are clipped at so many of their median magnitude
 
 
@@ -121,17 +124,34 @@ GRID_AXIS = GRID_HZ * np.exp(GRID_STEP * np.arange(GRID))
 def residuals(levels: np.ndarray) -> np.ndarray:
     """Levels [2, bins] in dB -> what stands out of their running medians, float32 [4, bins].
 
-    Rows: fine of both statistics, wide of both. A fine line counts up to `CLIP_DB`, then less and
-    less: over 7 times as much, which only tones reach, not at all.
+    Rows: fine of both statistics, wide of both. A fine line counts up to `CLIP_DB`. What stands out
+    by more than `TONE_DB` is a tone, not a decoder's line: it and its skirt do not count.
     """
     levels = levels.astype(np.float32)
     fine = levels - median_filter(levels, FINE, 1)
-    height = np.minimum(np.abs(fine), CLIP_DB)
-    height = np.minimum(height, np.maximum(0, 2 * CLIP_DB - np.abs(fine) / 3.5))
     wide = levels - median_filter(levels, WIDE, 1)
     spread = np.median(np.abs(wide[:, 600:4600]), axis=1, keepdims=True) + 1e-3
+    for n, out in enumerate(_near(np.abs(fine) > TONE_DB)):
+        if out.any() and not out.all():
+            # Beside strong lines the median is high: what does not count must not stand out.
+            for rows in (fine, wide):
+                rows[n, out] = np.median(rows[n, ~out])
+    fine = np.clip(fine, -CLIP_DB, CLIP_DB)
     wide = np.clip(wide / spread, -SPREADS, SPREADS)
-    return np.concatenate([np.copysign(height, fine), wide])
+    return np.concatenate([fine, wide])
+
+
+def _near(tone: np.ndarray) -> np.ndarray:
+    """Bins beside a tone, of rows [n, bins]."""
+    kernel = np.ones(2 * SKIRT + 1)
+    return np.stack([np.convolve(row, kernel, "same") > 0.5 for row in tone])
+
+
+def tone_share(levels: np.ndarray) -> float:
+    """Share of the bins from 5 to 16 kHz that lie beside tones too strong for a decoder."""
+    bins = slice(round(LOW_HZ / BIN_HZ) - FIRST, round(16_000 / BIN_HZ) - FIRST)
+    levels = levels[:, bins].astype(np.float32)
+    return float(_near(np.abs(levels - median_filter(levels, FINE, 1)) > TONE_DB).mean())
 
 
 def on_grid(rows: np.ndarray) -> np.ndarray:
@@ -147,3 +167,67 @@ def in_band(grid: np.ndarray, low: float, high: float) -> np.ndarray:
     mean = (grid * weight).sum(-1, keepdims=True) / np.square(weight).sum()
     grid = grid * inside - mean * weight
     return grid / (np.sqrt(np.square(grid).sum(-1, keepdims=True)) + np.float32(1e-9))
+
+
+COMBS = 3  # steady tones or pulses that are taken out, one after the other
+SPACINGS = (7.0, 1_500.0)  # Hz of them
+DENSE_HZ = 60.0
+_COMB_FFT = 1 << 16
+
+
+@functools.cache
+def _harmonics() -> tuple[np.ndarray, np.ndarray]:
+    """Conjugate transforms of the harmonics' places on the log axis: for sums, and for counts."""
+    low, high = SPACINGS
+    n = np.arange(math.floor(GRID_HZ / high), math.ceil(GRID_AXIS[-1] / low) + 1)
+    place = np.rint((np.log(n) - math.log(GRID_HZ / high)) / GRID_STEP).astype(int)
+    lines = np.bincount(place[place >= 0], minlength=_COMB_FFT)[:_COMB_FFT]
+    return np.conj(np.fft.rfft(lines)), lines
+
+
+def comb(spacing: float) -> np.ndarray:
+    """A line of the frames' width at each multiple of `spacing` Hz, float32 [GRID]."""
+    away = np.abs(GRID_AXIS - np.rint(GRID_AXIS / spacing) * spacing)
+    return np.maximum(0, 1 - away / (2.2 * BIN_HZ)).astype(np.float32)
+
+
+def strongest_comb(row: np.ndarray) -> float:
+    """The spacing in Hz of the harmonics that lie highest in a residual [GRID], zero outside."""
+    lines, _ = _harmonics()
+    inside = (row != 0).astype(np.float32)
+    steps = round(math.log(SPACINGS[1] / SPACINGS[0]) / GRID_STEP)
+    both = np.fft.irfft(np.fft.rfft(np.stack([row, inside]), _COMB_FFT) * lines, _COMB_FFT)
+    # A spacing below the highest by a factor exp(k step) puts its lines k steps lower.
+    total, count = np.roll(both, steps, axis=1)[:, : steps + 1][:, ::-1] * 1.0
+    score = total / np.sqrt(np.maximum(count, 8))
+    return float(SPACINGS[1] * math.exp(-GRID_STEP * int(score.argmax())))
+
+
+def without_combs(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Residuals [4, GRID] in a band without the lines of steady tones and pulses; their spacings.
+
+    Of each of the `COMBS` strongest its multiples are fitted in every row with a height that
+    follows frequency in straight lines, and subtracted; what is left has length 1 again. A
+    decoder's lines have heights of their own: what makes them its own stays.
+    """
+    inside = (rows != 0).any(axis=0)
+    part = np.flatnonzero(inside)
+    if not len(part):
+        return rows, ()
+    knots = np.linspace(part[0], part[-1], 5)
+    hats = np.stack([np.interp(part, knots, unit) for unit in np.eye(5)])
+    left, spacings = rows[:, part].astype(np.float64), []
+    for _ in range(COMBS):
+        whole = np.zeros(GRID, np.float32)
+        whole[part] = left[:2].sum(axis=0)
+        spacings.append(strongest_comb(whole))
+        shapes = [comb(spacings[-1])[part]]
+        if spacings[-1] < DENSE_HZ:  # lines run into each other: a wave
+            turns = 2 * np.pi * GRID_AXIS[part] / spacings[-1]
+            shapes += [np.cos(k * turns) for k in (1, 2, 3)]
+        basis = np.concatenate([hats * shape for shape in shapes])
+        weight = np.linalg.lstsq(basis @ basis.T + 1e-6 * np.eye(len(basis)), basis @ left.T, rcond=None)[0]
+        left -= weight.T @ basis
+    out = np.zeros_like(rows)
+    out[:, part] = left / (np.sqrt(np.square(left).sum(axis=1, keepdims=True)) + 1e-9)
+    return out, tuple(spacings)
