@@ -51,7 +51,7 @@ def weights(groups: np.ndarray) -> np.ndarray:
 
 
 def accumulate(tracks: Sequence[tuple[str, fp.Accumulator]]) -> Tracks:
-    """Groups and finished accumulators -> `Tracks`; those that are too short or silent are left out."""
+    """Groups and finished accumulators -> `Tracks`, less what is too short or silent."""
     groups, whole, ends, rows = [], [], [], []
     for group, spectrum in tracks:
         total = sum(spectrum.windows, fp.Mean())

@@ -47,7 +47,7 @@ _LAGS = np.arange(
 )
 _ORIGINAL = np.abs(_LAGS) <= 1  # speed 1, to 0.015 %
 _FFT = 12_288
-assert fp.GRID + _LAGS.max() <= _FFT and fp.GRID - _LAGS.min() <= _FFT
+assert max(_LAGS.max(), -_LAGS.min()) + fp.GRID <= _FFT
 BINS = slice(
     math.ceil(fp.GRID_HZ / fp.BIN_HZ) - fp.FIRST - 1,
     math.ceil(fp.GRID_AXIS[-1] / fp.BIN_HZ) - fp.FIRST + 1,
@@ -132,7 +132,7 @@ class Bank:
 
     @functools.cached_property
     def transforms(self) -> np.ndarray:
-        """complex64 [classes, K, 2, _FFT / 2 + 1]: conjugate transforms, of length 1 in the band."""
+        """complex64 [classes, K, 2, F]: conjugate transforms, of length 1 in the band."""
         return np.stack([_transform(self.grid, high) for high in CLASSES])
 
 
@@ -169,7 +169,7 @@ def products(track: np.ndarray, template: np.ndarray, weights: np.ndarray) -> np
 
 
 def lag0(grid: np.ndarray, template: np.ndarray, high: float) -> np.ndarray:
-    """The four inner products [..., 4] at speed 1 of residuals [..., 4, GRID], template [2, GRID]."""
+    """Inner products [..., 4] at speed 1 of residuals [..., 4, GRID], template [2, GRID]."""
     rows = unit(template, high).repeat(2, axis=0)
     return np.einsum("...cg,cg->...c", fp.in_band(grid, fp.LOW_HZ, high), rows)
 
@@ -368,7 +368,9 @@ def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
     return Outcome(None, "like real music: no decoder of the bank", found)
 
 
-def own_lines(bank: Bank, k: int, i: int, j: int, rows: np.ndarray, shift: int) -> tuple[float, float]:
+def own_lines(
+    bank: Bank, k: int, i: int, j: int, rows: np.ndarray, shift: int
+) -> tuple[float, float]:
     """Whether more than a comb agrees with decoder `k`: p without combs, and the comb's spacing.
 
     A tone or a pulse that sounds all through the track has lines at its multiples, and a decoder's

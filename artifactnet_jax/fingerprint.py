@@ -21,8 +21,8 @@ BIN_HZ = RATE / FRAME
 FIRST, LAST = 1_300, 7_432  # bins that are kept: 3.5 to 20.0 kHz
 WINDOW_FRAMES = 108  # 20.06 s
 MOST_WINDOWS = 64  # then pairs are merged
-FLOOR = 1e-12  # power a bin; 16-bit noise has 8e-11
-SILENCE_DB = -98.0  # a frame whose mean level is lower is left out
+FLOOR = 1e-12  # power a bin; white noise of 16 bits has 8e-11
+SILENCE = 1e-10  # mean power a bin, -100 dB; a frame with less is left out
 
 _HANN = np.hanning(FRAME + 1)[:-1]
 _HANN = (_HANN / np.sqrt(np.square(_HANN).sum())).astype(np.float32)  # white noise: its variance
@@ -91,17 +91,16 @@ class Accumulator:
         self.frames += 1
         spectrum = np.fft.rfft(self._pending * _HANN)[FIRST:LAST]
         power = np.square(spectrum.real) + np.square(spectrum.imag)
-        log = np.log(power + np.float32(FLOOR))
-        if log.mean() * _DB < SILENCE_DB:
+        if power.mean() < SILENCE:
             return
         window = self.windows[-1]
         window.frames += 1
-        window.log += log
+        window.log += np.log(power + np.float32(FLOOR))
         window.power += power
 
 
 def band_end(power_db: np.ndarray) -> float:
-    """The frequency in Hz above which the file holds nothing: its encoder's or sample rate's end."""
+    """Where the file's band ends, in Hz: by its encoder or its sample rate."""
     size = 64
     blocks = np.median(power_db[: len(power_db) // size * size].reshape(-1, size), axis=1)
     lowest = blocks.min()
@@ -226,7 +225,9 @@ def without_combs(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
             turns = 2 * np.pi * GRID_AXIS[part] / spacings[-1]
             shapes += [np.cos(k * turns) for k in (1, 2, 3)]
         basis = np.concatenate([hats * shape for shape in shapes])
-        weight = np.linalg.lstsq(basis @ basis.T + 1e-6 * np.eye(len(basis)), basis @ left.T, rcond=None)[0]
+        weight = np.linalg.lstsq(
+            basis @ basis.T + 1e-6 * np.eye(len(basis)), basis @ left.T, rcond=None
+        )[0]
         left -= weight.T @ basis
     out = np.zeros_like(rows)
     out[:, part] = left / (np.sqrt(np.square(left).sum(axis=1, keepdims=True)) + 1e-9)

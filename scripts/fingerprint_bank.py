@@ -28,7 +28,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ import soxr
 from artifactnet_jax import decoder_learning as dl
 from artifactnet_jax import decoders as dc
 from artifactnet_jax import fingerprint as fp
-from artifactnet_jax.bench.stress import stretched
-from artifactnet_jax.data.augment import encode_decode
 from artifactnet_jax.decode import AudioError, open_audio
 from artifactnet_jax.kernels import median_filter
 
@@ -50,7 +48,6 @@ STRETCH = 27  # frames; 5 s
 MOST_S = 100  # s of a file that are read
 LEAST_CELL = 3  # tracks
 LEAST_CLUSTER = 4
-STRESSED = ("Suno", "MiniMax Music", "MusicGen", "ElevenLabs Music v1", "ElevenLabs Music v2")
 STABLE = 0.5  # share found by the template of the others
 SAME, OTHER = 0.3, 0.7  # joined from here on
 FOLDS = 3  # of the real groups
@@ -119,9 +116,9 @@ def cells(data: Data) -> list[tuple[tuple[str, str], np.ndarray]]:
     """(group, system) and rows of every cell."""
     found = collections.defaultdict(list)
     for i, row in enumerate(data.rows):
-        if row["label"] != "real" and row["kind"] not in NOT_A_MAKER:
-            if data.tracks.ends[i] >= dc.CLASSES[0]:
-                found[row["group"], row["system"]].append(i)
+        made = row["label"] != "real" and row["kind"] not in NOT_A_MAKER
+        if made and data.tracks.ends[i] >= dc.CLASSES[0]:
+            found[row["group"], row["system"]].append(i)
     return [(key, np.array(rows)) for key, rows in found.items() if len(rows) >= LEAST_CELL]
 
 
@@ -197,9 +194,7 @@ class Left:
     own: np.ndarray  # [m]: p of `decoders.own_lines`
 
 
-def cross_scores(
-    found: list[Cluster], data: Data, bank: dc.Bank, null: dl.Null
-) -> dict[int, Left]:
+def cross_scores(found: list[Cluster], data: Data, bank: dc.Bank, null: dl.Null) -> dict[int, Left]:
     """By cluster: scores of all stretches, its own decoder's from the others' template."""
     z, p, _ = dl.score_stretches(bank, data.tracks)
     out = {}
@@ -320,12 +315,14 @@ def write_sources(listing: Path) -> None:
         writer.writerows(sorted(rows, key=lambda row: (row["repo"], row["path"])))
 
 
-def recordings(mirrors: Path) -> Iterator[tuple[dict[str, str], bytes]]:
-    """Rows with the bytes of their files: of repositories, and of packages' music."""
+def recordings(
+    mirrors: Path, ids: Container[str] | None = None
+) -> Iterator[tuple[dict[str, str], bytes]]:
+    """Rows with the bytes of their files: of repositories, and of packages' music, or of `ids`."""
     with SOURCES.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             folder = mirrors / row["repo"].replace("/", "+") / "repo"
-            if not folder.is_dir():
+            if not folder.is_dir() or (ids is not None and row["id"] not in ids):
                 continue
             git = folder / ".git" if (folder / ".git").is_dir() else folder
             name = f"{row['commit']}:{row['path']}"
@@ -335,12 +332,17 @@ def recordings(mirrors: Path) -> Iterator[tuple[dict[str, str], bytes]]:
                 yield row, result.stdout
             else:
                 print(f"{row['repo']}: {row['path']} is not in the mirror", file=sys.stderr)
+    if ids is not None:
+        return
     packages = (("deb", "real", "game", "human"), ("npm", "ai", "service", "Suno v5"))
     for kind, label, what, system in packages:
         for folder in sorted((mirrors / kind).glob("*/")):
             group = f"{kind}-{folder.name}" if kind == "deb" else "npm-weshop"
-            for path in sorted(p for p in folder.rglob("*") if p.suffix in (".ogg", ".opus", ".mp3")):
-                row = {"id": f"{group}-{path.stem}", "repo": group, "group": group, "label": label}
+            for path in sorted(
+                p for p in folder.rglob("*") if p.suffix in (".ogg", ".opus", ".mp3")
+            ):
+                name = f"{kind}-{folder.name}--{path.stem}"
+                row = {"id": name, "repo": group, "group": group, "label": label}
                 yield {**row, "kind": what, "system": system}, path.read_bytes()
 
 
@@ -357,108 +359,6 @@ def stretches(data: bytes) -> fp.Accumulator:
             if left <= 0:
                 break
     return spectrum
-
-
-def speed_up(audio: np.ndarray, factor: float) -> np.ndarray:
-    """Played faster by a factor: pitch follows."""
-    return np.asarray(soxr.resample(audio, fp.RATE * factor, fp.RATE, quality="VHQ"))
-
-
-def low_passed(audio: np.ndarray, end: float) -> np.ndarray:
-    """Nothing above `end` Hz."""
-    bins = np.fft.rfft(audio, axis=0)
-    bins[round(end * len(audio) / fp.RATE) :] = 0
-    return np.fft.irfft(bins, len(audio), axis=0).astype(np.float32)
-
-
-def noisy(audio: np.ndarray, db: float) -> np.ndarray:
-    """With white noise `db` below it."""
-    noise = np.random.default_rng(0).normal(size=audio.shape) * audio.std() * 10 ** (-db / 20)
-    return (audio + noise).astype(np.float32)
-
-
-def in_room(audio: np.ndarray) -> np.ndarray:
-    """With the reverberation of a room: 0.4 s, as strong as the direct sound."""
-    tail = np.random.default_rng(1).normal(size=fp.RATE // 2)
-    tail *= 10 ** (-3 * np.arange(len(tail)) / (0.4 * fp.RATE))
-    tail /= np.sqrt(np.square(tail).sum())
-    tail[0] += 1
-    size = len(audio) + len(tail)
-    wet = np.fft.irfft(np.fft.rfft(audio, size, axis=0) * np.fft.rfft(tail, size)[:, None], axis=0)
-    return np.asarray(wet[: len(audio)] * 0.7, np.float32)
-
-
-def equalised(audio: np.ndarray) -> np.ndarray:
-    """Up to 8 dB up and down along the logarithm of frequency."""
-    hz = np.fft.rfftfreq(len(audio), 1 / fp.RATE)
-    gain = 10 ** (0.4 * np.sin(2 * np.log2(np.maximum(hz, 20) / 440)))
-    bins = np.fft.rfft(audio, axis=0) * gain[:, None]
-    return np.fft.irfft(bins, len(audio), axis=0).astype(np.float32)
-
-
-def mixed(audio: np.ndarray, other: np.ndarray, db: float) -> np.ndarray:
-    """With other music, the first `db` decibels below it."""
-    n = min(len(audio), len(other))
-    level = audio[:n].std() / (other[:n].std() + 1e-9) * 10 ** (-db / 20)
-    return (audio[:n] + other[:n] * level).astype(np.float32)
-
-
-def changes(other: np.ndarray) -> dict[str, Any]:
-    """What happens to a track, by name."""
-    return {
-        "nothing (60 s)": lambda x: x,
-        **{f"{s} s": (lambda x, s=s: x[: s * fp.RATE]) for s in (5, 10, 20)},
-        **{
-            f"{codec} {kbps}": (lambda x, c=codec, k=kbps: encode_decode(x, c, k))
-            for codec, kbps in (
-                *(("mp3", 320), ("mp3", 128), ("mp3", 64), ("aac", 128), ("opus", 128)),
-                *(("opus", 64), ("vorbis", 96)),
-            )
-        },
-        **{
-            f"{rate} Hz": (
-                lambda x, r=rate: soxr.resample(soxr.resample(x, fp.RATE, r), r, fp.RATE)
-            )
-            for rate in (48_000, 32_000, 22_050)
-        },
-        **{f"low-pass {e}": (lambda x, e=e: low_passed(x, e)) for e in (16_000, 11_000, 8_000, 6_000)},
-        **{
-            f"speed {100 * (f - 1):+.0f} %": (lambda x, f=f: speed_up(x, f))
-            for f in (0.92, 0.96, 0.99, 1.01, 1.04, 1.08)
-        },
-        "tempo +4 %, pitch kept": lambda x: np.stack([stretched(c, 1.04) for c in x.T], axis=1),
-        "clipped by 12 dB": lambda x: np.clip(4 * x, -1, 1),
-        "20 dB softer, 16 bits": lambda x: np.rint(x * 3276.8).astype(np.float32) / 32768,
-        "equaliser": equalised,
-        "room": in_room,
-        **{f"noise {db} dB below": (lambda x, db=db: noisy(x, db)) for db in (40, 20)},
-        **{
-            f"real music {db} dB below": (lambda x, db=db: mixed(x, other, db))
-            for db in (12, 6, 0)
-        },
-    }
-
-
-def stress(chosen: list[tuple[str, np.ndarray, dc.Bank]], other: np.ndarray) -> dict[str, Any]:
-    """By change and decoder ("real": none): found and named of (name, stereo audio, bank)."""
-    out: dict[str, Any] = {}
-    for title, change in changes(other).items():
-        cell: dict[str, list[tuple[bool, float]]] = collections.defaultdict(list)
-        for name, audio, bank in chosen:
-            spectrum = fp.Accumulator()
-            spectrum.add(np.asarray(change(audio), np.float32).mean(axis=1))
-            outcome = dc.match(spectrum, bank)
-            named = outcome.match is not None and (name == "real" or outcome.match.name == name)
-            cell[name].append((named, outcome.nearest.z if outcome.nearest else 0.0))
-        out[title] = {
-            name: {
-                **shares(np.array([hit for hit, _ in hits])),
-                "median_z": round(float(np.median([z for _, z in hits])), 1),
-            }
-            for name, hits in cell.items()
-        }
-        print(title, {n: f"{c['hits']}/{c['n']}" for n, c in out[title].items()}, file=sys.stderr)
-    return out
 
 
 def stability(k: int, cluster: Cluster, data: Data, bank: dc.Bank, left: Left) -> float:
@@ -574,7 +474,9 @@ def build(folder: Path, out: Path) -> None:
     shares_found = [stability(k, c, data, bank, left[k]) for k, c in enumerate(found)]
     stay = [k for k, share in enumerate(shares_found) if share >= STABLE]
     dropped = [[found[k].name, round(s, 3)] for k, s in enumerate(shares_found) if k not in stay]
-    left = {n: Left(left[k].z[:, stay], left[k].p[:, stay], left[k].own) for n, k in enumerate(stay)}
+    left = {
+        n: Left(left[k].z[:, stay], left[k].p[:, stay], left[k].own) for n, k in enumerate(stay)
+    }
     found, entries = [found[k] for k in stay], [entries[k] for k in stay]
     decoders = [described(c, data, shares_found[k]) for c, k in zip(found, stay, strict=True)]
     bank = dl.bank_of(entries, decoders, one)
@@ -615,70 +517,6 @@ def write_features(mirrors: Path, folder: Path) -> None:
             np.savez(path, n=count, log=log, pw=power)
 
 
-def listened(data: bytes, seconds: int) -> np.ndarray:
-    """float32 [n, 2] at 44.1 kHz: the middle of a recording."""
-    with open_audio(io.BytesIO(data)) as decoded:
-        audio = np.concatenate(list(decoded.blocks))
-        rate = decoded.rate
-    middle = max(0, (len(audio) - seconds * rate) // 2)
-    audio = audio[middle : middle + seconds * rate, :2]
-    if audio.shape[1] == 1:
-        audio = audio.repeat(2, axis=1)
-    return np.asarray(soxr.resample(audio, rate, fp.RATE, quality="VHQ"), np.float32)
-
-
-def write_stress(mirrors: Path, folder: Path) -> None:
-    """Add to the report what changes do to a few tracks of each decoder and to real ones.
-
-    An AI track is asked of the bank with its decoder's template made without its repository.
-    """
-    data, _ = read_features(folder)
-    bank = dc.load()
-    real = data.tracks.of(data.mask(lambda row: row["label"] == "real"))
-    null = dl.null(real)
-    order = np.random.default_rng(5).permutation(len(data.rows))
-    wanted: dict[str, dc.Bank] = {}
-    names: dict[str, str] = {}
-    for cluster in clusters(data):
-        if cluster.name not in STRESSED:
-            continue
-        k = [d.name for d in bank.decoders].index(cluster.name)
-        tracks = data.tracks.of(cluster.keep)
-        parts = dl.halves(tracks)
-        members = np.flatnonzero(cluster.keep)
-        largest = sorted(np.unique(parts), key=lambda part: -(parts == part).sum())[:3]
-        for n, part in enumerate(largest):
-            entry = dl.entry(tracks.of(parts != part), null)
-            nulls = {key: bank.nulls[key].copy() for key in bank.nulls}
-            lines = bank.lines.copy()
-            lines[k] = entry["lines"]
-            for key, array in nulls.items():
-                array[k] = entry[key]
-            other = dataclasses.replace(bank, lines=lines, nulls=nulls)
-            rows = [r for r in order if r in set(members[parts == part]) and _public(data.rows[r])]
-            for r in rows[: 2 if n < 1 or len(largest) < 3 else 1]:
-                wanted[data.rows[r]["id"]], names[data.rows[r]["id"]] = other, cluster.name
-    seen: set[str] = set()
-    for r in order:
-        row = data.rows[r]
-        if row["label"] == "real" and _public(row) and row["group"] not in seen and len(seen) < 13:
-            if data.tracks.ends[r] >= dc.CLASSES[-1]:
-                seen.add(row["group"])
-                wanted[row["id"]], names[row["id"]] = bank, "real"
-    audio = {row["id"]: listened(d, 60) for row, d in recordings(mirrors) if row["id"] in wanted}
-    whole = [i for i in audio if len(audio[i]) >= 40 * fp.RATE]
-    other = next(audio[i] for i in whole if names[i] == "real")
-    chosen = [(names[i], audio[i], wanted[i]) for i in whole if audio[i] is not other]
-    report = json.loads(REPORT.read_text(encoding="utf-8"))
-    report["stress"] = stress(chosen, other)
-    REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def _public(row: dict[str, str]) -> bool:
-    """Whether the track is a file of a repository."""
-    return not row["id"].startswith(("deb-", "npm-"))
-
-
 def main() -> None:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -690,18 +528,13 @@ def main() -> None:
     built = verbs.add_parser("build")
     built.add_argument("folder", type=Path)
     built.add_argument("-o", dest="out", type=Path, required=True)
-    stressed = verbs.add_parser("stress")
-    stressed.add_argument("mirrors", type=Path)
-    stressed.add_argument("folder", type=Path)
     args = parser.parse_args()
     if args.verb == "sources":
         write_sources(args.listing)
     elif args.verb == "features":
         write_features(args.mirrors, args.folder)
-    elif args.verb == "build":
-        build(args.folder, args.out)
     else:
-        write_stress(args.mirrors, args.folder)
+        build(args.folder, args.out)
 
 
 if __name__ == "__main__":
