@@ -52,7 +52,10 @@ def weights(groups: np.ndarray) -> np.ndarray:
 
 def accumulate(tracks: Sequence[tuple[str, fp.Accumulator]]) -> Tracks:
     """Groups and finished accumulators -> `Tracks`, less what is too short or silent."""
-    groups, whole, ends, rows = [], [], [], []
+    groups: list[str] = []
+    whole: list[np.ndarray] = []
+    ends: list[float] = []
+    cuts: list[tuple[int, np.ndarray, float, int]] = []
     for group, spectrum in tracks:
         total = sum(spectrum.windows, fp.Mean())
         if dc.length_class(total.frames) is None:
@@ -63,15 +66,16 @@ def accumulate(tracks: Sequence[tuple[str, fp.Accumulator]]) -> Tracks:
             if length is not None:
                 levels = mean.levels()
                 found = fp.residuals(levels)
-                rows.append((len(groups), fp.on_grid(found), fp.band_end(levels[1]), length))
+                end = fp.band_end(levels[1])
+                cuts.append((len(groups), fp.on_grid(found), end, length))
                 if mean is total:
                     whole.append(found)
-                    ends.append(rows[-1][2])
+                    ends.append(end)
         groups.append(group)
-    track, grid, end, length = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Tracks(
         *(np.array(groups), np.array(whole, np.float32), np.array(ends)),
-        *(np.array(track, int), np.array(grid, np.float32), np.array(end), np.array(length, int)),
+        *(np.array([cut[0] for cut in cuts], int), np.array([cut[1] for cut in cuts])),
+        *(np.array([cut[2] for cut in cuts]), np.array([cut[3] for cut in cuts], int)),
     )
 
 
@@ -288,7 +292,7 @@ def learn(name: str, tracks: Sequence[tuple[str, fp.Accumulator]], bank: dc.Bank
     )
     more = chances(wider, real) / np.maximum(1, chances(bank, real))
     wider = dataclasses.replace(wider, chances=bank.chances * np.maximum(1, more))
-    alarms = [false_alarms(each, real_tracks) for each in (bank, wider)]
+    alarms = (false_alarms(bank, real_tracks), false_alarms(wider, real_tracks))
     return Learned(
         *(wider, shared, already, (float(bank.chances.mean()), float(wider.chances.mean()))),
         (len(real_tracks.groups), *alarms),

@@ -22,7 +22,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def unit(template: np.ndarray, high: float) -> np.ndarray:
     """Templates [..., GRID], whole, of length 1 in the band."""
     inside = (fp.LOW_HZ <= fp.GRID_AXIS) & (high > fp.GRID_AXIS)
     size = np.sqrt(np.square(template[..., inside]).sum(-1, keepdims=True))
-    return template / (size + np.float32(1e-9))
+    return np.asarray(template / (size + np.float32(1e-9)))
 
 
 def track_transform(grid: np.ndarray, high: float) -> np.ndarray:
@@ -165,7 +165,8 @@ def products(track: np.ndarray, template: np.ndarray, weights: np.ndarray) -> np
     fine = weights[0] * track[..., 0, :] + weights[1] * track[..., 1, :]
     wide = weights[2] * track[..., 2, :] + weights[3] * track[..., 3, :]
     # The track's line lies at speed times the template's: a positive lag is a higher pitch.
-    return np.fft.irfft(fine * template[0] + wide * template[1], _FFT)[..., _LAGS]
+    moved = np.fft.irfft(fine * template[0] + wide * template[1], _FFT)
+    return np.asarray(moved[..., _LAGS])
 
 
 def lag0(grid: np.ndarray, template: np.ndarray, high: float) -> np.ndarray:
@@ -219,7 +220,7 @@ def beyond(z: np.ndarray | float, fitted: np.ndarray) -> np.ndarray:
     )
     # A tail with an end has one more step beyond the data than they show: exponential from there.
     curved = np.where(xi < 0, np.maximum(curved, np.exp(-excess) * 1e-2), curved)
-    return np.where(z > threshold, share * curved, 1.0)
+    return np.asarray(np.where(z > threshold, share * curved, 1.0))
 
 
 def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -463,8 +464,8 @@ def _read(data: bytes, name: str) -> Bank:
         if header["digest"] != _digest(header, arrays):
             raise BankError(f"{name}: damaged, its digest does not agree: {again}")
         decoders = tuple(
-            Decoder(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
-            for entry in header["decoders"]
+            Decoder(**cast(Any, {k: tuple(v) if isinstance(v, list) else v for k, v in e.items()}))
+            for e in header["decoders"]
         )
         _check(arrays, len(decoders))
     except (KeyError, TypeError, ValueError) as error:

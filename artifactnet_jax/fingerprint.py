@@ -51,7 +51,8 @@ class Mean:
 
     def levels(self) -> np.ndarray:
         """float64 [2, bins]: the mean of dB, and dB of the mean power."""
-        return _DB * np.stack([self.log / self.frames, np.log(self.power / self.frames + FLOOR)])
+        power = np.log(self.power / self.frames + FLOOR)
+        return np.asarray(_DB * np.stack([self.log / self.frames, power]))
 
 
 class Accumulator:
@@ -165,7 +166,8 @@ def in_band(grid: np.ndarray, low: float, high: float) -> np.ndarray:
     weight = np.sqrt(GRID_AXIS / GRID_HZ).astype(np.float32) * inside
     mean = (grid * weight).sum(-1, keepdims=True) / np.square(weight).sum()
     grid = grid * inside - mean * weight
-    return grid / (np.sqrt(np.square(grid).sum(-1, keepdims=True)) + np.float32(1e-9))
+    size = np.sqrt(np.square(grid).sum(-1, keepdims=True))
+    return np.asarray(grid / (size + np.float32(1e-9)))
 
 
 COMBS = 3  # steady tones or pulses that are taken out, one after the other
@@ -187,7 +189,7 @@ def _harmonics() -> tuple[np.ndarray, np.ndarray]:
 def comb(spacing: float) -> np.ndarray:
     """A line of the frames' width at each multiple of `spacing` Hz, float32 [GRID]."""
     away = np.abs(GRID_AXIS - np.rint(GRID_AXIS / spacing) * spacing)
-    return np.maximum(0, 1 - away / (2.2 * BIN_HZ)).astype(np.float32)
+    return np.asarray(np.maximum(0, 1 - away / (2.2 * BIN_HZ)), np.float32)
 
 
 def strongest_comb(row: np.ndarray) -> float:
