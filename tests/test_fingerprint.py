@@ -38,7 +38,7 @@ def spectrum(audio: np.ndarray, block: int = 1 << 30) -> fp.Accumulator:
 
 
 def combed(seed: int, spacing: float, speed: float = 1.0, seconds: float = SECONDS) -> np.ndarray:
-    """Noise through a filter that lifts narrow lines `spacing` Hz apart by up to 5 dB: a made-up decoder.
+    """A made-up decoder: noise through a filter that lifts narrow lines `spacing` Hz apart.
 
     Lines have heights of their own, as a network's have, so no other comb looks the same.
     """
