@@ -1,10 +1,15 @@
 # make demo: install and score the examples. make test: install and run the checks and tests.
+# make test-fast: the tests for work at hand, under a minute on two cores.
+# make test-base, test-lowest, test-sdist: the base install's tests on other Pythons, with the lowest
+# versions that are declared, and from the source distribution.
 # PYTHON chooses the interpreter of a new .venv (3.11 or newer for JAX; 3.10 runs `numpy` only).
 PYTHON ?= python3
 BIN := .venv/bin
 ARTIFACTNET := $(BIN)/artifactnet-jax
 
-.PHONY: install demo test lint clean train-default
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: install demo develop test test-fast test-base test-lowest test-sdist lint documents clean train-default
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
@@ -16,12 +21,30 @@ install: $(BIN)/uv
 demo: install
 	$(ARTIFACTNET) score examples
 
-test: $(BIN)/uv
+develop: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[convert,train,live,report,ray,postgres]' --group dev
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group trt
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --group page
+
+test: develop
 	$(MAKE) lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+test-fast: develop
+	$(PYTEST) -m 'not slow'
+
+test-base: $(BIN)/uv
+	.ci/base 3.10
+	.ci/base newest
+
+test-lowest: $(BIN)/uv
+	.ci/base 3.10 lowest-direct
+
+test-sdist: $(BIN)/uv
+	rm -rf build/sdist
+	$(BIN)/uv build --quiet --sdist --out-dir build/sdist .
+	tar -xzf build/sdist/*.tar.gz -C build/sdist
+	UV=$(abspath $(BIN)/uv) build/sdist/*/.ci/base newest
 
 # The default weights again: downloads 3.6 GB, then some two hours on two cores. CLIPS is the manifest of
 # short clips of generators and codecs, which are not ours to pass on: see scripts/default_data.py. First
@@ -49,15 +72,20 @@ train-default: $(BIN)/uv
 	$(BIN)/python scripts/default_data.py inverted $(RAW)/excerpts $(RAW)/inverted
 	$(ARTIFACTNET) texture --data $(RAW)/data.csv --init $(RAW)/again/weights.safetensors \
 		--also $(RAW)/rvq/manifest.csv $(RAW)/inverted/manifest.csv \
-		--least-segments 5 -o $(RAW)/edge.safetensors --name edge-texture --half > $(RAW)/edge-report.json
+		--limits scripts/edge-limits.txt --least-segments 5 \
+		-o $(RAW)/edge.safetensors --name edge-texture --half > $(RAW)/edge-report.json
 
 # The type checker reads the package as it is installed, so that it follows the folder mapping.
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/types
+	rm -rf build/types build/lib  # setuptools would take files that are gone
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p artifactnet_jax
+
+# What documents and the weights' header take from data and code; a test runs it with --check.
+documents:
+	$(BIN)/python scripts/documents.py
 
 clean:
 	rm -rf .venv build *.egg-info

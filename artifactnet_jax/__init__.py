@@ -6,7 +6,7 @@ Importing this package loads nothing heavy: names below are resolved on first us
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from artifactnet_jax.config import Config
@@ -27,7 +27,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'artifactnet_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"artifactnet_jax.{_HOME[name]}"), name)

@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from artifactnet_jax.config import FrontEnd, Verdict
+from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import AudioError, Decoded, Source, check_array, open_audio
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import printable
 
 BAND_LIMIT_HZ = 16_000.0  # "band-limited" below this cut-off
 BAND_FLOOR = 1e-9  # the cut-off is the highest bin within 90 dB of the strongest
@@ -48,10 +48,12 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class AudioReport:
-    """What was read. `warnings` holds codes, in this order, from what was actually decoded:
+    """What was read.
+
+    `warnings` holds codes, in this order, from what was actually decoded:
 
     "resampled" (the source has another rate), "short" (under one segment), "silent" (every segment
-    at or below `Verdict.silence_peak`) or "silent-segments" (some of them), "clipped" (over 0.1 %
+    at or below `Decision.silence_peak`) or "silent-segments" (some of them), "clipped" (over 0.1 %
     of the samples lie at full scale with two more right before them), "band-limited" (cut-off under
     16 kHz) and "truncated" (a lossy file ends before its declared length).
     """
@@ -91,7 +93,7 @@ class SegmentReader:
         self,
         source: Source,
         front_end: FrontEnd,
-        verdict: Verdict,
+        verdict: Decision,
         segments: Segments = "all",
         name: str | None = None,
         counted: bool = False,
@@ -205,7 +207,8 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
             meter.end(decoded)
     except AudioError as error:
         raise AudioError(error.kind, f"{printable(name)}: {error}") from None
-    return np.clip(np.concatenate(blocks), -1, 1)
+    samples: np.ndarray = np.clip(np.concatenate(blocks), -1, 1)
+    return samples
 
 
 class Meter:
@@ -264,6 +267,7 @@ class Meter:
         self._power += np.square(np.abs(np.fft.rfft(frames))).sum(axis=0, dtype=np.float64)
 
     def report(self, rate: int, size: int) -> AudioReport:
+        """The report of the pass; rate: Hz, size: samples of a segment."""
         self._power[:2] = 0  # an offset is not content
         heard = np.flatnonzero(self._power > BAND_FLOOR * self._power.max())
         bandwidth = float(heard[-1]) * rate / self.N_FFT if len(heard) else 0.0
@@ -304,7 +308,8 @@ def to_mono(block: np.ndarray) -> np.ndarray:
     total = block[:, 0].astype(np.float64)
     for channel in range(1, block.shape[1]):
         total += block[:, channel]
-    return (total / block.shape[1]).astype(np.float32)
+    mean: np.ndarray = (total / block.shape[1]).astype(np.float32)
+    return mean
 
 
 def _cut(

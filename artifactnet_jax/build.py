@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError, engine
+from artifactnet_jax.backends import BackendError, engine
 from artifactnet_jax.backends.cuda import find_device
-from artifactnet_jax.detector import open_weights
-from artifactnet_jax.files import cache_folder
-from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError
-from artifactnet_jax.weights import Weights, WeightsError
+from artifactnet_jax.files import cache_folder, writing
+from artifactnet_jax.models import open_model
+from artifactnet_jax.text import NO_BACKEND, OK, USAGE, CommandError
+from artifactnet_jax.weights import ENGINE_SUFFIX, Engine, Model, WeightsError
 
 REFIT_KEEPS = ("precision", "target", "workspace", "batches", "version_compatible", "refittable")
 
@@ -21,22 +21,20 @@ REFIT_KEEPS = ("precision", "target", "workspace", "batches", "version_compatibl
 def run(args: argparse.Namespace) -> int:
     """Build or refit an engine and print its path. CommandError: it cannot be had."""
     try:
-        weights = open_weights(args.weights, "tensorrt")
+        weights = open_model(args.weights, "tensorrt")
         path = _refit(args, weights) if args.refit else _build(args, weights)
     except BackendError as error:
         raise CommandError(str(error), NO_BACKEND) from error
     except (WeightsError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"cannot write the engine: {error}; name another -o", USAGE) from error
     print(path)
     return OK
 
 
-def _build(args: argparse.Namespace, weights: Weights) -> Path:
-    if weights.file is not None and weights.file.endswith(ENGINE_SUFFIX):
+def _build(args: argparse.Namespace, weights: Model) -> Path:
+    if isinstance(weights, Engine) and weights.compiled:
         raise ValueError(f"{weights.file} is an engine already: name the weights, or the ONNX file")
-    own = "fp32" if weights.file is None else weights.provenance["precision"]
+    own = weights.precision if isinstance(weights, Engine) else "fp32"
     library = engine.find_library(args.target)
     recipe = engine.recipe_for(
         weights,
@@ -54,11 +52,12 @@ def _build(args: argparse.Namespace, weights: Weights) -> Path:
             print(f"artifactnet-jax: {path} is that engine already", file=sys.stderr)
             return path
         reason = f"the one there will not do: {reason}"
-    engine.make_engine(weights, recipe, path, reason, workspace=args.workspace)
+    with writing(path):
+        engine.make_engine(weights, recipe, path, reason, workspace=args.workspace)
     return path
 
 
-def _refit(args: argparse.Namespace, weights: Weights) -> Path:
+def _refit(args: argparse.Namespace, weights: Model) -> Path:
     given = [f"--{name.replace('_', '-')}" for name in REFIT_KEEPS if getattr(args, name)]
     if given:
         raise ValueError(f"--refit keeps what the engine was built with: leave {given[0]} out")
@@ -79,7 +78,8 @@ def _refit(args: argparse.Namespace, weights: Weights) -> Path:
     path = _output(args.output, recipe)
     model = engine.to_onnx(weights, old.precision)
     plan = engine.refit_plan(recipe, engine.read_plan(args.refit), model)
-    engine.write_engine(path, recipe, weights, plan)
+    with writing(path):
+        engine.write_engine(path, recipe, weights, plan)
     print(f"artifactnet-jax: refitted {args.refit} to {weights.name!r}", file=sys.stderr)
     return path
 
@@ -88,7 +88,8 @@ def _output(output: str | None, recipe: engine.Recipe) -> Path:
     """Where the engine goes: a file, or its own name in a folder, by default the cache."""
     if output is None:
         folder = cache_folder("engines")
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder / recipe.name()
     if os.path.isdir(output):
         return Path(output) / recipe.name()

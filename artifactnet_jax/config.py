@@ -12,52 +12,127 @@ states is marked "inferred".
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from typing import Any, Literal
+import reprlib
+import sys
+import types
+import typing
+from typing import Annotated, Any, Literal
 
-from artifactnet_jax.layers import Layer, layer_flops, preset_layers
+from artifactnet_jax.layers import Layer, shapes
 
-# Paper, Table I: in this order. "ratio" is mel_H - mel_P in dB, "flux" is |delta|.
+# What a value may be: its type, the rule in words, the rule.
+Count = Annotated[int, "above 0", lambda x: x > 0]
+Natural = Annotated[int, "at least 0", lambda x: x >= 0]
+Odd = Annotated[int, "above 0 and odd", lambda x: x > 0 and x % 2 == 1]
+Positive = Annotated[float, "above 0", lambda x: x > 0]
+From0 = Annotated[float, "at least 0", lambda x: x >= 0]
+Share = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
+Rising = Annotated[
+    tuple[Positive, ...], "two or more, rising", lambda x: len(x) > 1 and list(x) == sorted(set(x))
+]
+Size = Annotated[int, "from 1 to 1048576", lambda x: 0 < x <= 1 << 20]  # of a map that is made
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_WORDS |= {dict: "a table", type(None): "none"}
+
+
+class Checked:
+    """A dataclass whose fields hold what their annotations allow."""
+
+    def __post_init__(self) -> None:
+        """ValueError naming the first field that does not, its value, and what is allowed."""
+        section: Any = type(self)  # hashable, though a type checker doubts it
+        for name, hint in _hints(section).items():
+            require(name, getattr(self, name), hint)
+
+
+@functools.cache
+def _hints(section: Any) -> dict[str, Any]:
+    return typing.get_type_hints(section, include_extras=True)
+
+
+def require(name: str, value: Any, hint: Any) -> None:
+    """ValueError naming what has a value that an annotation does not allow."""
+    if words := _allowed(value, hint):
+        raise ValueError(f"{name}={reprlib.repr(value)}: it must be {words}")
+
+
+def _allowed(value: Any, hint: Any) -> str:
+    """What an annotation allows, in words, if the value is not of it; else empty.
+
+    An int may stand for a float; a bool is no number, and no number is infinite or NaN.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        words, (rule, holds) = _allowed(value, args[0]), hint.__metadata__
+        return "" if not words and holds(value) else f"{words} {rule}".strip()
+    if origin is Literal:
+        return "" if value in args else f"one of {', '.join(args)}"
+    if origin in (typing.Union, types.UnionType):
+        every = [_allowed(value, one) for one in args]
+        return " or ".join(every) if all(every) else ""
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return "a list"
+        hints = args[:1] * len(value) if args[1:] == (...,) else args
+        if len(hints) != len(value):
+            return f"a list of {len(hints)}"
+        return next((f"a list, each {words}" for words in map(_allowed, value, hints) if words), "")
+    if hint in (int, float):
+        fits = isinstance(value, (int, hint)) and abs(value) <= sys.float_info.max
+        return "" if fits and not isinstance(value, bool) else _WORDS[hint]
+    return "" if hint is Any or isinstance(value, hint) else _WORDS.get(hint, hint.__name__)
+
+
 # Regression rule of the paper: a rise of the FPR, and a fall of the TPR, that is worse.
 REGRESSION = (0.03, 0.05)
-CHANNELS = ("mel_res", "mel_H", "mel_P", "delta", "delta2", "ratio", "flux")
+# Paper, Table I: in this order. "ratio" is mel_H - mel_P in dB, "flux" is |delta|.
+Channel = Literal["mel_res", "mel_H", "mel_P", "delta", "delta2", "ratio", "flux"]
+CHANNELS: tuple[Channel, ...] = typing.get_args(Channel)
 
 
 @dataclasses.dataclass(frozen=True)
-class FrontEnd:
+class FrontEnd(Checked):
     """From audio to the seven channels (paper III-C; runner for what the paper leaves open).
 
     The defaults are the presets' conventions; other values come from converted graphs.
     """
 
-    sample_rate: int = 44_100  # Hz
-    segment_samples: int = 176_400  # 4.0 s
-    n_fft: int = 2048  # samples
-    hop: int = 512  # samples
+    sample_rate: Count = 44_100  # Hz
+    segment_samples: Count = 176_400  # 4.0 s
+    n_fft: Count = 2048  # samples
+    hop: Count = 512  # samples
     window: Literal["hann", "given"] = "hann"  # periodic Hann; tensor front_end.window [n_fft]
-    stft_pad: int = 1024  # samples added at both ends: n_fft / 2 centres the frames
+    stft_pad: Natural = 1024  # samples added at both ends: n_fft / 2 centres the frames
     stft_edge: Literal["reflect", "edge", "constant"] = "reflect"  # what they hold
-    spectrum_power: float = 1.0  # of the spectrogram: 1 magnitude, 2 power
-    spectrum_scale: float = 1.0  # factor on the magnitude
-    spectrum_eps: float = 0.0  # added to re^2 + im^2 (before any scale)
-    hpss_width: int = 31  # frames; median along time, harmonic
-    percussive_width: int = 31  # bins; median along frequency, percussive
+    spectrum_power: Positive = 1.0  # of the spectrogram: 1 magnitude, 2 power
+    spectrum_scale: Positive = 1.0  # factor on the magnitude
+    spectrum_eps: From0 = 0.0  # added to re^2 + im^2 (before any scale)
+    hpss_width: Odd = 31  # frames; median along time, harmonic
+    percussive_width: Odd = 31  # bins; median along frequency, percussive
     hpss_edge: Literal["reflect", "edge", "constant"] = "reflect"  # "reflect" repeats no sample
-    hpss_power: float = 2.0  # of the soft masks
-    hpss_eps: float = 0.0  # added to h^2 + p^2; the raw-song graph has 1e-10, v9.4 behaves as 0
-    n_mels: int = 128  # bands, 0 Hz to Nyquist
+    hpss_power: Positive = 2.0  # of the soft masks
+    hpss_eps: From0 = 0.0  # added to h^2 + p^2; the raw-song graph has 1e-10, v9.4 behaves as 0
+    n_mels: Count = 128  # bands, 0 Hz to Nyquist
     mel_scale: Literal["slaney", "htk", "given"] = "slaney"  # inferred; "given": front_end.mel
     mel_norm: Literal["slaney", "none"] = "slaney"  # "slaney" gives every band unit area
-    mel_power: float = 2.0  # of the magnitude, before the bands are summed
-    amin: float = 1e-10  # power floor before the logarithm
+    mel_power: Positive = 2.0  # of the magnitude, before the bands are summed
+    amin: Positive = 1e-10  # power floor before the logarithm
     amin_rule: Literal["max", "add"] = "max"  # log of max(power, amin), or of power + amin
-    db_factor: float = 10.0  # dB are db_factor * log10(power)
-    top_db: float | None = 80.0  # dB kept below the maximum; None: no clamp
+    db_factor: Positive = 10.0  # dB are db_factor * log10(power)
+    top_db: Positive | None = 80.0  # dB kept below the maximum; None: no clamp
     # What that maximum is over: residual, H and P of a segment together, each view by itself, or
     # all views (or each view) of all segments of a song.
     joint: Literal["segment", "view", "song", "song_view"] = "segment"
-    channels: tuple[str, ...] = CHANNELS
+    channels: Annotated[tuple[Channel, ...], "one or more", len] = CHANNELS
+
+    def __post_init__(self) -> None:
+        """ValueError for a wrong field, and for a segment that holds no frame."""
+        super().__post_init__()
+        if self.n_frames < 1:
+            raise ValueError(f"n_fft={self.n_fft}: more than segment_samples + 2 * stft_pad")
 
     @property
     def segment_s(self) -> float:
@@ -76,7 +151,7 @@ class FrontEnd:
 
 
 @dataclasses.dataclass(frozen=True)
-class UNet:
+class UNet(Checked):
     """ArtifactUNet: magnitude [n_bins, n_frames] -> mask in [0, mask_max] (paper III-B).
 
     The layout of v94 is inferred: it is the one whose parameter count is the published
@@ -85,13 +160,13 @@ class UNet:
     no convolution runs at full resolution.
     """
 
-    patch: tuple[int, int] = (1, 1)  # bins, frames
-    stem: int = 1  # features of a patch position; the patch's own size keeps all of its content
-    widths: tuple[int, ...] = (32, 64, 128)  # features of each encoder level
-    bottleneck: int = 256  # features; one residual block, one gated residual block
+    patch: tuple[Count, Count] = (1, 1)  # bins, frames
+    stem: Count = 1  # features of a patch position; the patch's own size keeps all of its content
+    widths: tuple[Count, ...] = (32, 64, 128)  # features of each encoder level
+    bottleneck: Count = 256  # features; one residual block, one gated residual block
     input_scale: Literal["magnitude", "log"] = "magnitude"
-    log_floor: float = 1e-3  # magnitude floor of "log": natural log less the segment's mean
-    mask_max: float = 0.5  # paper III-B
+    log_floor: Positive = 1e-3  # magnitude floor of "log": natural log less the segment's mean
+    mask_max: Share = 0.5  # paper III-B
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -101,42 +176,56 @@ class UNet:
 
 
 @dataclasses.dataclass(frozen=True)
-class CNN:
+class CNN(Checked):
     """Forensic CNN on the seven channels: exactly 423,553 parameters (runner; layout inferred)."""
 
-    widths: tuple[int, ...] = (32, 64, 128, 256)  # the last one without pooling
-    hidden: int = 128
-    dropout: float = 0.3  # training only; inferred
+    widths: tuple[Count, ...] = (32, 64, 128, 256)  # the last one without pooling
+    hidden: Count = 128
+    dropout: Share = 0.3  # training only; inferred
 
 
 @dataclasses.dataclass(frozen=True)
-class Texture:
+class Texture(Checked):
     """The texture head (ours): statistics of spectrograms, and a small network on them.
 
     Its logit is added to the CNN's. What the statistics are: `artifactnet_jax.texture`.
     """
 
-    resolutions: tuple[tuple[int, int], ...] = (  # n_fft, hop
+    resolutions: tuple[tuple[Count, Count], ...] = (  # n_fft, hop
         *((256, 64), (512, 128), (1024, 256)),
         *((2048, 512), (4096, 1024), (8192, 2048)),
     )
-    edges: tuple[float, ...] = (  # Hz, of the bands
+    edges: Rising = (  # Hz, of the bands
         *(100.0, 400.0, 800.0, 1300.0, 2000.0, 3000.0, 4000.0, 5500.0),
         *(7000.0, 8500.0, 10_000.0, 12_000.0, 14_000.0, 16_000.0),
     )
-    lags: tuple[tuple[int, int], ...] = (  # bins and frames from a bin to the one it goes with
+    lags: tuple[tuple[Natural, int], ...] = (  # bins and frames from a bin to the one it goes with
         *((0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 8)),
         *((1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (6, 0), (8, 0)),
         *((1, 1), (1, -1), (1, 2), (1, -2), (2, 1), (2, -1), (2, 2), (2, -2)),
     )
-    floor: float = 1e-5  # of the largest magnitude, added before the logarithm: -100 dB
-    frame_floor: float = 1e-6  # of the loudest frame's power; quieter frames do not count
-    limit: float = 6.0  # standard deviations that a statistic is clipped at
-    hidden: tuple[int, ...] = (13, 13)  # features of the hidden layers: keeps edge under 4.1 M
+    floor: From0 = 1e-5  # of the largest magnitude, added before the logarithm: -100 dB
+    frame_floor: From0 = 1e-6  # of the loudest frame's power; quieter frames do not count
+    limit: From0 = 6.0  # standard deviations that a statistic is clipped at
+    hidden: tuple[Count, ...] = (13, 13)  # features of the hidden layers: keeps edge under 4.1 M
+
+
+_ATTRIBUTES: dict[str, Any] = {  # of layers; what they mean together, `shapes` checks
+    **dict.fromkeys(("strides", "dilations", "kernel"), tuple[Count, Count]),
+    **dict.fromkeys(("groups", "step", "rows", "cols"), Count),
+    **{"start": Natural, "stop": Natural, "output_padding": tuple[Natural, Natural]},
+    **dict.fromkeys(("alpha", "beta", "gamma", "value"), float),
+    **{"epsilon": From0, "scales": tuple[Positive, Positive], "size": tuple[Size, Size]},
+    **{"low": float | None, "high": float | None, "count_include_pad": bool, "reverse": bool},
+    **dict.fromkeys(("axis", "axes", "order", "coordinates", "rounding"), str),
+    "padding": tuple[tuple[Natural, Natural], tuple[Natural, Natural]],
+    "mode": Literal["constant", "reflect", "edge", "nearest", "linear"],
+    "approximate": Literal["none", "tanh"],
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Imported:
+class Imported(Checked):
     """A UNet or CNN read from a foreign graph, layer by layer.
 
     As UNet: map (1, n_bins, n_frames) of the magnitude -> mask of the same shape, its final sigmoid
@@ -145,60 +234,75 @@ class Imported:
     """
 
     layers: tuple[Layer, ...]
-    mask_max: float | None = None  # UNet: bound of the mask that the layers guarantee, if any
+    mask_max: From0 | None = None  # UNet: bound of the mask that the layers guarantee, if any
+
+    def __post_init__(self) -> None:
+        """ValueError for a wrong field, of the layers too; `Config` checks how they fit."""
+        super().__post_init__()
+        hints = _hints(Layer) | _ATTRIBUTES
+        for layer in self.layers:
+            for name, value in (vars(layer) | dict(layer.attributes)).items():
+                if name not in hints:
+                    raise ValueError(f"layers.{layer.name} has an unknown attribute {name!r}")
+                require(f"layers.{layer.name}.{name}", value, hints[name])
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class Decision(Checked):
     """From segment scores to a song's verdict (paper III-D, runner, raw-song graph)."""
 
-    threshold: float = 0.5  # paper; AI when score >= threshold
+    threshold: Share = 0.5  # paper; AI when score >= threshold
     # Further thresholds by name, from calibration sources: "fpr1", "fpr2" and "fpr5" call 1, 2
     # and 5 % of their real tracks AI, "balanced" judges the largest share of both right.
-    operating_points: tuple[tuple[str, float], ...] = ()
+    operating_points: tuple[tuple[str, Share], ...] = ()
     # Half-width in log-odds of the band around the threshold whose tracks are "undecided".
-    margin: float = 0.0
+    margin: From0 = 0.0
     # Paper and runner: "median"; raw-song graph: "rms"; "mean" only in converted graphs.
     aggregate: Literal["median", "rms", "mean"] = "median"
     segments: Literal["all", "first60"] = "all"  # raw-song graph: "first60"
-    least_segments: int = 1  # ours, of "all": a shorter recording has overlapping ones, so many
-    least_hop_s: float = 1.0  # s between the starts of those at least
-    runner_segments: int = 7  # runner: evenly spaced starts
-    first_s: float = 60.0  # raw-song graph: seconds read
-    min_tail_s: float = 2.0  # raw-song graph: a shorter tail is dropped, a longer one zero-padded
-    rms_eps: float = 1e-9  # raw-song graph: weights are rms / (sum + rms_eps)
-    silence_peak: float = 10 ** (-90 / 20)  # full scale; a segment that never exceeds it is silent
+    least_segments: Count = 1  # ours, of "all": a shorter recording has overlapping ones, so many
+    least_hop_s: Positive = 1.0  # s between the starts of those at least
+    runner_segments: Count = 7  # runner: evenly spaced starts
+    first_s: Positive = 60.0  # raw-song graph: seconds read
+    min_tail_s: From0 = 2.0  # raw-song graph: a shorter tail is dropped, a longer one zero-padded
+    rms_eps: From0 = 1e-9  # raw-song graph: weights are rms / (sum + rms_eps)
+    silence_peak: From0 = 10 ** (-90 / 20)  # full scale; a segment that never exceeds it is silent
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-    """What the authors report for the released model: figures to stand beside, never ours."""
-
-    unet_parameters: int = 3_603_937
-    cnn_parameters: int = 423_553
-    f1: float = 0.9829  # unseen test partition, n = 2,263, threshold 0.5
-    fpr: float = 0.0149
-    auc: float = 0.997
-    fpr5_threshold: float = 0.28
-    cross_codec_delta: float = 0.16
-    seconds_per_track: tuple[float, float] = (5.0, 10.0)  # 4-minute track, RTX 4090
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """The whole detector."""
 
     preset: str
     front_end: FrontEnd = FrontEnd()
     unet: UNet | Imported = UNet()
     cnn: CNN | Imported = CNN()
-    verdict: Verdict = Verdict()
+    verdict: Decision = Decision()
     texture: Texture | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for a texture head beside a rule that takes segments of a song together."""
-        if self.texture is not None and self.front_end.joint.startswith("song"):
+        """ValueError for parts that do not fit together."""
+        super().__post_init__()
+        fe, texture = self.front_end, self.texture
+        if texture is not None and fe.joint.startswith("song"):
             raise ValueError("a texture head judges segments one by one: no joint rule of a song")
+        if texture is not None and texture.edges[-1] > fe.sample_rate / 2:
+            raise ValueError(f"texture.edges={texture.edges}: above half of front_end.sample_rate")
+        if isinstance(self.cnn, Imported) and self.cnn.mask_max is not None:
+            raise ValueError(
+                f"cnn.mask_max={self.cnn.mask_max}: it must be none, a CNN has no mask"
+            )
+        plane, channels = (1, fe.n_bins, fe.n_frames), (len(fe.channels), fe.n_mels, fe.n_frames)
+        logit = ((1,), (1, 1, 1))
+        for key, given, wanted in (("unet", plane, (plane,)), ("cnn", channels, logit)):
+            part = getattr(self, key)
+            if isinstance(part, Imported):
+                try:
+                    *_, (name, shape) = shapes(part.layers, given).items()
+                    if shape not in wanted:
+                        raise ValueError(f"{name!r} has shape {shape}, not {wanted[0]}")
+                except ValueError as error:
+                    raise ValueError(f"{key}.layers: {error}") from None
 
     @classmethod
     def v94(cls) -> Config:
@@ -229,16 +333,14 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Config:
-        """Inverse of `to_dict`; ValueError naming an unknown or missing section or an unknown key.
+        """Inverse of `to_dict`; a key that an older file lacks takes its default.
 
-        A key that an older file lacks takes its default.
+        ValueError names an unknown or missing section, an unknown key, or a key whose value is not
+        allowed.
         """
-        parts: dict[str, Any] = {
-            "front_end": FrontEnd,
-            "unet": Imported if "layers" in data.get("unet", ()) else UNet,
-            "cnn": Imported if "layers" in data.get("cnn", ()) else CNN,
-            "verdict": Verdict,
-        }
+        require("config", data, dict)
+        parts: dict[str, Any] = {"front_end": FrontEnd, "unet": UNet, "cnn": CNN}
+        parts["verdict"] = Decision
         if data.get("texture") is not None:
             parts["texture"] = Texture
         data = {key: value for key, value in data.items() if (key, value) != ("texture", None)}
@@ -246,14 +348,20 @@ class Config:
             raise ValueError(f"config has keys {sorted(data)}, not preset and {sorted(parts)}")
         values = {}
         for key, part in parts.items():
+            require(key, data[key], dict)
+            if key in ("unet", "cnn") and "layers" in data[key]:
+                part = Imported
             names = {field.name for field in dataclasses.fields(part)}
             if unknown := sorted(set(data[key]) - names):
                 raise ValueError(f"config section {key!r} has unknown keys {unknown}")
             pairs = {k: _tuples(v) for k, v in data[key].items()}
-            if part is Imported:
-                pairs["layers"] = tuple(map(Layer.from_dict, pairs["layers"]))
-            values[key] = part(**pairs)
-        return cls(preset=str(data["preset"]), **values)
+            try:
+                if part is Imported:
+                    pairs["layers"] = _layers(pairs["layers"])
+                values[key] = part(**pairs)
+            except ValueError as error:
+                raise ValueError(f"{key}.{error}") from None
+        return cls(preset=data["preset"], **values)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form, hexadecimal."""
@@ -267,16 +375,8 @@ def _tuples(value: Any) -> Any:
     return tuple(tuple(v) if isinstance(v, list) else v for v in value)
 
 
-def flops(config: Config) -> dict[str, int]:
-    """Floating-point operations of the convolutions and linear layers, per segment.
-
-    A multiply-add counts as two; biases, norms and activations are left out, as is usual.
-    Returns {"unet", "cnn", "total"}.
-    """
-    fe = config.front_end
-    unet, cnn = preset_layers(config)
-    work = {
-        "unet": layer_flops(unet, (1, fe.n_bins, fe.n_frames)),
-        "cnn": layer_flops(cnn, (len(fe.channels), fe.n_mels, fe.n_frames)),
-    }
-    return {**work, "total": sum(work.values())}
+def _layers(tables: Any) -> tuple[Layer, ...]:
+    try:
+        return tuple(map(Layer.from_dict, tables))
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"layers: {error!r}") from error

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from artifactnet_jax.files import audio_in
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import printable
 
 MAX_CHANNELS = 64
 RATES = (1_000, 768_000)  # Hz; a header outside is damaged or lying
@@ -55,6 +55,8 @@ Blocks = Generator[np.ndarray, None, None]  # float32 [frames, channels], none o
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
+    """A recording that is being decoded."""
+
     rate: int  # Hz
     channels: int
     blocks: Blocks
@@ -189,7 +191,7 @@ def _decode_array(samples: np.ndarray, rate: int) -> Decoded:
     """Samples [n] or [n, channels] in memory, in blocks."""
     samples = samples[:, None] if samples.ndim == 1 else samples
     size = _block_frames(rate, samples.shape[1])
-    blocks = (_to_float(samples[i : i + size]) for i in range(0, len(samples), size))
+    blocks = (to_float(samples[i : i + size]) for i in range(0, len(samples), size))
     return Decoded(int(rate), samples.shape[1], blocks, len(samples))
 
 
@@ -198,7 +200,7 @@ def _block_frames(rate: int, channels: int) -> int:
     return max(1, min(rate, _BLOCK_VALUES // channels))
 
 
-def _to_float(pcm: np.ndarray) -> np.ndarray:
+def to_float(pcm: np.ndarray) -> np.ndarray:
     """Integer PCM or float of any width -> float32, full scale 1, as libsndfile scales."""
     if pcm.dtype.kind == "f":
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite: non-finite
@@ -270,43 +272,8 @@ def _decode_pyav(stream: _Stream) -> Decoded:
 
     FFmpeg drops the encoder's delay where the container states it; some padding may remain.
     """
-    reason = _detail(stream.refusal)
-    try:
-        import av
-    except ImportError:
-        text = "libsndfile cannot read it; AAC, M4A, WMA, Matroska and others need PyAV"
-        cure = 'pip install "artifactnet-jax[av]"'
-        raise AudioError("missing-extra", f"{text}: {cure} ({reason})") from None
-    # PyAV prints nothing of FFmpeg's log unless it is told to. No protocol: a file cannot refer to
-    # another file or to the network.
-    options = {"protocol_whitelist": "none", "format_whitelist": _DEMUXERS}
-    stream.seek(0)
-    try:
-        container = av.open(stream, "r", container_options=options, metadata_errors="replace")
-    except Exception as error:  # a dozen classes, others from damaged metadata
-        if stream.error or getattr(stream.refusal, "code", 1) != 1:  # 1: format not recognised
-            raise stream.failure(stream.refusal or error) from None
-        text = f"not audio in a known format ({reason}): check what it is, or convert it"
-        raise AudioError("unsupported", text) from None
-    if not container.streams.audio:
-        container.close()
-        raise AudioError("no-audio", "the file holds no audio track: name another file")
-    track = container.streams.audio[0]
-
-    def decode() -> Generator[Any, None, None]:
-        with container:
-            frames = container.decode(track)
-            while True:
-                try:
-                    frame = next(frames, None)
-                except Exception as error:
-                    raise stream.failure(error) from None
-                if frame is None:
-                    return
-                if frame.samples:
-                    yield frame
-
-    frames = decode()
+    container, track = _open_container(stream)
+    frames = _frames(stream, container, track)
     first = next(frames, None)  # the container's own word on rate and channels may be wrong
     if first is None:
         raise AudioError("no-audio", "the audio has no samples: export it again")
@@ -334,11 +301,52 @@ def _decode_pyav(stream: _Stream) -> Decoded:
     return Decoded(rate, channels, blocks(), declared, exact=False)
 
 
+def _open_container(stream: _Stream) -> tuple[Any, Any]:
+    """PyAV's container of a stream, and its first audio track."""
+    reason = _detail(stream.refusal)
+    try:
+        import av
+    except ImportError:
+        text = "libsndfile cannot read it; AAC, M4A, WMA, Matroska and others need PyAV"
+        cure = 'pip install "artifactnet-jax[av]"'
+        raise AudioError("missing-extra", f"{text}: {cure} ({reason})") from None
+    # PyAV prints nothing of FFmpeg's log unless it is told to. No protocol: a file cannot refer to
+    # another file or to the network.
+    options = {"protocol_whitelist": "none", "format_whitelist": _DEMUXERS}
+    stream.seek(0)
+    try:
+        container = av.open(stream, "r", container_options=options, metadata_errors="replace")
+    except Exception as error:  # a dozen classes, others from damaged metadata
+        if stream.error or getattr(stream.refusal, "code", 1) != 1:  # 1: format not recognised
+            raise stream.failure(stream.refusal or error) from None
+        text = f"not audio in a known format ({reason}): check what it is, or convert it"
+        raise AudioError("unsupported", text) from None
+    if not container.streams.audio:
+        container.close()
+        raise AudioError("no-audio", "the file holds no audio track: name another file")
+    return container, container.streams.audio[0]
+
+
+def _frames(stream: _Stream, container: Any, track: Any) -> Generator[Any, None, None]:
+    """FFmpeg's frames of a track that hold samples; their end closes the container."""
+    with container:
+        frames = container.decode(track)
+        while True:
+            try:
+                frame = next(frames, None)
+            except Exception as error:
+                raise stream.failure(error) from None
+            if frame is None:
+                return
+            if frame.samples:
+                yield frame
+
+
 def _from_frame(frame: Any) -> np.ndarray:
     """An FFmpeg audio frame, planar or packed, -> float32 [frames, channels]."""
     pcm = frame.to_ndarray()
     planar = frame.format.is_planar
-    return _to_float(pcm.T if planar else pcm.reshape(-1, frame.layout.nb_channels))
+    return to_float(pcm.T if planar else pcm.reshape(-1, frame.layout.nb_channels))
 
 
 def _detail(error: Exception | None) -> str:

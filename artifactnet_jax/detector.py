@@ -19,10 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.audio import AudioError, AudioReport, SegmentReader, Segments, check_plan
-from artifactnet_jax.backends import ENGINE_SUFFIX, cpu_count, load_backend
-from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
-from artifactnet_jax.weights import Weights, load_weights
+from artifactnet_jax.audio import AudioReport, SegmentReader, Segments, check_plan
+from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.decode import AudioError
+from artifactnet_jax.models import load_backend, open_model
+from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
+from artifactnet_jax.text import printable
+from artifactnet_jax.weights import ForeignGraph, Model
 
 STOP_S = 2.0  # what closing waits for decoding threads
 THREAD_NAME = "artifactnet-decode"
@@ -52,26 +55,7 @@ class _Track:
         return self.end is not None and len(self.scores) + self.skipped == len(self.starts)
 
 
-def open_weights(path: str | os.PathLike[str] | None, backend: str = "auto") -> Weights:
-    """Weights of a file, of an ONNX model (converted once, then cached), or the embedded ones.
-
-    A graph that `export` wrote is taken as it is for a backend that runs it, and one in int8 and an
-    engine always: then there are no tensors. Raises WeightsError.
-    """
-    name = "" if path is None else os.fspath(path).lower()
-    if path is not None and name.endswith(ENGINE_SUFFIX):
-        from artifactnet_jax.backends.engine import read_recipe
-
-        return read_recipe(path)[1]
-    if path is not None and name.endswith(".onnx"):
-        from artifactnet_jax.convert.cache import as_exported, load_onnx
-
-        graph = as_exported(path, backend)
-        return load_onnx(path) if graph is None else graph
-    return load_weights(path)
-
-
-def threshold_of(weights: Weights, threshold: float | str | None) -> float:
+def threshold_of(weights: Model, threshold: float | str | None) -> float:
     """The threshold in [0, 1]: as given, of the operating point so named, or the weights' default.
 
     Raises ValueError for a number outside [0, 1], and for a name that the weights do not have: it
@@ -87,17 +71,19 @@ def threshold_of(weights: Weights, threshold: float | str | None) -> float:
     elif threshold in points:
         value = points[threshold]
     else:
-        known = "".join(f"{name} ({point:g}), " for name, point in points.items())
+        choices = "".join(f"{name} ({point:g}), " for name, point in points.items())
         cause = f"weights {weights.name!r} have no operating point {threshold!r}"
         cause += "" if points else ", nor any other"
-        raise ValueError(f"{cause}: use {known and known[:-2] + ' or '}a number from 0 to 1")
+        raise ValueError(f"{cause}: use {choices and choices[:-2] + ' or '}a number from 0 to 1")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"threshold {value} is not in [0, 1]")
     return value
 
 
 def decide(score: float, threshold: float, margin: float) -> str:
-    """ "ai" at or above the threshold, else "real"; "undecided" within `margin` of it in log-odds.
+    """The verdict: "ai" at or above the threshold, else "real"; "undecided" in between.
+
+    Undecided is a score within `margin` of the threshold, in log-odds.
 
     Log-odds rather than differences of scores, because scores crowd near 0 and 1.
     """
@@ -124,6 +110,85 @@ def log_odds(p: Any) -> Any:
 
 class _Closed(Exception):
     """The consumer has gone: stop decoding."""
+
+
+class _ReadAhead:
+    """Threads that decode sources ahead of the backend, into one bounded queue.
+
+    decode(track, source, this) reads one source, and calls `put` with pairs of the track and its
+    samples, or its end.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[Any],
+        decode: Callable[[_Track, Any, _ReadAhead], None],
+        jobs: int,
+        size: int,
+    ) -> None:
+        self._todo, self._decode, self._jobs = enumerate(sources), decode, jobs
+        self._feed, self._stop = threading.Lock(), threading.Event()
+        self._ready: queue.Queue[Any] = queue.Queue(maxsize=size)
+
+    def items(self) -> Generator[Any, None, None]:
+        """Start the threads, and yield what they put, or None while there is nothing.
+
+        What a thread raises is raised here. Closing stops the threads.
+        """
+        threads: list[threading.Thread] = []
+        running = self._jobs
+        try:
+            for _ in range(self._jobs):
+                thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+                thread.start()
+                threads.append(thread)
+            while running:
+                try:
+                    item = self._ready.get(timeout=0.05)
+                except queue.Empty:
+                    yield None
+                    continue
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+        finally:
+            self._stop.set()
+            # Nothing can interrupt a thread that waits inside the caller's iterable: it is a
+            # daemon, and ends without a further item once that returns.
+            deadline = time.monotonic() + STOP_S
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def put(self, item: Any) -> None:
+        """Queue an item, as soon as there is room. Raises _Closed once the consumer has gone."""
+        while True:
+            self.check()
+            with contextlib.suppress(queue.Full):
+                return self._ready.put(item, timeout=0.1)
+
+    def check(self) -> None:
+        """Raise _Closed once the consumer has gone."""
+        if self._stop.is_set():
+            raise _Closed
+
+    def _run(self) -> None:
+        """Decode one source after another; at the end put None, or what was raised."""
+        try:
+            while True:
+                with self._feed:
+                    entry = None if self._stop.is_set() else next(self._todo, None)
+                if entry is None:
+                    break
+                self._decode(_Track(entry[0], _name(entry[1])), entry[1], self)
+            self.put(None)
+        except _Closed:
+            pass
+        except BaseException as error:  # a bug, or the caller's iterable: raised to the caller
+            with contextlib.suppress(_Closed):
+                self.put(error)
 
 
 def _name(source: Any) -> str:
@@ -158,7 +223,7 @@ class Detector:
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | Weights | None = None,
+        weights: str | os.PathLike[str] | Model | None = None,
         backend: str = "auto",
         *,
         segments: Segments | None = None,
@@ -170,23 +235,20 @@ class Detector:
         jobs: int | None = None,
         until_decided: bool = False,
     ):
-        self.weights = weights if isinstance(weights, Weights) else open_weights(weights, backend)
+        self.weights = weights if isinstance(weights, Model) else open_model(weights, backend)
         config = self.weights.config
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = threshold_of(self.weights, threshold)
         self.operating_point = threshold if isinstance(threshold, str) else None
         self.margin = config.verdict.margin if margin is None else margin
         self.segments: Segments = config.verdict.segments if segments is None else segments
-        whole = self.weights.provenance.get("form") == "song"
-        self._song = config.front_end.joint.startswith("song") or (
-            whole and self.weights.graph is not None
-        )
+        self._song = self.weights.whole_song
         self.jobs = cpu_count() if jobs is None else jobs
         if self.rule not in ("median", "rms", "mean"):
             raise ValueError(f"unknown aggregation {self.rule!r}: use 'median', 'rms' or 'mean'")
         if not 0.0 <= self.margin < math.inf:
             raise ValueError(f"margin {self.margin} is not a number from 0 up")
-        if self._song and self.weights.graph is not None:
+        if self._song and isinstance(self.weights, ForeignGraph):
             if aggregate_rule is not None:
                 raise ValueError("a whole-song graph aggregates by itself: leave --aggregate out")
             self.rule = "graph"
@@ -230,77 +292,33 @@ class Detector:
         `sources` is advanced in the decoding threads, one at a time, and may wait for results.
         Closing the generator stops the threads.
         """
-        todo = enumerate(sources)
-        feed, stop = threading.Lock(), threading.Event()
-        ready: queue.Queue[Any] = queue.Queue(maxsize=2 * self.backend.batch_size + self.jobs)
-
-        def put(item: Any) -> None:
-            while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-            raise _Closed
-
-        def decode() -> None:
-            try:
-                while True:
-                    with feed:
-                        entry = None if stop.is_set() else next(todo, None)
-                    if entry is None:
-                        break
-                    self._decode(_Track(entry[0], _name(entry[1])), entry[1], put, stop)
-                put(None)
-            except _Closed:
-                pass
-            except BaseException as error:  # a bug, or the caller's iterable: raised to the caller
-                with contextlib.suppress(_Closed):
-                    put(error)
-
-        threads: list[threading.Thread] = []
-        running = self.jobs
+        size = 2 * self.backend.batch_size + self.jobs
+        ahead = _ReadAhead(sources, self._decode, self.jobs, size)
         batch: list[tuple[_Track, np.ndarray]] = []
-        try:
-            for _ in range(self.jobs):
-                thread = threading.Thread(target=decode, name=THREAD_NAME, daemon=True)
-                thread.start()
-                threads.append(thread)
-            while running or batch:
-                try:
-                    item = ready.get(timeout=0.05) if running else None
-                except queue.Empty:  # decoding is the slower side: compute what there is
+        with contextlib.closing(ahead.items()) as items:
+            for item in items:
+                if item is None:  # decoding is the slower side: compute what there is
                     yield from self._compute(batch)
                     batch = []
                     continue
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    running = max(running - 1, 0)
-                elif isinstance(item[1], np.ndarray) and self._song:
-                    self._compute_song(*item)
-                elif isinstance(item[1], np.ndarray) and item[0].decided:
-                    item[0].skipped += 1
-                elif isinstance(item[1], np.ndarray):
-                    batch.append(item)
-                else:
-                    track, track.end = item
+                track, what = item
+                if not isinstance(what, np.ndarray):
+                    track.end = what
                     if track.done:
                         yield track.index, self._finish(track)
-                if len(batch) == self.backend.batch_size or not running:
+                elif self._song:
+                    self._compute_song(track, what)
+                elif track.decided:
+                    track.skipped += 1
+                else:
+                    batch.append((track, what))
+                if len(batch) == self.backend.batch_size:
                     yield from self._compute(batch)
                     batch = []
-        finally:
-            stop.set()
-            # Nothing can interrupt a thread that waits inside the caller's iterable: it is a
-            # daemon, and ends without a further item once that returns.
-            deadline = time.monotonic() + STOP_S
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            yield from self._compute(batch)
 
-    def _decode(
-        self, track: _Track, source: Any, put: Callable[[Any], None], stop: threading.Event
-    ) -> None:
-        """Read one source and put its audible segments, then the track itself (in a thread).
+    def _decode(self, track: _Track, source: Any, ahead: _ReadAhead) -> None:
+        """Read one source; put its audible segments, then its end. Runs in a thread.
 
         For a model that sees a song as a whole all segments are one item, silent ones included.
         """
@@ -318,8 +336,7 @@ class Detector:
         )
         try:
             for segment in reader:
-                if stop.is_set():
-                    raise _Closed
+                ahead.check()
                 audible |= segment.peak > config.verdict.silence_peak
                 if segment.peak <= config.verdict.silence_peak and not self._song:
                     continue  # nothing to judge; the report says so
@@ -333,12 +350,12 @@ class Detector:
                     song.append(segment.samples)
                     continue
                 track.decode_s += time.perf_counter() - began
-                put((track, segment.samples))
+                ahead.put((track, segment.samples))
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
             if audible and song:
                 track.decode_s += time.perf_counter() - began
-                put((track, np.stack(song)))
+                ahead.put((track, np.stack(song)))
                 began = time.perf_counter()
             elif song:
                 track.starts.clear()
@@ -352,7 +369,7 @@ class Detector:
             cause = printable(f"{track.path}: {type(error).__name__} in the decoder: {error}")
             end = Failure(track.path, "internal", f"{cause}: convert it to WAV, and report this")
         track.decode_s += time.perf_counter() - began
-        put((track, end))
+        ahead.put((track, end))
 
     def _compute(self, batch: list[tuple[_Track, Any]]) -> Iterator[tuple[int, Verdict | Failure]]:
         """Score a batch of segments; yield the tracks that this completes."""
@@ -360,10 +377,10 @@ class Detector:
             return
         began = time.perf_counter()
         scores = self.backend(np.stack([samples for _, samples in batch]))
-        share = (time.perf_counter() - began) / len(batch)
+        seconds = (time.perf_counter() - began) / len(batch)
         for (track, _), score in zip(batch, scores, strict=True):
             track.scores.append(float(score))
-            track.compute_s += share
+            track.compute_s += seconds
             if self.until_decided and not track.decided:
                 rest = track.most - len(track.scores)
                 track.decided = decided(track.scores, rest, self.threshold, self.margin)

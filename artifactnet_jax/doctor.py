@@ -10,14 +10,14 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from importlib import metadata
 from typing import Any
 
 from artifactnet_jax import __version__
-from artifactnet_jax.backends import BACKENDS, ENGINE_SUFFIX, cpu_count, pick, why_unavailable
-from artifactnet_jax.files import cache_folder
-from artifactnet_jax.results import NO_BACKEND, OK, brief
+from artifactnet_jax.backends import BACKENDS, cpu_count
+from artifactnet_jax.files import cache_folder, writing
+from artifactnet_jax.models import pick, why_unavailable
+from artifactnet_jax.text import NO_BACKEND, OK, brief
 
 PACKAGES = (
     *("numpy", "soundfile", "soxr", "safetensors", "threadpoolctl", "tqdm", "av", "jax"),
@@ -35,7 +35,7 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> list[str]:
-    """jax's devices, or why there are none. Imports jax."""
+    """Devices of jax, or why there are none. Imports jax."""
     try:
         import jax
 
@@ -48,6 +48,7 @@ def _nvidia() -> dict[str, Any]:
     """What running an engine here depends on, and what a report of a board should say."""
     from artifactnet_jax.backends import BackendError, engine
     from artifactnet_jax.backends.cuda import find_device
+    from artifactnet_jax.weights import ENGINE_SUFFIX
 
     found: dict[str, Any] = {"gpu": None, "capability": None, "memory": None, "cuda": None}
     device = find_device()
@@ -142,8 +143,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the report to stdout; 3 when no backend can run."""
     found = examine()
     if args.json:
-        json.dump(found, sys.stdout, indent=1)
-        print()
+        with writing("stdout"):
+            print(json.dumps(found, indent=1))
         return OK if found["auto"] else NO_BACKEND
     print(f"artifactnet-jax {found['artifactnet_jax']}, Python {found['python']}")
     print(f"{found['platform']}, {found['cores']} cores\n")

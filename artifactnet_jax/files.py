@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, brief, printable
 
 _SUFFIXES = (
     ".wav .wave .w64 .rf64 .flac .aif .aiff .aifc .au .snd .caf .ogg .oga .opus .mp2 .mp3 .m4a "
@@ -90,8 +92,107 @@ class TemporaryCopy(io.BufferedRandom):
     name = ""
 
     def __init__(self, name: str):
-        super().__init__(cast(io.FileIO, tempfile.TemporaryFile(buffering=0)))  # noqa: SIM115
+        super().__init__(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
         self.name = name
+
+
+def check_output(path: str | os.PathLike[str], said: str) -> None:
+    """CommandError, which begins with `said`, when no file can be written there: before the work.
+
+    Raises:
+        CommandError: exit code 2.
+    """
+    if problem := output_problem(path):
+        raise CommandError(f"{said}: {problem}", USAGE)
+
+
+def output_problem(path: str | os.PathLike[str]) -> str:
+    """Why a file cannot be written there, and the cure; empty when it can."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return "its folder does not exist: create it first"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "not a regular file: name a file"
+    if not all(os.access(p, os.W_OK) for p in (folder, path) if os.path.exists(p)):
+        return "no permission to write there: name another file"
+    return ""
+
+
+@contextlib.contextmanager
+def writing(where: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a failure to write `where` into the end of the command: a full disk is no wrong usage.
+
+    Raises:
+        CommandError: an OSError, exit code 1. BrokenPipeError passes: the reader has had enough.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        cause = f"cannot write to {os.fspath(where)}: {error.strerror or brief(error)}"
+        raise CommandError(f"{cause}; free space or name another file", SOME_FAILED) from error
+
+
+def make_folder(path: str | os.PathLike[str], option: str, mode: int = 0o777) -> None:
+    """Make the folder that `option` names, and those above it, where they are missing.
+
+    Raises:
+        CommandError: exit code 1 on a full disk; 2 where another name is the cure.
+    """
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "free space or name another folder" if full else "name another folder"
+        cause = f"{option} {printable(os.fspath(path))}: {error.strerror}"
+        raise CommandError(f"{cause}: {cure}", SOME_FAILED if full else USAGE) from error
+
+
+def claim(
+    path: str | os.PathLike[str],
+    facts: dict[str, Any],
+    decisive: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Write `facts` of a run into its folder as JSON, or find there those of an earlier call.
+
+    `decisive` picks what of such facts must be equal: a dict, of dicts at most.
+
+    Returns:
+        What an earlier call wrote, or `facts`.
+
+    Raises:
+        CommandError: exit code 2, the facts are of another run or cannot be read; 1, a full disk.
+    """
+    name = printable(os.fspath(path))
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        old, new = _flat(decisive(found)), _flat(decisive(facts))
+    except FileNotFoundError:
+        with writing(path):
+            write_json(path, facts)
+        return facts
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        cause = f"{name} cannot be read ({brief(error)})"
+        raise CommandError(f"{cause}: name another --out", USAGE) from error
+    other = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if other:
+        pairs = [f"{key} {old.get(key)!s:.60} there, {new.get(key)!s:.60} here" for key in other]
+        told = ", ".join(pairs[:3])
+        cause = f"{os.path.dirname(name)} holds another run ({printable(told)})"
+        raise CommandError(f"{cause}: give the same settings, or another --out", USAGE)
+    return dict(found)
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+    nested = {f"{k}.{j}": w for k, v in facts.items() if isinstance(v, dict) for j, w in v.items()}
+    return {k: v for k, v in facts.items() if not isinstance(v, dict)} | nested
+
+
+def write_json(path: str | os.PathLike[str], data: Any) -> None:
+    """Write a JSON file atomically, indented. ValueError: a number is infinite or NaN."""
+    replace_file(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from artifactnet_jax.config import FrontEnd
 
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
-def hann(n: int) -> np.ndarray:
-    """Periodic Hann window [n], float64."""
+
+def hann(n: int) -> Float64[np.ndarray, " {n}"]:
+    """Periodic Hann window."""
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
 
 
-def analysis_window(front_end: FrontEnd) -> np.ndarray:
-    """Window of the STFT [n_fft], float64; ValueError for one that is given as a tensor."""
+def analysis_window(front_end: FrontEnd) -> Float64[np.ndarray, " {front_end.n_fft}"]:
+    """Window of the STFT; ValueError for one that is given as a tensor."""
     if front_end.window == "given":
         raise ValueError("the front end's window is given: pass the tensor front_end.window")
     return hann(front_end.n_fft)
 
 
-def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
-    """Frequency in Hz to mel, "htk" (O'Shaughnessy) or "slaney" (Auditory Toolbox), float64."""
+def hz_to_mel(hz: Float64[np.ndarray, "*d"], scale: str) -> Float64[np.ndarray, "*d"]:
+    """Frequency in Hz -> mel, "htk" (O'Shaughnessy) or "slaney" (Auditory Toolbox)."""
     hz = np.asarray(hz, np.float64)
     if scale == "htk":
         return 2595.0 * np.log10(1.0 + hz / 700.0)
@@ -32,8 +36,8 @@ def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
     )
 
 
-def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
-    """Inverse of `hz_to_mel`, float64."""
+def mel_to_hz(mel: Float64[np.ndarray, "*d"], scale: str) -> Float64[np.ndarray, "*d"]:
+    """Inverse of `hz_to_mel`."""
     mel = np.asarray(mel, np.float64)
     if scale == "htk":
         return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
@@ -41,8 +45,10 @@ def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
 
 
 @functools.cache
-def mel_filterbank(front_end: FrontEnd) -> np.ndarray:
-    """Triangular mel filters [n_mels, n_bins], float64, from 0 Hz to Nyquist.
+def mel_filterbank(
+    front_end: FrontEnd,
+) -> Float64[np.ndarray, "{front_end.n_mels} {front_end.n_bins}"]:
+    """Triangular mel filters from 0 Hz to Nyquist.
 
     Equal to librosa.filters.mel; `mel_norm` "slaney" gives each band unit area in Hz. ValueError
     for a matrix that is given as a tensor.
@@ -56,7 +62,7 @@ def mel_filterbank(front_end: FrontEnd) -> np.ndarray:
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rise = (bins - lower) / (centre - lower)
     fall = (upper - bins) / (upper - centre)
-    weights = np.maximum(0.0, np.minimum(rise, fall))
+    weights: np.ndarray = np.maximum(0.0, np.minimum(rise, fall))
     if front_end.mel_norm == "slaney":
         weights *= 2.0 / (upper - lower)
     weights.setflags(write=False)  # cached: shared by every caller

@@ -15,162 +15,49 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import os
-import re
 import shutil
 import socket
 import sys
-import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
 from artifactnet_jax import results
+from artifactnet_jax.catalogue import Folder, filesystem_of, list_entries, utf8
+from artifactnet_jax.console.detectors import comparable, detector_options, open_detector
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.files import (
-    SUFFIXES,
     TemporaryCopy,
-    find_audio,
-    replace_file,
     sha256_of,
 )
-from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, Failure, brief
-from artifactnet_jax.score import comparable, detector_options, open_detector, progress, writing
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 if TYPE_CHECKING:
-    from artifactnet_jax.weights import Weights
+    from artifactnet_jax.weights import Model
 
 BLOCK = 32  # tracks in a block at most
 BLOCKS = 8  # ... and so many blocks for each worker at least, so that they end together
-FLUSH_ROWS, FLUSH_S = 4096, 60.0  # a file is written at the latest then: what a kill may cost
-RUN = "_run.json"  # what the rows of a folder have in common; readers of Parquet skip the name
 
 _CURE = 'pip install "artifactnet-jax[ray]"'
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Actors, and what each of them reserves; None: as many as the cluster holds, and a whole GPU
-    each where it has any and the backend may use one."""
+    """Actors, and what each of them reserves.
+
+    None: as many as the cluster holds, and a whole GPU each where the cluster has any and the
+    backend may use one.
+    """
 
     workers: int | None = None
     cpus: int = 1  # threads that compute; one more decodes
     gpus: float | None = None
-
-
-# --- what there is to score --------------------------------------------------------------------
-
-
-def list_entries(paths: Iterable[str], recursive: bool = False) -> dict[str, str]:
-    """Recordings by path, with the SHA-256 of their bytes in hexadecimal where it is known, or "".
-
-    A path is a file, a folder, `@list.txt` or a Parquet manifest: a table with a column `path`, and
-    perhaps `sha256`. All but the list may be URIs of pyarrow.fs or fsspec (s3://, gs://, file://).
-    Local paths come back absolute; those in a manifest are relative to its folder.
-
-    Raises CommandError.
-    """
-    found: dict[str, str] = {}
-    for path in paths:
-        if path.lower().endswith(".parquet"):
-            found |= _manifest(path)
-        elif "://" in path:
-            found |= dict.fromkeys(_remote(path, recursive), "")
-        elif path == "-":
-            raise CommandError("--engine ray reads no standard input: name files", USAGE)
-        else:
-            try:
-                local = find_audio([path], recursive)
-            except ValueError as error:
-                raise CommandError(str(error), USAGE) from error
-            # A list may name what is in an object store.
-            found |= {p if "://" in p else os.path.abspath(p): "" for p in local}
-    return found
-
-
-def _manifest(path: str) -> dict[str, str]:
-    import pyarrow.parquet as pq
-
-    filesystem, inner = _filesystem(path)
-    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
-    try:
-        columns = pq.read_schema(inner, filesystem=filesystem).names
-        if "path" not in columns:
-            raise CommandError(f"{path}: it has no column `path`: name it so", USAGE)
-        wanted = ["path", *(["sha256"] if "sha256" in columns else [])]
-        table = pq.read_table(inner, columns=wanted, filesystem=filesystem)
-    except (OSError, ValueError) as error:
-        cure = "give a Parquet file with a column `path`"
-        raise CommandError(f"{path}: cannot be read ({brief(error)}): {cure}", USAGE) from error
-    names = table["path"].to_pylist()
-    digests = table["sha256"].to_pylist() if len(wanted) > 1 else [None] * len(names)
-    found: dict[str, str] = {}
-    for name, digest in zip(names, digests, strict=True):
-        if name and "://" in name:
-            found[name] = (digest or "").lower()
-        elif name:
-            joined = f"{folder}/{name}" if "://" in folder else os.path.join(folder, name)
-            found[joined] = (digest or "").lower()
-    return found
-
-
-def _remote(uri: str, recursive: bool) -> list[str]:
-    """The file that a URI names, or the audio files of a folder, sorted; what is missing stays."""
-    from pyarrow import fs
-
-    filesystem, inner = _filesystem(uri)
-    try:
-        if filesystem.get_file_info(inner).type != fs.FileType.Directory:
-            return [uri]
-        inside = filesystem.get_file_info(fs.FileSelector(inner, recursive=recursive))
-    except OSError as error:
-        cure = "check the address, and the access to it"
-        raise CommandError(f"{uri}: cannot be listed ({brief(error)}): {cure}", USAGE) from error
-    base = uri.rstrip("/")
-    return [
-        base + info.path[len(inner.rstrip("/")) :]
-        for info in sorted(inside, key=lambda info: info.path)
-        if info.is_file
-        and not info.base_name.startswith(".")
-        and os.path.splitext(info.path)[1].lower() in SUFFIXES
-    ]
-
-
-def _filesystem(path: str) -> tuple[Any, str]:
-    """pyarrow's file system of a path or URI, and the path in it; CommandError for neither.
-
-    What follows the host or bucket is the name as it is: no escapes, no options.
-    """
-    from pyarrow import fs
-
-    found = re.match(r"([A-Za-z0-9+.-]+://[^/]*)/*(.*)", path, re.DOTALL)
-    if found is None:
-        return fs.LocalFileSystem(), os.path.abspath(path)
-    try:
-        filesystem, root = _store(found[1])
-    except (OSError, ValueError, ImportError) as error:
-        cure = "check the address; some schemes need a package of their own"
-        raise CommandError(f"{path}: {brief(error)}: {cure}", USAGE) from error
-    return filesystem, f"{root.rstrip('/')}/{found[2]}".rstrip("/") or "/"
-
-
-@functools.lru_cache(maxsize=16)  # asks for a bucket's region
-def _store(uri: str) -> tuple[Any, str]:
-    """pyarrow's file system of a scheme and host or bucket, and the path of that in it."""
-    import pyarrow
-    from pyarrow import fs
-
-    try:
-        return fs.FileSystem.from_uri(f"{uri}/")
-    except pyarrow.ArrowInvalid:  # no scheme of its own: one of fsspec's
-        from fsspec.core import url_to_fs
-
-        filesystem, root = url_to_fs(uri)
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root
 
 
 # --- in the workers ----------------------------------------------------------------------------
@@ -180,7 +67,7 @@ def _open(path: str) -> BinaryIO:
     """A seekable file named as the row is to be."""
     if "://" not in path:
         return open(path, "rb")
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = filesystem_of(path)
     copy = TemporaryCopy(path)
     with filesystem.open_input_stream(inner) as remote:
         shutil.copyfileobj(remote, copy, 2**20)
@@ -195,7 +82,7 @@ def _digest(file: BinaryIO) -> str:
     return digest
 
 
-def _detector(weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool) -> Any:
+def _detector(weights: Model, backend: str, options: Mapping[str, Any], pool: Pool) -> Any:
     """The Detector of one worker; its threads bounded by what it has reserved."""
     # Without a GPU a call takes as many segments as there are processors, a thread for each.
     batch = {} if pool.gpus or options.get("batch_size") else {"batch_size": pool.cpus}
@@ -259,7 +146,7 @@ class _Scorer:
     def _lost(paths: list[str], cause: str, cure: str) -> list[dict[str, Any]]:
         if len(paths) > 1:  # one of them is to blame, and which one is found out next
             return []
-        text = f"{results.printable(paths[0])}: {cause}: {cure}"
+        text = f"{printable(paths[0])}: {cause}: {cure}"
         return [{**Failure(paths[0], "lost", text).to_dict(), "sha256": None}]
 
     def _is_done(self, digest: str) -> bool:
@@ -289,7 +176,7 @@ class _Scorer:
                     continue
                 assert digest is not None
                 if expected and digest != expected:
-                    cause = f"{results.printable(path)}: its bytes are not those of its sha256"
+                    cause = f"{printable(path)}: its bytes are not those of its sha256"
                     text = f"{cause} in the manifest: correct it, or get the file again"
                     row = Failure(path, "digest", text).to_dict()
                     rows.append({**row, "sha256": digest})
@@ -312,7 +199,7 @@ class _Scorer:
 def _unreadable(path: str, error: Exception) -> dict[str, Any]:
     missing = isinstance(error, FileNotFoundError)
     cure = "check the path" if missing else "check the access to it"
-    text = f"{results.printable(path)}: cannot be read ({brief(error)}): {cure}"
+    text = f"{printable(path)}: cannot be read ({brief(error)}): {cure}"
     return {**Failure(path, "not-found" if missing else "read", text).to_dict(), "sha256": None}
 
 
@@ -364,7 +251,7 @@ def settle(pool: Pool, backend: str) -> Pool:
     """The same with numbers for what it leaves open, by what the cluster has."""
     import ray
 
-    have = ray.cluster_resources()
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     may = backend not in ("numpy", "onnxruntime")
     gpus = pool.gpus if pool.gpus is not None else float(may and have.get("GPU", 0) >= 1)
     most = have.get("GPU", 0) / gpus if gpus else have.get("CPU", 1) / pool.cpus
@@ -373,7 +260,7 @@ def settle(pool: Pool, backend: str) -> Pool:
 
 def score_many(
     entries: Mapping[str, str],
-    weights: Weights,
+    weights: Model,
     backend: str = "auto",
     options: Mapping[str, Any] | None = None,
     pool: Pool | None = None,
@@ -429,161 +316,12 @@ def sizing(tracks: float, segment_s: float, segments: float, price: float) -> di
     return {"core_hours": hours, "cost": hours * price}
 
 
-# --- results -----------------------------------------------------------------------------------
-
-
-def schema() -> Any:
-    """Of the Parquet files: the score schema and `sha256`. `verdict` is in the name of the folder,
-    "error" for a failure; `plan` is text."""
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.float64()
-    named = {
-        **{"schema": text, "path": text, "sha256": text, "score": number, "threshold": number},
-        **{"operating_point": text, "margin": number, "n_segments": pa.int32()},
-        "segments": pa.list_(pa.struct({"start_s": number, "score": number}.items())),
-        **{"duration_s": number, "sample_rate": pa.int32(), "channels": pa.int32()},
-        "weights": pa.struct([(key, text) for key in ("name", "sha256", "preset")]),
-        **{"backend": text, "dtype": text, "aggregate": text, "plan": text},
-        **{"warnings": pa.list_(text), "skipped": pa.int32()},
-        "timings": pa.struct([("decode_s", number), ("compute_s", number)]),
-        "error": pa.struct([("kind", text), ("message", text)]),
-    }
-    return pa.schema(named.items())
-
-
-class Folder:
-    """Rows in `verdict=ai|real|undecided|error/*.parquet` under a folder, local or by URI."""
-
-    def __init__(self, where: str):
-        self._where = where
-        self._filesystem, self._inner = _filesystem(where)
-        self._rows: list[dict[str, Any]] = []
-        self._since = 0.0
-        self._files = 0
-        self._name = f"{time.time_ns():x}"
-
-    def begin(self, common: Mapping[str, Any], resume: bool) -> None:
-        """Check that rows with `common` may go there, and note it; CommandError if not."""
-        from pyarrow import fs
-
-        mark = f"{self._inner}/{RUN}"
-        try:
-            self._filesystem.create_dir(self._inner, recursive=True)
-            inside = self._filesystem.get_file_info(fs.FileSelector(self._inner))
-            old = None
-            if any(info.base_name == RUN for info in inside):
-                with self._filesystem.open_input_stream(mark) as file:
-                    old = json.loads(file.read())
-        except (OSError, ValueError) as error:
-            raise CommandError(f"-o {self._where}: {brief(error)}: name a folder", USAGE) from error
-        if inside and not (resume and old):
-            what = "holds results: --resume goes on with them" if old else "is not empty"
-            raise CommandError(f"-o {self._where}: it {what}, or name another folder", USAGE)
-        if old and (what := ", ".join(k for k in common if old.get(k) != common[k])):
-            cure = "give the same options, or another -o DIR"
-            raise CommandError(f"{self._where} has rows with other {what}: {cure}", USAGE)
-        self._put(RUN, json.dumps(common, indent=1).encode())
-
-    def known(self) -> set[tuple[str, str]]:
-        """(sha256, path) of the rows with a verdict."""
-        import pyarrow.compute as pc
-
-        table = self._dataset().to_table(
-            columns=["sha256", "path"], filter=pc.field("verdict") != "error"
-        )
-        return set(zip(table["sha256"].to_pylist(), table["path"].to_pylist(), strict=True))
-
-    def drop_failures(self, paths: Iterable[str]) -> None:
-        """Forget the failures of these paths, which are tried again."""
-        import pyarrow.compute as pc
-
-        failed = pc.field("verdict") == "error"
-        again = set(map(_utf8, paths))
-        old = [part.path for part in self._dataset().get_fragments(filter=failed)]
-        rows = self._dataset().to_table(filter=failed).to_pylist()
-        self._rows += [row for row in rows if row["path"] not in again]
-        self.flush()
-        for path in old:
-            self._filesystem.delete_file(path)
-
-    def copies(self, renamed: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
-        """Rows of files scored before, under the paths that they have now."""
-        import pyarrow.compute as pc
-
-        if not renamed:
-            return
-        left = dict(renamed)
-        wanted = pc.field("sha256").isin(list(left)) & (pc.field("verdict") != "error")
-        for batch in self._dataset().to_batches(filter=wanted):
-            for row in batch.to_pylist():
-                for path in left.pop(row["sha256"], ()):
-                    yield {**row, "path": path}
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Take a row; it is on disk when enough have come, or after FLUSH_S, or at `flush`."""
-        if not self._rows:
-            self._since = time.monotonic()
-        self._rows.append(row)
-        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._since >= FLUSH_S:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what has come, each file whole or not at all; CommandError where that fails."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        parts = defaultdict(list)
-        for row in self._rows:
-            changed = {"path": _utf8(row["path"])}
-            if "plan" in row:
-                changed["plan"] = str(row["plan"])
-            parts["error" if row.get("error") else row["verdict"]].append({**row, **changed})
-        for verdict, rows in parts.items():
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows, schema()), sink)
-            name = f"verdict={verdict}/{self._name}-{self._files:06}.parquet"
-            self._put(name, sink.getvalue().to_pybytes())
-        self._files += 1
-        self._rows.clear()
-
-    def _put(self, name: str, data: bytes) -> None:
-        from pyarrow import fs
-
-        path = f"{self._inner}/{name}"
-        with writing(self._where):
-            self._filesystem.create_dir(os.path.dirname(path), recursive=True)
-            if isinstance(self._filesystem, fs.LocalFileSystem):
-                replace_file(path, data)
-            else:  # an object appears when it is complete
-                with self._filesystem.open_output_stream(path) as file:
-                    file.write(data)
-
-    def _dataset(self) -> Any:
-        import pyarrow as pa
-        from pyarrow import dataset
-
-        parts = pa.schema([("verdict", pa.string())])
-        return dataset.dataset(
-            self._inner,
-            schema=pa.schema([*schema(), *parts]),
-            format="parquet",
-            filesystem=self._filesystem,
-            partitioning=dataset.partitioning(parts, flavor="hive"),
-        )
-
-
-def _utf8(path: str) -> str:
-    """A path as Parquet can hold it: bytes that are no UTF-8 as \\udcXX, as JSON has them."""
-    return path.encode("utf-8", "backslashreplace").decode()
-
-
 # --- the command -------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace) -> int:
     """Score a catalogue; returns the exit code. CommandError: it cannot go on."""
-    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.models import open_model
     from artifactnet_jax.weights import WeightsError
 
     if args.output in (None, "-") or args.format != "table":
@@ -592,7 +330,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Folder(args.output)
     entries = list_entries(args.paths, args.recursive)
     try:
-        weights = open_weights(args.weights, args.backend)
+        weights = open_model(args.weights, args.backend)
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
     options = detector_options(args)
@@ -602,7 +340,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(
-    weights: Weights, backend: str, options: Mapping[str, Any], pool: Pool
+    weights: Model, backend: str, options: Mapping[str, Any], pool: Pool
 ) -> dict[str, Any]:
     """What all rows of these options have in common, as a worker of the pool finds it.
 
@@ -614,6 +352,7 @@ def describe(
     held: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus}
     held |= {"max_calls": 1} if pool.gpus else {}
     ask = ray.remote(**held)(_describe)
+    common: dict[str, Any]
     common, problem, code = ray.get(ask.remote(weights, backend, dict(options), pool))
     if problem:
         raise CommandError(problem, code)
@@ -624,7 +363,7 @@ def _score(
     args: argparse.Namespace,
     folder: Folder,
     entries: Mapping[str, str],
-    weights: Weights,
+    weights: Model,
     options: Mapping[str, Any],
     pool: Pool,
 ) -> int:
@@ -636,7 +375,7 @@ def _score(
     def scored_before(path: str, digest: str) -> None:
         nonlocal before
         before += 1
-        if (digest, _utf8(path)) not in known:
+        if (digest, utf8(path)) not in known:
             renamed[digest].append(path)
 
     todo = {path: digest for path, digest in entries.items() if digest not in digests}

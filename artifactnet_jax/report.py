@@ -10,8 +10,6 @@ import argparse
 import base64
 import contextlib
 import dataclasses
-import hashlib
-import html
 import importlib.metadata
 import importlib.util
 import io
@@ -20,74 +18,40 @@ import json
 import math
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from artifactnet_jax import __version__
+from artifactnet_jax import __version__, report_page
 from artifactnet_jax import config as cfg
 from artifactnet_jax.audio import SegmentReader, resampled
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.console.inputs import find_inputs
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.decode import AudioError, open_audio
-from artifactnet_jax.files import replace_file, sha256_of
-from artifactnet_jax.reference import (
-    Network,
-    channels,
-    effective_bandwidth,
-    hpss,
-    loudest,
-    stft_magnitude,
-)
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    Verdict,
-    printable,
-)
-from artifactnet_jax.score import find_inputs, open_detector, progress, writing
+from artifactnet_jax.dsp_numpy import effective_bandwidth, stft_magnitude
+from artifactnet_jax.files import make_folder, replace_file, sha256_of, writing
+from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.report_page import LEVELS
+from artifactnet_jax.results import Failure, Verdict
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.weights import Model, Weights
 
 if TYPE_CHECKING:
     from artifactnet_jax.detector import Detector
-    from artifactnet_jax.weights import Weights
 
 SCHEMA = "artifactnet-jax/report/1"
 PAGE_BYTES = 3_000_000  # of a page at most
 LOOKED = 60  # segments whose spectrograms are taken at most, evenly spaced
 COLUMNS, ROWS = 900, 192  # of a spectrogram, at most
-LEVELS, DEPTH_DB = 64, 90.0  # of its colours, and what they span below the loudest
-DRAWN = 4000  # bars of the timeline at most
-LISTED = 400  # rows of the table at most
+DEPTH_DB = 90.0  # what its colours span below the loudest
 # kbit/s and Hz of MP3, the first that fits; what is too long for the last one is cut.
 RATES = ((64, 44_100), (48, 32_000), (32, 22_050), (24, 22_050), (16, 16_000))
-_VIEWS = {
-    "input": "Input",
-    "residual": "Residual (what the mask lets through)",
-    "H": "Harmonic part of the residual",
-    "P": "Percussive part of the residual",
-}
-_WARNINGS = {
-    "resampled": "The source has another sample rate than the detector and was resampled.",
-    "short": "The track is shorter than one segment: the rest of it was filled with zeros.",
-    "silent": "Every segment is silent: there is nothing to judge.",
-    "silent-segments": "Silent segments were left out.",
-    "clipped": "Many samples lie at full scale.",
-    "band-limited": "Nothing above 16 kHz. Such music, if real, is called AI more often.",
-    "truncated": "The file ends before its declared length.",
-}
-_VERDICTS = {
-    "ai": ("AI", "The score lies at or above the threshold."),
-    "real": ("Real", "The score lies below the threshold."),
-    "undecided": ("Undecided", "The score is too close to the threshold, or there is none."),
-}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,12 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if "-" in paths:
         raise CommandError("report reads a track twice, which stdin cannot: save it first", USAGE)
     folder = Path(args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(
-            f"-o {args.output}: {error.strerror}: name another folder", USAGE
-        ) from error
+    make_folder(folder, "-o")
     detector = open_detector(
         args.weights,
         args.backend,
@@ -115,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
         margin=args.margin,
         jobs=args.jobs,
     )
-    limits = card_limits() if args.weights is None else []
     entries: dict[int, tuple[str, Verdict | Failure]] = {}  # page and result
     with (
         progress(args.quiet, args.output, len(paths)) as tell,
@@ -125,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             name = page_name(index, len(paths), paths[index])
             if isinstance(result, Verdict):
                 try:
-                    text, data = make_page(detector, result, limits)
+                    text, data = make_page(detector, result)
                 except (AudioError, OSError) as error:  # it was there a moment ago
                     cause = f"{printable(result.path)}: changed while it was read ({error})"
                     result = Failure(result.path, "read", f"{cause}: try again")
@@ -137,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     ordered = [entries[index] for index in sorted(entries)]
     rows = [result.to_dict() for _, result in ordered]
     _write(folder / "index.json", _json({"schema": SCHEMA, "tracks": rows}))
-    _write(folder / "index.html", index_page(ordered))
+    _write(folder / "index.html", report_page.index_page(ordered))
     print(printable(str(folder / "index.html")))
     return SOME_FAILED if any(isinstance(result, Failure) for _, result in ordered) else OK
 
@@ -172,21 +130,17 @@ class Look:
 
 
 def look(
-    samples: np.ndarray, start_s: float, front_end: cfg.FrontEnd, network: Network | None
+    samples: np.ndarray, start_s: float, front_end: cfg.FrontEnd, network: NumpyNetwork | None
 ) -> Look:
     """Look at one segment [N]: at its input alone where there is no network to run."""
     if network is None:
         views = {"input": stft_magnitude(samples, dataclasses.replace(front_end, window="hann"))}
         mask = logits = None
     else:
-        magnitude = network.magnitude(samples)
-        mask = network.mask(magnitude)
-        residual = mask * magnitude
-        harmonic, percussive = hpss(residual, front_end)
-        views = {"input": magnitude, "residual": residual, "H": harmonic, "P": percussive}
-        levels = network.views(residual)
-        logit = network.logit(channels(levels, front_end, loudest(levels, front_end)))
-        logits = float(logit), float(network.texture(samples, magnitude))
+        stages = network.stages(samples)
+        mask, magnitude = stages["mask"], stages["magnitude"]
+        views = {"input": magnitude} | {name: stages[name] for name in ("residual", "H", "P")}
+        logits = float(stages["network_logit"]), float(stages["texture_logit"])
     squares = {name: np.square(view) for name, view in views.items()}
     rows = min(ROWS, front_end.n_bins)
     edges = np.linspace(0, front_end.n_bins, rows + 1).astype(int)
@@ -206,8 +160,7 @@ def looks(detector: Detector, verdict: Verdict, reader: SegmentReader) -> list[L
     """Look at the scored segments of a track, or at `LOOKED` of them, evenly spaced."""
     config, weights = detector.weights.config, detector.weights
     front_end, silence = config.front_end, config.verdict.silence_peak
-    native = weights.graph is None and weights.file is None
-    network = Network(config, weights.tensors) if native else None
+    network = NumpyNetwork(config, weights.tensors) if isinstance(weights, Weights) else None
     scored = len(verdict.segments) or math.ceil(verdict.duration_s / front_end.segment_s)
     chosen = set(np.linspace(0, scored - 1, min(scored, LOOKED)).round().astype(int).tolist())
     audible = (segment for segment in reader if segment.peak > silence)
@@ -328,9 +281,7 @@ def encode_audio(path: str, seconds: float, budget: int) -> tuple[bytes, dict[st
 # --- Pages ----------------------------------------------------------------------------------------
 
 
-def make_page(
-    detector: Detector, verdict: Verdict, limits: Sequence[str]
-) -> tuple[str, dict[str, Any]]:
+def make_page(detector: Detector, verdict: Verdict) -> tuple[str, dict[str, Any]]:
     """The page of a track, and the same as data."""
     config = detector.weights.config
     front_end = config.front_end
@@ -339,9 +290,9 @@ def make_page(
     duration = verdict.duration_s
     facts = figures(detector, seen) if seen else {}
     facts["cutoff_hz"] = reader.report.bandwidth_hz
-    pictures = (
-        {name: picture(name, seen, front_end, duration) for name in seen[0].power} if seen else {}
-    )
+    images = {
+        name: picture(name, seen, front_end, duration) for name in (seen[0].power if seen else ())
+    }
     curves = _curves(seen)
     with open(verdict.path, "rb") as file:
         digest = sha256_of(file)
@@ -373,24 +324,23 @@ def make_page(
             "depth_db": DEPTH_DB,
             "levels": LEVELS,
             "uint8": {
-                name: base64.b64encode(image.tobytes()).decode() for name, image in pictures.items()
+                name: base64.b64encode(image.tobytes()).decode() for name, image in images.items()
             },
         },
         "file_sha256": digest,
-        "limits": list(limits),
+        "limits": limits(detector.weights),
         "licence": detector.weights.licence,
         "versions": versions(),
     }
-    drawn = "".join(_picture(view, image, data) for view, image in pictures.items())
-    charts = _charts(data, curves)
+    shown = report_page.pictures(images), report_page.charts(data, curves)
     # What is left of the page is the audio's.
-    rest = _track_page(verdict, data, drawn, charts, b"")
+    rest = report_page.track_page(verdict, data, *shown, b"")
     budget = min((PAGE_BYTES - len(rest.encode()) - 1000) * 3 // 4, 2 * PAGE_BYTES // 3)
     audio, data["audio"] = encode_audio(verdict.path, duration, budget)
-    return _track_page(verdict, data, drawn, charts, audio), data
+    return report_page.track_page(verdict, data, *shown, audio), data
 
 
-def statements(weights: Weights, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
+def statements(weights: Model, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
     """What is to be said of a verdict, in sentences, each from this track's and weights' data."""
     said = []
     points = dict(weights.config.verdict.operating_points)
@@ -446,21 +396,10 @@ def statements(weights: Weights, verdict: Verdict, facts: dict[str, Any]) -> lis
     return said
 
 
-def card_limits() -> list[str]:
-    """What the model card of the embedded weights says of where they fail; [] without a card."""
-    near = Path(__file__).resolve().parent.parent / "MODEL_CARD.md"  # of a checkout
-    try:
-        text = near.read_text(encoding="utf-8")
-    except OSError:
-        try:
-            package = importlib.metadata.distribution("artifactnet-jax")
-        except importlib.metadata.PackageNotFoundError:
-            return []
-        text = package.read_text("licenses/MODEL_CARD.md") or ""
-    part = re.search(r"^## Where it fails\n(.*?)(?=^## |\Z)", text, re.M | re.S)
-    items = re.split(r"^- ", part[1], flags=re.M)[1:] if part else []
-    plain = (re.sub(r"\s*\(\[[^\]]*\]\([^)]*\)\)|`", "", " ".join(item.split())) for item in items)
-    return [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", item) for item in plain]
+def limits(weights: Model) -> list[str]:
+    """Sentences of a weights file on where its weights fail; [] where it states none."""
+    stated = weights.provenance.get("limits")
+    return [str(sentence) for sentence in stated] if isinstance(stated, list) else []
 
 
 def versions() -> dict[str, str]:
@@ -487,330 +426,6 @@ def _curves(seen: Sequence[Look]) -> dict[str, np.ndarray]:
     return curves
 
 
-def _png(image: np.ndarray) -> str:
-    """A picture [rows, COLUMNS], low frequencies first, as the data URI of a PNG."""
-    import matplotlib
-    from PIL import Image
-
-    colours = matplotlib.colormaps["magma"](np.linspace(0, 1, LEVELS), bytes=True)[:, :3]
-    file = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(image[::-1]), "P")
-    picture.putpalette([*colours.ravel().tolist(), 0, 0, 0])
-    picture.save(file, "PNG", optimize=True, transparency=LEVELS)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-_INK = "#010203"  # becomes the page's own colour of text
-
-
-def _chart(draw: Callable[[Any], None], label: str) -> str:
-    """A plot as SVG to be put into a page; its text and axes take the page's colour."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9}
-    settings |= {f"{part}.color": _INK for part in ("text", "xtick", "ytick")}
-    settings |= {"axes.labelcolor": _INK, "axes.edgecolor": _INK, "font.family": "sans-serif"}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("kHz")
-        draw(axes)
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
-        figure.patch.set_alpha(0)
-        axes.patch.set_alpha(0)
-        file = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
-
-
-def _charts(data: dict[str, Any], curves: dict[str, np.ndarray]) -> str:
-    if not curves:
-        return "<p>There is nothing to show.</p>"
-    khz = np.arange(len(curves["input_db"])) * data["by_frequency"]["step_hz"] / 1000
-    facts = data["figures"]
-
-    def spectra(axes: Any) -> None:
-        for key, name, colour in (
-            ("input_db", "input", "#3a86c8"),
-            ("residual_db", "residual", "#d1603d"),
-        ):
-            if key in curves:
-                axes.plot(khz, curves[key], color=colour, linewidth=1, label=name)
-                band = facts[f"{name}_bandwidth_hz"] / 1000
-                axes.axvline(band, color=colour, linewidth=1, linestyle=":", label=f"95 %, {name}")
-        axes.set_ylabel("dB")
-
-    def mask(axes: Any) -> None:
-        mean, deviation = curves["mask"], curves["mask_deviation"]
-        axes.fill_between(
-            khz, mean - deviation, mean + deviation, color="#3a86c8", alpha=0.3, linewidth=0
-        )
-        axes.plot(khz, mean, color="#3a86c8", linewidth=1, label="mean and deviation")
-        bound = facts.get("mask_max")
-        if bound:
-            axes.axhline(bound, color=_INK, linewidth=0.8, linestyle=":", label="its bound")
-        axes.set_ylim(0, 1.1 * (bound or 1))
-        axes.set_ylabel("mask")
-
-    parts = [("Mean spectrum", spectra)]
-    if "mask" in curves:
-        parts.append(("Mask by frequency", mask))
-    return "".join(
-        f"<figure><figcaption>{label}</figcaption>{_chart(draw, label)}</figure>"
-        for label, draw in parts
-    )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _bars(verdict: Verdict, segment_s: float) -> list[tuple[float, float, float]]:
-    """Start, end and score of every bar: a segment, or the median of some where they are many."""
-    segments, duration = verdict.segments, verdict.duration_s
-    each = max(1, math.ceil(len(segments) / DRAWN))
-    bars = []
-    for k in range(0, len(segments), each):
-        part = segments[k : k + each]
-        end = min(part[-1].start_s + segment_s, duration)
-        following = segments[k + each].start_s if k + each < len(segments) else end
-        middle = float(np.median([segment.score for segment in part]))
-        bars.append((part[0].start_s, max(min(end, following), part[0].start_s), middle))
-    return bars
-
-
-def _track_page(
-    verdict: Verdict,
-    data: dict[str, Any],
-    pictures: str,
-    charts: str,
-    audio: bytes,
-) -> str:
-    duration = verdict.duration_s
-    bars = _bars(verdict, data["segment_s"])
-    name = html.escape(printable(Path(verdict.path).name))
-    word, meaning = _VERDICTS[verdict.verdict]
-    facts = data.get("audio", {"seconds": duration})
-    return _fill(
-        "report-track.html",
-        title=name,
-        verdict=verdict.verdict,
-        word=word,
-        meaning=meaning,
-        score="-" if verdict.score is None else f"{verdict.score:.3f}",
-        threshold=html.escape(_threshold(verdict, data)),
-        statements=_items(data["statements"]),
-        audio=base64.b64encode(audio).decode(),
-        audio_note=html.escape(_audio_note(facts, duration)),
-        timeline=_timeline(bars, verdict.threshold, duration),
-        ticks=_ticks(duration),
-        seconds=f"{duration:.1f}",
-        pictures=pictures,
-        looked=html.escape(_looked(verdict, data)),
-        charts=charts,
-        figures=_definitions(_figure_texts(data["figures"])),
-        warnings=_items([_WARNINGS.get(code, code) for code in verdict.warnings]) or "<p>None.</p>",
-        segments=_table(verdict, bars),
-        limits=_limits(data),
-        provenance=_definitions(_provenance(verdict, data)),
-        data=_script_json(
-            {
-                "duration": duration,
-                "heard": facts["seconds"],
-                "bars": [[round(a, 3), round(b, 3), round(p, 4)] for a, b, p in bars],
-            }
-        ),
-    )
-
-
-def _fill(template: str, **values: str) -> str:
-    """A page of the package's assets; `values` are HTML already."""
-    assets = Path(__file__).parent / "assets"
-    script = (assets / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = Template((assets / template).read_text(encoding="utf-8"))
-    style = (assets / "report.css").read_text(encoding="utf-8")
-    return page.substitute(values, style=style, script=script, script_digest=digest)
-
-
-def _script_json(data: Any) -> str:
-    """JSON for the inside of a script element, which < could end."""
-    return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
-
-
-def _items(texts: Sequence[str]) -> str:
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in pairs)
-
-
-def _point(rules: cfg.Verdict, threshold: float) -> str | None:
+def _point(rules: cfg.Decision, threshold: float) -> str | None:
     """The operating point with this threshold, if there is one."""
     return next((name for name, at in rules.operating_points if at == threshold), None)
-
-
-def _limits(data: dict[str, Any]) -> str:
-    if data["limits"]:
-        return '<p class="note">From their model card.</p>' + _items(data["limits"])
-    return "<p>No model card is known for these weights: ask who made them.</p>"
-
-
-def _threshold(verdict: Verdict, data: dict[str, Any]) -> str:
-    name = data["operating_point"]
-    text = f"threshold {verdict.threshold:.3f}" + (f", operating point {name}" if name else "")
-    return text + (f", undecided within {verdict.margin:g}" if verdict.margin else "")
-
-
-def _audio_note(facts: dict[str, Any], duration: float) -> str:
-    if "codec" not in facts:
-        return ""
-    text = f"To listen only: mono MP3 of {facts['kbit_s']} kbit/s, {facts['sample_rate']:,} Hz"
-    if facts["shortened"]:
-        text += f", the first {_clock(facts['seconds'])} of {_clock(duration)}"
-    return f"{text}, so that the page stays small. The scores are those of the file itself."
-
-
-def _looked(verdict: Verdict, data: dict[str, Any]) -> str:
-    shown, scored = data["figures"].get("segments_looked_at", 0), len(verdict.segments)
-    if not shown:
-        return "There is nothing to show."
-    of = f"all {shown}" if not scored or shown == scored else f"{shown} of {scored}"
-    apart = of != f"all {shown}" or isinstance(verdict.plan, int)
-    drawn = ", evenly spaced, each drawn until the next one" if apart else ""
-    return f"Of {of} segments{drawn}. 0 to {data['spectrograms']['top_hz'] / 1000:g} kHz."
-
-
-def _timeline(bars: Sequence[tuple[float, float, float]], threshold: float, duration: float) -> str:
-    """Bars in a box of 1000 by 100, stretched by the page."""
-    paths = {"ai": "", "real": ""}
-    for start, end, score in bars:
-        x, width = 1000 * start / duration, max(0.3, 1000 * (end - start) / duration - 0.3)
-        height = max(1.0, 100 * score)
-        side = "ai" if score >= threshold else "real"
-        paths[side] += f"M{x:.2f} 100v-{height:.1f}h{width:.2f}V100z"
-    y = 100 * (1 - threshold)
-    return (
-        '<svg viewBox="0 0 1000 100" preserveAspectRatio="none" aria-hidden="true">'
-        + "".join(f'<path class="{side}" d="{path}"/>' for side, path in paths.items())
-        + f'<line class="threshold" x1="0" x2="1000" y1="{y:.2f}" y2="{y:.2f}"/></svg>'
-    )
-
-
-def _ticks(duration: float) -> str:
-    """Times under the plots, six at most."""
-    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 43_200)
-    step = next((s for s in steps if duration / s <= 6), 86_400)
-    times = range(0, int(duration) + 1, step)
-    return "".join(
-        f'<span style="left:{100 * t / duration:.2f}%">{_clock(t)}</span>'
-        for t in times
-        if t <= 0.94 * duration
-    )
-
-
-def _picture(view: str, image: np.ndarray, data: dict[str, Any]) -> str:
-    label = html.escape(_VIEWS[view])
-    return (
-        f'<figure class="view"><figcaption>{label}</figcaption><div class="plot spectrogram">'
-        f'<img src="{_png(image)}" alt="Spectrogram: {label}"><i class="head"></i></div></figure>'
-    )
-
-
-def _figure_texts(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and value, with its unit, of the figures that there are."""
-
-    def khz(value: float) -> str:
-        return f"{value / 1000:.1f} kHz"
-
-    forms: dict[str, tuple[str, Callable[[float], str]]] = {
-        "residual_bandwidth_hz": ("Effective bandwidth, residual (95 % of the energy)", khz),
-        "input_bandwidth_hz": ("Effective bandwidth, input", khz),
-        "cutoff_hz": ("Cut-off of the input (90 dB down)", khz),
-        "mean_mask": ("Mean mask", "{:.3f}".format),
-        "mask_max": ("... of at most", "{:g}".format),
-        "mask_spread": ("Standard deviation of the mask", "{:.3f}".format),
-        "residual_energy_fraction": ("Energy of the residual, of the input's", "{:.2%}".format),
-        "H_energy_fraction": ("Energy of H, of the residual's", "{:.1%}".format),
-        "P_energy_fraction": ("Energy of P, of the residual's", "{:.1%}".format),
-        "network_logit": ("Log-odds from the network (median)", "{:+.2f}".format),
-        "texture_logit": ("Log-odds from the texture head (median)", "{:+.2f}".format),
-    }
-    return [
-        (text, form(facts[key]))
-        for key, (text, form) in forms.items()
-        if facts.get(key) is not None
-    ]
-
-
-def _table(verdict: Verdict, bars: Sequence[tuple[float, float, float]]) -> str:
-    """A row and a button for every bar, for those who do not point at plots."""
-    rows = "".join(
-        f'<tr><td><button type="button" data-start="{start:.3f}">{_clock(start)} to '
-        f"{_clock(end)}</button></td><td>{score:.3f}</td>"
-        f"<td>{'at or above' if score >= verdict.threshold else 'below'}</td></tr>"
-        for start, end, score in bars[:LISTED]
-    )
-    rest = len(bars) - LISTED
-    note = f"<p>{rest:,} more are in the JSON file.</p>" if rest > 0 else ""
-    head = "<tr><th>Play</th><th>Score</th><th>Threshold</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>{note}" if rows else ""
-
-
-def _provenance(verdict: Verdict, data: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of what tells where a verdict comes from."""
-    weights = verdict.weights
-    made = data["versions"]
-    return [
-        ("File", printable(verdict.path)),
-        ("SHA-256 of the file", data["file_sha256"]),
-        ("Length", f"{_clock(verdict.duration_s)} ({verdict.duration_s:.2f} s)"),
-        ("Source", f"{verdict.sample_rate:,} Hz, {verdict.channels} channels"),
-        ("Weights", f"{weights['name']} (preset {weights['preset']})"),
-        ("SHA-256 of the weights", weights["sha256"]),
-        ("Licence of the weights", data["licence"]),
-        ("Backend", f"{verdict.backend}, {verdict.dtype}"),
-        ("Segments", f"{len(verdict.segments)}, plan {verdict.plan}, by {verdict.aggregate}"),
-        ("Made by", ", ".join(f"{name} {version}" for name, version in made.items())),
-    ]
-
-
-def index_page(entries: Sequence[tuple[str, Verdict | Failure]]) -> str:
-    """The page that lists all tracks, failures among them."""
-    rows, counts = [], {"ai": 0, "real": 0, "undecided": 0, "failed": 0}
-    for page, result in entries:
-        name = html.escape(printable(Path(result.path).name))
-        if isinstance(result, Failure):
-            counts["failed"] += 1
-            rows.append(
-                f'<tr><td>{name}</td><td><span class="badge failed">Failed</span></td>'
-                f'<td colspan="3">{html.escape(result.message)}</td></tr>'
-            )
-            continue
-        counts[result.verdict] += 1
-        score = "-" if result.score is None else f"{result.score:.3f}"
-        rows.append(
-            f'<tr><td><a href="{page}.html">{name}</a></td>'
-            f'<td><span class="badge {result.verdict}">{_VERDICTS[result.verdict][0]}</span></td>'
-            f"<td>{score}</td><td>{_clock(result.duration_s)}</td>"
-            f"<td>{html.escape(', '.join(result.warnings))}</td></tr>"
-        )
-    return _fill(
-        "report-index.html",
-        count=f"{len(entries):,} track{'s' if len(entries) != 1 else ''}",
-        counts=", ".join(f"{n} {name}" for name, n in counts.items() if n),
-        rows="".join(rows),
-        version=html.escape(__version__),
-    )

@@ -1,7 +1,7 @@
 """Results: the verdict on a track, the failure of one, and how both are written.
 
 One result is one row. JSON Lines rows follow the schema `artifactnet-jax/score/1`; csv and table
-are views of the same rows. What a command says when there are no rows, its exit code, is here too.
+are views of the same rows.
 """
 
 from __future__ import annotations
@@ -13,16 +13,9 @@ import json
 import math
 from typing import Any
 
+from artifactnet_jax.text import printable
+
 SCHEMA = "artifactnet-jax/score/1"
-OK, SOME_FAILED, USAGE, NO_BACKEND = range(4)  # exit codes
-
-
-class CommandError(Exception):
-    """Ends a command with an exit code; the message is one line: what, why, and the cure."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,18 +145,6 @@ def to_csv(row: dict[str, Any] | None) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS if row is None else to_cells(row))  # None is written as nothing
     return out.getvalue()
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Text that a terminal shows on one line: control characters and surrogates escaped."""
-    return "".join(
-        c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
-
-
-def brief(error: BaseException) -> str:
-    """An exception's class and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
 
 
 TABLE_HEADER = f"{'verdict':<10} {'score':>6} {'segments':>8} {'length':>9}  track\n"

@@ -8,7 +8,8 @@ level, equaliser and bandwidth enter as little as they can. Taken at several win
 separate generators that were left out of the training better than the seven channels do: see
 MODEL_CARD.md for the figures.
 
-Here in NumPy, of one segment, in float32 or float64 as the input; `texture_xla` is the same in JAX.
+Here in NumPy, of one segment, in float32 or float64 as the input. `texture_xla` computes the same
+in JAX, by another algorithm on purpose: one formula for both would be slower on one side.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from artifactnet_jax.config import Config, FrontEnd, Texture
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 BOX = 9  # bins and frames of the local mean
 PEAK_SIDE = 4  # bins to either side that a partial's peak is compared with
@@ -78,22 +82,25 @@ def texture_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"texture.out.kernel": (i, 1), "texture.out.bias": (1,)}
 
 
-def band_rows(texture: Texture, n_fft: int, sample_rate: int) -> np.ndarray:
+def band_rows(texture: Texture, n_fft: int, sample_rate: int) -> Int[np.ndarray, " edges"]:
     """First bin of every band, and the end of the last one: at least one bin each."""
     rows = np.round(np.array(texture.edges) * n_fft / sample_rate).astype(int)
-    return np.maximum(rows, np.arange(len(rows)) + 1)
+    starts: np.ndarray = np.maximum(rows, np.arange(len(rows)) + 1)
+    return starts
 
 
-def band_matrix(rows: np.ndarray, bins: int) -> np.ndarray:
-    """Means over bands as a product: float64 [bands, bins]."""
+def band_matrix(rows: Int[np.ndarray, " edges"], bins: int) -> Float[np.ndarray, "edges-1 {bins}"]:
+    """Means over bands as a product, float64."""
     matrix = np.zeros((len(rows) - 1, bins))
     for k, (a, b) in enumerate(itertools.pairwise(rows)):
         matrix[k, a:b] = 1 / (b - a)
     return matrix
 
 
-def statistics(magnitude: np.ndarray, n_fft: int, texture: Texture, sample_rate: int) -> np.ndarray:
-    """Magnitude [F, T] of one resolution -> its statistics [K], the dtype kept.
+def statistics(
+    magnitude: Float[np.ndarray, "F T"], n_fft: int, texture: Texture, sample_rate: int
+) -> Float[np.ndarray, " K"]:
+    """Magnitude of one resolution -> its statistics, the dtype kept.
 
     Frames that are 60 dB below the loudest one's power count for nothing; of silence every
     statistic is finite. `texture_xla.statistics` is the same in JAX.
@@ -144,7 +151,7 @@ def spectrograms(
     """Window length and magnitude [..., F, T] of every resolution, in their order.
 
     audio [..., N]; its magnitude [..., n_bins, n_frames] is taken where a resolution is the front
-    end's own. `stft_magnitude` is that of `reference` or `dsp`.
+    end's own. `stft_magnitude` is that of `dsp_numpy` or `dsp_jax`.
     """
     own, head = config.front_end, config.texture
     assert head is not None
@@ -153,13 +160,35 @@ def spectrograms(
         yield n_fft, magnitude if plain == own else stft_magnitude(audio, plain)
 
 
-def logit(statistics: np.ndarray, texture: Texture, tensors: Mapping[str, np.ndarray]) -> Any:
-    """The head in NumPy: statistics [..., K] -> what is added to the CNN's logit [...]."""
-    x = normalised(statistics, tensors["texture.mean"], tensors["texture.spread"], texture)
-    for level in range(len(texture.hidden)):
-        name = f"texture.hidden.{level}"
-        x = np.maximum(x @ tensors[f"{name}.kernel"] + tensors[f"{name}.bias"], 0)
-    return (x @ tensors["texture.out.kernel"] + tensors["texture.out.bias"])[..., 0]
+def logit(
+    statistics: Float[Any, "*b K"], texture: Texture, tensors: Mapping[str, Any], lib: Any
+) -> Float[Any, "*b"]:
+    """The head: statistics -> what is added to the CNN's logit.
+
+    `tensors` by full name, `lib` is `dsp_numpy` or `dsp_jax`.
+    """
+    mean, std = tensors["texture.mean"], tensors["texture.spread"]
+    return dense(normalised(statistics, mean, std, texture, lib.xp), texture, tensors, lib)
+
+
+def dense(
+    x: Any,
+    texture: Texture,
+    tensors: Mapping[str, Any],
+    lib: Any,
+    after: Callable[[Any, int], Any] = lambda x, level: x,
+) -> Any:
+    """The layers of the head: normalised statistics [..., K] -> logits [...].
+
+    `after` follows each hidden layer, with its level, as dropout does in training.
+    """
+    for level in range(len(texture.hidden) + 1):
+        hidden = level < len(texture.hidden)
+        name = f"texture.hidden.{level}" if hidden else "texture.out"
+        bias = tensors[f"{name}.bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+        x = lib.matmul(x, tensors[f"{name}.kernel"]) + bias
+        x = after(lib.xp.maximum(x, 0), level) if hidden else x
+    return x[..., 0]
 
 
 def normalised(statistics: Any, mean: Any, spread: Any, texture: Texture, xp: Any = np) -> Any:

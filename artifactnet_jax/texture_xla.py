@@ -1,14 +1,15 @@
 """The statistics of `texture` in JAX, in few kernels: compile time goes by their number.
 
-What a sum over frames adds up is stored and multiplied by a column: XLA on CPU takes a reduction
-with all that leads to it one number after another, at four times the time. Lags and flanks are
-loops over one compiled body each.
+Another algorithm than NumPy's on purpose: that one lists the few peaks by index, this one has fixed
+shapes. On a CPU, XLA fuses a reduction with its inputs into scalar code, four times slower. So the
+terms of a sum over frames are stored, and multiplied by a column. Lags and flanks are loops over
+one compiled body each.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,15 @@ from artifactnet_jax.texture import (
     band_rows,
 )
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def statistics(magnitude: jax.Array, n_fft: int, texture: Texture, sample_rate: int) -> jax.Array:
-    """Magnitudes [..., F, T] of one resolution -> its statistics [..., K], the dtype kept."""
+def statistics(
+    magnitude: Float[Array, "*b F T"], n_fft: int, texture: Texture, sample_rate: int
+) -> Float[Array, "*b K"]:
+    """Magnitudes of one resolution -> its statistics, the dtype kept."""
     rows = band_rows(texture, n_fft, sample_rate)
     top = min(int(rows[-1]) + MARGIN, magnitude.shape[-2])
     p = magnitude[..., :top, :]
@@ -123,7 +129,7 @@ def _peaks(level: jax.Array, weight: jax.Array, shifted: Any, real: Any) -> list
     """
     size = level.shape[-2] - 16, level.shape[-1] - 2
 
-    def at(bins: Any, frames: int = 0) -> jax.Array:
+    def at(bins: Any, frames: int = 0) -> Any:
         return shifted(level, 8 + bins, 1 + frames, size)
 
     height = at(0)

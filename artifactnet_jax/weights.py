@@ -15,112 +15,99 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
-from artifactnet_jax.layers import tensor_shapes
-from artifactnet_jax.texture import texture_shapes
+from artifactnet_jax.layers import FOLDED_VARIANCE
+from artifactnet_jax.presets import parameter_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
 DEFAULT = "edge.safetensors"
+ENGINE_SUFFIX = ".engine"  # of a file that holds a TensorRT engine
 
 
 class WeightsError(Exception):
     """A weights file cannot be used; the message names the file, the cause and the cure."""
 
 
+class Model:
+    """What scores audio, as `models.open_model` finds it: one of the three types below."""
+
+    name: str
+    config: cfg.Config
+    sha256: str  # digest over config and tensors as stored
+    licence: str
+    provenance: Mapping[str, Any]
+
+    def summary(self) -> dict[str, str]:
+        """The three fields that identify a model in a result row."""
+        return {"name": self.name, "sha256": self.sha256, "preset": self.config.preset}
+
+    @property
+    def whole_song(self) -> bool:
+        """Whether the segments of a song are scored together."""
+        return self.config.front_end.joint.startswith("song")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
-    """Tensors by name, float32, with the config they belong to and their provenance."""
+class Stored(Model):
+    """What a weights file holds: a model with its tensors by name."""
 
     name: str
     config: cfg.Config
     tensors: Mapping[str, np.ndarray]
-    sha256: str  # digest over config and tensors as stored
+    sha256: str
     licence: str
     provenance: Mapping[str, Any]
-    graph: Mapping[str, Any] | None = None  # a foreign graph that is run as it is, node by node
-    # An exported ONNX file or an engine, which TensorRT reads; then there are no tensors.
-    file: str | None = None
-
-    def summary(self) -> dict[str, str]:
-        """The three fields that identify weights in a result row."""
-        return {"name": self.name, "sha256": self.sha256, "preset": self.config.preset}
 
 
-def parameter_shapes(config: cfg.Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a model, batch statistics (mean, var) included.
+class Weights(Stored):
+    """A network that is known layer by layer; its tensors are float32."""
 
-    Names are the paths of the Flax modules in `artifactnet_jax.model`; convolution kernels are
-    HWIO. Of a converted graph there are also the layers of `config.Imported` and what the front
-    end is given: front_end.window [n_fft], front_end.mel [n_mels, n_bins].
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ForeignGraph(Stored):
+    """An ONNX graph that was not recognised in every part: it runs as it is, node by node.
+
+    `tensors` are its constants, in their own dtypes. A graph of whole songs gives one score of its
+    own for all segments.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    front_end, unet, cnn = config.front_end, config.unet, config.cnn
 
-    def conv(name: str, rows: int, cols: int, i: int, o: int, bias: bool) -> None:
-        shapes[f"{name}.kernel"] = (rows, cols, i, o)
-        if bias:
-            shapes[f"{name}.bias"] = (o,)
+    graph: Mapping[str, Any]  # see `convert.graph.graph_to_dict`
 
-    def norm(name: str, features: int) -> None:
-        for leaf in ("scale", "bias", "mean", "var"):
-            shapes[f"{name}.{leaf}"] = (features,)
+    @property
+    def whole_song(self) -> bool:
+        """Whether the segments of a song are scored together."""
+        return self.provenance.get("form") == "song"
 
-    def residual(name: str, i: int, o: int) -> None:
-        conv(f"{name}.conv1", 3, 3, i, o, False)
-        norm(f"{name}.norm1", o)
-        conv(f"{name}.conv2", 3, 3, o, o, False)
-        norm(f"{name}.norm2", o)
 
-    def block(name: str, i: int, o: int) -> None:
-        residual(name, i, o)
-        if i != o:
-            conv(f"{name}.shortcut", 1, 1, i, o, True)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Engine(Model):
+    """A file that a library runs as it is: a graph that `export` wrote, or a TensorRT engine.
 
-    if front_end.window == "given":
-        shapes["front_end.window"] = (front_end.n_fft,)
-    if front_end.mel_scale == "given":
-        shapes["front_end.mel"] = (front_end.n_mels, front_end.n_bins)
+    `sha256`, `licence` and `provenance` are those of the weights that it was made of.
+    """
 
-    if isinstance(unet, cfg.Imported):
-        shapes |= tensor_shapes(unet.layers, "unet")
-    else:
-        area, i = unet.patch[0] * unet.patch[1], 1
-        if area > 1:
-            i = unet.stem
-            conv("unet.stem", *unet.patch, 1, i, True)
-        for level, o in enumerate(unet.widths):
-            block(f"unet.encoder.{level}", i, o)
-            conv(f"unet.down.{level}", 4, 4, o, o, True)
-            i = o
-        block("unet.bottom", i, unet.bottleneck)
-        residual("unet.gated", unet.bottleneck, unet.bottleneck)
-        conv("unet.gated.gate", 1, 1, unet.bottleneck, unet.bottleneck, True)
-        i = unet.bottleneck
-        for level, o in enumerate(reversed(unet.widths)):
-            conv(f"unet.up.{level}.conv", 1, 1, i, 4 * o, False)
-            shapes[f"unet.up.{level}.bias"] = (o,)
-            block(f"unet.decoder.{level}", 2 * o, o)
-            i = o
-        conv("unet.head", 1, 1, i, area, True)
+    name: str
+    config: cfg.Config
+    sha256: str
+    licence: str
+    provenance: Mapping[str, Any]
+    file: str
 
-    shapes |= texture_shapes(config)
-    if isinstance(cnn, cfg.Imported):
-        return shapes | tensor_shapes(cnn.layers, "cnn")
-    i = len(front_end.channels)
-    for level, o in enumerate(cnn.widths):
-        conv(f"cnn.conv.{level}", 3, 3, i, o, True)
-        norm(f"cnn.norm.{level}", o)
-        i = o
-    for name, rows, cols in (("hidden", i, cnn.hidden), ("out", cnn.hidden, 1)):
-        shapes[f"cnn.{name}.kernel"] = (rows, cols)
-        shapes[f"cnn.{name}.bias"] = (cols,)
-    return shapes
+    @property
+    def compiled(self) -> bool:
+        """Whether it is a TensorRT engine."""
+        return self.file.endswith(ENGINE_SUFFIX)
+
+    @property
+    def precision(self) -> str:
+        """Precision of an exported graph: "fp32", "fp16" or "int8"."""
+        return str(self.provenance.get("precision"))
 
 
 def parameter_counts(config: cfg.Config) -> dict[str, int]:
@@ -213,15 +200,19 @@ def save_weights(
 ) -> None:
     """Write a weights file atomically; `dtype` float16 halves it. WeightsError on bad tensors.
 
+    The variance of a folded norm stays float32: float16 rounds it to 1, which marks nothing.
     With `graph` the tensors are its constants, and keep their dtypes.
     """
     from safetensors.numpy import save
 
+    def stored_dtype(name: str, tensor: np.ndarray) -> Any:
+        if graph is not None:
+            return None
+        folded = name.endswith(".var") and (tensor == np.float32(FOLDED_VARIANCE)).all()
+        return np.float32 if folded else dtype
+
     with np.errstate(over="ignore"):  # an overflow to inf is reported by name below
-        stored = {
-            k: np.asarray(v, dtype=dtype if graph is None else None, order="C")
-            for k, v in tensors.items()
-        }
+        stored = {k: np.asarray(v, stored_dtype(k, v), order="C") for k, v in tensors.items()}
     _check(os.fspath(path), config, stored, graph)
     config_json = _json(config.to_dict())
     graph_json = _json(graph) if graph is not None else ""
@@ -239,7 +230,7 @@ def save_weights(
     replace_file(path, save(stored, metadata=header))
 
 
-def write_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
+def write_weights(weights: Stored, path: str | os.PathLike[str]) -> None:
     """Write weights as they are to a file: see `save_weights`."""
     save_weights(
         path,
@@ -248,7 +239,7 @@ def write_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
         name=weights.name,
         licence=weights.licence,
         provenance=weights.provenance,
-        graph=weights.graph,
+        graph=weights.graph if isinstance(weights, ForeignGraph) else None,
     )
 
 
@@ -257,7 +248,15 @@ def default_path() -> Path:
     return Path(str(resources.files("artifactnet_jax") / "assets" / DEFAULT))
 
 
-def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
+@overload
+def load_weights(path: None = None) -> Weights: ...
+
+
+@overload
+def load_weights(path: str | os.PathLike[str]) -> Weights | ForeignGraph: ...
+
+
+def load_weights(path: str | os.PathLike[str] | None = None) -> Weights | ForeignGraph:
     """Read and check a weights file; None reads the weights that come with the package.
 
     Raises WeightsError when the file is absent, not a weights file, or any tensor is missing,
@@ -278,16 +277,27 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
     if header.get("format") != FORMAT:
         raise WeightsError(f"{where}: its header is not {FORMAT!r}: not weights of artifactnet-jax")
     try:
-        config = cfg.Config.from_dict(json.loads(header["config"]))
-        provenance = json.loads(header["provenance"])
+        config = cfg.Config.from_dict(_table(header, "config"))
+        provenance = _table(header, "provenance")
         name, licence, sha256 = header["name"], header["licence"], header["sha256"]
         graph_json = header.get("graph", "")
-        graph = json.loads(graph_json) if graph_json else None
+        graph = _table(header, "graph") if graph_json else None
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{where}: damaged header ({error!r})") from error
     _check(where, config, stored, graph)
     if _digest(header["config"], stored, graph_json) != sha256:
         raise WeightsError(f"{where}: tensors do not match the digest in the header")
-    if graph is None:
-        stored = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
-    return Weights(name, config, stored, sha256, licence, provenance, graph)
+    if graph is not None:
+        return ForeignGraph(name, config, stored, sha256, licence, provenance, graph)
+    single = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
+    return Weights(name, config, single, sha256, licence, provenance)
+
+
+def _table(header: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The table that a header holds as JSON. KeyError or ValueError naming the key: it does not."""
+    try:
+        table = json.loads(header[key])
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    cfg.require(key, table, dict)
+    return dict(table)

@@ -27,33 +27,16 @@ from artifactnet_jax import __version__, evaluation
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench import accuracy_report, manifests, mechanism, public, sanity, stress
-from artifactnet_jax.bench.detectors import (
-    RATE,
-    Adapter,
-    ArtifactNet,
-    Scored,
-    Tiered,
-    at_rate,
-    open_detector,
-    run_batch,
-    trained_parts,
-)
+from artifactnet_jax.bench.adapter import RATE, Adapter, Scored, at_rate, run_batch
+from artifactnet_jax.bench.detectors import ArtifactNet, Tiered, open_detector, trained_parts
 from artifactnet_jax.bench.manifests import AudioReader, Track
-from artifactnet_jax.data.manifest import ManifestError
+from artifactnet_jax.console.progress import progress
+from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.teachers import Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    brief,
-    printable,
-)
-from artifactnet_jax.score import output_problem, progress, writer, writing
+from artifactnet_jax.files import check_output, claim, make_folder, write_json, writing
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
 BATCH = 8  # tracks in memory at once
 MEAN_TRACKS = 32  # of the part "train", whose channels' mean an ablation puts in their place
@@ -67,11 +50,8 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(package) is None:
             cause = f"bench accuracy needs a package that is missing ({package})"
             raise CommandError(f'{cause}: pip install "artifactnet-jax[bench]"', NO_BACKEND)
-    try:
-        known, notes = manifests.read(args.manifest, args.audio)
-        tracks = manifests.select(known, args.split, args.origin or "", args.each)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    known, notes = manifests.read(args.manifest, args.audio)
+    tracks = manifests.select(known, args.split, args.origin or "", args.each)
     say = _teller(args.quiet)
     for note in notes:
         say(note)
@@ -128,7 +108,7 @@ class _Lazy:
         self.teacher: Teacher | None = None
 
     def open(self) -> Teacher:
-        """The same one each time."""
+        """The separator; opened by the first call."""
         if self.teacher is None:
             self.teacher = open_teacher(self._spec)
             self._say(f"separator: {self.teacher.name}")
@@ -151,14 +131,10 @@ def _check_threshold(threshold: float | str, tracks: Sequence[Track]) -> None:
 
 
 def _claim(out: Path, resume: bool) -> None:
-    """The folder, made if need be; found wanting now rather than after hours."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out {out}: {error.strerror}", USAGE) from error
+    """Make the folder where it is missing, and check that it can be used."""
+    make_folder(out, "--out")
     for name in ("results.jsonl", "stress.jsonl", "run.json"):
-        if problem := output_problem(str(out / name)):
-            raise CommandError(f"--out {out}: {name}: {problem}", USAGE)
+        check_output(out / name, f"--out {out}: {name}")
         if not resume and (out / name).exists():
             cure = "give --resume to go on with it, or another folder"
             raise CommandError(f"--out {out}: it holds a run already: {cure}", USAGE)
@@ -182,7 +158,7 @@ def _fit(
             rate = part.input_rate
             part.fit((at_rate(audio, rate), track.label) for track, audio in _decoded(known))
             with writing(str(path)):
-                replace_file(path, (json.dumps(part.state) + "\n").encode())
+                write_json(path, part.state)
         try:
             part.restore(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError) as error:
@@ -208,28 +184,18 @@ def _resume(
         "detectors": {detector.name: detector.identity for detector in detectors},
         "teacher": None if teacher.teacher is None else teacher.teacher.digest,
     }
-    path = out / "run.json"
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text())
-            known = dict(earlier["detectors"])
-        except (ValueError, KeyError, TypeError) as error:
-            cause = f"{path}: not of a run of bench accuracy ({brief(error)})"
-            raise CommandError(printable(f"{cause}: give another --out"), USAGE) from error
-        changed = [n for n, which in facts["detectors"].items() if known.get(n, which) != which]
-        if earlier.get("manifests") != digests:
-            changed.append("the manifest")
-        separator = earlier.get("teacher")
-        if separator and facts["teacher"] not in (None, separator):
-            changed.append("the separator")
-        if changed:
-            cause = f"--resume: {out} was made with other weights, data or settings of "
-            cause += ", ".join(changed)
-            raise CommandError(printable(f"{cause}: give another --out"), USAGE)
-        facts["detectors"] = known | facts["detectors"]
-        facts["teacher"] = facts["teacher"] or separator
-    with writing(str(path)):
-        replace_file(path, (json.dumps(facts, indent=1) + "\n").encode())
+    path, own, separator = out / "run.json", facts["detectors"], facts["teacher"]
+
+    def decisive(facts: dict[str, Any]) -> dict[str, Any]:
+        """Facts that both runs have, and that must be equal."""
+        known = {name: facts["detectors"].get(name, own[name]) for name in own}
+        theirs = separator and (facts["teacher"] or separator)
+        return {"manifests": facts["manifests"], "detectors": known, "separator": theirs}
+
+    earlier = claim(path, facts, decisive)
+    facts |= {"detectors": earlier["detectors"] | own, "teacher": separator or earlier["teacher"]}
+    with writing(path):
+        write_json(path, facts)
     kept: dict[Key, dict[str, Any]] = {}
     for name in ("results.jsonl", "stress.jsonl"):
         if (out / name).exists():
@@ -388,8 +354,8 @@ def _problem(kind: str, message: str, stage: str) -> dict[str, str]:
 # --- what comes of it ------------------------------------------------------------------------
 
 
-def _judged(tracks: Sequence[Track]) -> list[Track]:
-    """What figures are of: all but the tracks that thresholds are chosen on."""
+def _measured(tracks: Sequence[Track]) -> list[Track]:
+    """The tracks that figures are of: all but those that thresholds are chosen on."""
     return [t for t in tracks if t.split != "calibration"] or list(tracks)
 
 
@@ -399,7 +365,7 @@ def _threshold(
     tracks: Sequence[Track],
     rows: Mapping[Key, Mapping[str, Any]],
 ) -> float:
-    """The number; where a detector's calibration scores allow none, 0.5, as in the report."""
+    """The threshold of a rule, or the number given; 0.5 where calibration scores allow none."""
     if isinstance(threshold, float):
         return threshold
     own = _metric_rows(name, [t for t in tracks if t.split == "calibration"], rows)
@@ -418,17 +384,17 @@ def _metric_rows(
 
 def _look(
     detector: ArtifactNet,
-    judged: Sequence[Track],
+    measured: Sequence[Track],
     known: Sequence[Track],
     teacher: Teacher,
     threshold: float,
 ) -> dict[str, Any]:
     """The mechanism of one detector."""
     train = [track for track in known if track.split == "train" and not track.problem]
-    basis = train[:: max(1, len(train) // MEAN_TRACKS)] or judged
+    basis = train[:: max(1, len(train) // MEAN_TRACKS)] or measured
     inside = mechanism.Mechanism(detector, teacher, (audio for _, audio in _decoded(basis)))
     figures, labels, scores = [], [], []
-    for track, audio in _decoded(judged):
+    for track, audio in _decoded(measured):
         row, ablated = inside.track(audio)
         if row:
             figures.append({"source": track.source, "label": track.label, **row})
@@ -462,38 +428,38 @@ def _report(
         read, views = public.read(folder, everything, name)
         rows |= {(row["id"], name, row.get("stress", "")): row for row in read + views}
         listed.append({"name": name, "params": None, "gflops": None})
-    judged = _judged(tracks)
-    judged_rows = [track.to_dict() for track in judged]
+    measured = _measured(tracks)
+    measured_rows = [track.to_dict() for track in measured]
     passes, stressed, looked = [], [], []
     lines, worse = [], []
     baseline = public.read_per_source(args.baseline) if args.baseline else {}
     for fact in listed:
         name = fact["name"]
         threshold = _threshold(args.threshold, name, tracks, rows)
-        own = _metric_rows(name, judged, rows)
-        judgement = sanity.judge(own, threshold, _subsets(args.subsets))
-        passes += [{"detector": name, **row} for row in judgement]
+        own = _metric_rows(name, measured, rows)
+        subsets = sanity.evaluate(own, threshold, _subsets(args.subsets))
+        passes += [{"detector": name, **row} for row in subsets]
         views_of: dict[str, dict[str, float | None]] = defaultdict(dict)
         for (track_id, detector_name, change), row in rows.items():
             if change and detector_name == name:
                 views_of[change][track_id] = row["score"]
         if views_of:
             plain = {row["id"]: row["score"] for row in own}
-            changed = stress.summarise(judged_rows, plain, views_of, threshold)
-            delta = sanity.codec_delta(judged_rows, views_of)
+            changed = stress.summarise(measured_rows, plain, views_of, threshold)
+            delta = sanity.codec_delta(measured_rows, views_of)
             stressed.append({"detector": name, "changes": changed, "codec_delta": delta})
-        results = {track.id: rows[track.id, name, ""] for track in judged}
+        results = {track.id: rows[track.id, name, ""] for track in measured}
         folder_of = out / "public" / _file_name(name)
         with writing(str(folder_of)):
-            public.write(folder_of, judged_rows, results, views_of, threshold)
+            public.write(folder_of, measured_rows, results, views_of, threshold)
         if baseline:
             after = public.read_per_source(str(folder_of / "per_source.json"))
             worse += [{"detector": name, **row} for row in sanity.regressions(baseline, after)]
-        lines.append(_line(name, own, threshold, judgement))
+        lines.append(_line(name, own, threshold, subsets))
     for detector in detectors:
         if args.mechanism and isinstance(detector, ArtifactNet):
             threshold = _threshold(args.threshold, detector.name, tracks, rows)
-            looked.append(_look(detector, judged, known, teacher.open(), threshold))
+            looked.append(_look(detector, measured, known, teacher.open(), threshold))
     accuracy_report.write_report(
         out,
         everything,

@@ -14,20 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from artifactnet_jax.audio import AudioError, Segment, SegmentReader
+from artifactnet_jax.audio import Segment, SegmentReader
 from artifactnet_jax.backends import BACKENDS
+from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.decode import AudioError
 from artifactnet_jax.detector import decide
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    aggregate,
-    brief,
-)
-from artifactnet_jax.score import open_detector
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.results import Failure, aggregate
+from artifactnet_jax.text import NO_BACKEND, SOME_FAILED, USAGE, CommandError, brief
+from artifactnet_jax.weights import Model
 
 TRACKS = (("flac", 44_100), ("mp3", 44_100), ("wav", 48_000), ("ogg", 44_100))  # generated
 TRACK_S = 30.0
@@ -91,7 +85,7 @@ class Track:
 
 
 def examine(
-    paths: Sequence[str], weights: Weights, plan: Any
+    paths: Sequence[str], weights: Model, plan: Any
 ) -> tuple[list[Track], list[dict[str, Any]], np.ndarray]:
     """Tracks that can be read, rows of those that cannot, and one segment [N] of the first."""
     tracks, failed, sample = [], [], None
@@ -145,7 +139,7 @@ def backend_of(name: str) -> tuple[str, str]:
     return (kind, dtype) if kind in BACKENDS and name not in BACKENDS else (name, "float32")
 
 
-def ours(name: str, weights: Weights, plan: Any, batch: int | None, label: str) -> Candidate:
+def ours(name: str, weights: Model, plan: Any, batch: int | None, label: str) -> Candidate:
     """A backend as `score` runs it, `name` as `backend_of` takes it."""
     kind, dtype = backend_of(name)
     began = time.perf_counter()
@@ -182,7 +176,7 @@ class Peer:
     scored. Segments without a finite score are left out, as the public runner does.
     """
 
-    weights: Weights  # whose front end and rules hold
+    weights: Model  # whose front end and rules hold
     plan: Any
     call: Callable[[np.ndarray], np.ndarray]  # float32 [B, N] -> scores [B], or [1] of a song
     batch: int
@@ -238,7 +232,7 @@ class OnnxModel:
     `batch` is the fastest of those that it takes. Raises CommandError.
     """
 
-    def __init__(self, path: str, weights: Weights):
+    def __init__(self, path: str, weights: Model):
         from artifactnet_jax.convert.graph import ConvertError
         from artifactnet_jax.convert.original import session
 
@@ -313,7 +307,7 @@ class OnnxModel:
         return self._run(padded)[: len(audio)]
 
 
-def onnx_peer(path: str, weights: Weights, plan: Any) -> Candidate:
+def onnx_peer(path: str, weights: Model, plan: Any) -> Candidate:
     """The given ONNX file as a candidate. Raises CommandError."""
     model = OnnxModel(path, weights)
     if model.song and plan == "all":
@@ -324,7 +318,7 @@ def onnx_peer(path: str, weights: Weights, plan: Any) -> Candidate:
     return Candidate(name, scorer.score, model, model.batch, facts | model.facts, peer=True)
 
 
-def torch_peer(weights: Weights, plan: Any) -> Candidate:
+def torch_peer(weights: Model, plan: Any) -> Candidate:
     """The same network in PyTorch as a candidate. Raises CommandError."""
     if importlib.util.find_spec("torch") is None:
         raise CommandError("--torch needs PyTorch: pip install torch", NO_BACKEND)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import json
 import math
 import os
 import re
@@ -28,119 +27,35 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 
 from artifactnet_jax.audio import SegmentReader, Segments
-from artifactnet_jax.config import Config, FrontEnd, Verdict, flops
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, Failure, brief, printable
+from artifactnet_jax.bench.adapter import RATE, Adapter, DetectorError, Scored, run_batch
+from artifactnet_jax.bench.baselines import (
+    CLAM,
+    SPECTTTRA,
+    Clam,
+    Fakeprint,
+    Separation,
+    SpecTTTra,
+    Trained,
+)
+from artifactnet_jax.config import Config, Decision, FrontEnd
+from artifactnet_jax.presets import flops
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief, printable
 
-RATE = FrontEnd.sample_rate  # Hz; what every track is decoded to
 BAND = (0.2, 0.8)  # of a tiered detector: scores between these go to the second one
 COMMAND_S = 600  # s; a command that takes longer has failed
-SPECTTTRA = "huggingface.co/awsaf49/sonics-spectttra-alpha-120s (MIT; config.json and weights)"
-CLAM = (
-    "github.com/StarkVision-AI/MoM-CLAM: a clone, with best_model_triplet_loss_margin_0.2.pth, "
-    "huggingface.co/m-a-p/MERT-v1-95M as MERT-v1-95M, and "
-    "huggingface.co/m3hrdadfi/wav2vec2-base-100k-gtzan-music-genres as wav2vec2 in it"
-)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """What a detector says of one track."""
-
-    score: float  # P(AI) in [0, 1]
-    segments: tuple[float | None, ...] = ()  # of its parts, where it has them
-    tier: int | None = None  # of a tiered detector: 1 or 2
-
-
-class DetectorError(Exception):
-    """A track cannot be scored; `kind` is for machines. The others are none the worse."""
-
-    def __init__(self, kind: str, message: str, segments: tuple[float | None, ...] = ()):
-        super().__init__(message)
-        self.kind, self.segments = kind, segments
-
-
-class Adapter:
-    """A detector. One of yours needs no more than this: `name`, `params` and so on, and `score`.
-
-    `load` is called once, before anything else. `score` takes mono float32 [n] in [-1, 1] at
-    `input_rate` Hz and gives P(AI) (or a `Scored`); it raises what it likes. `batch` does the same
-    for several tracks at once, of any lengths.
-    """
-
-    name = ""
-    params: int | None = None  # trained parameters
-    gflops: float | None = None  # for 4 s of audio; 1e9 operations, a multiply-add is two
-    input_rate = RATE  # Hz
-    identity = ""  # of the weights and settings: other scores, another identity
-
-    def load(self, device: str) -> None:
-        """Make ready, on "auto", "cpu" or "cuda". CommandError: what it needs is not there."""
-
-    def score(self, audio: np.ndarray) -> float | Scored:
-        """P(AI) of one track."""
-        raise NotImplementedError
-
-    def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
-        """The same for several tracks; a DetectorError in place of a score fails that track."""
-        return [_caught(self.score, one) for one in audio]
-
-
-def trained_parts(detector: Adapter) -> list[Trained]:
-    """What has to be fitted before this detector can score: itself, or its tiers."""
-    if isinstance(detector, Tiered):
-        return trained_parts(detector.fast) + trained_parts(detector.second)
-    return [detector] if isinstance(detector, Trained) else []
-
-
-def _caught(
-    score: Callable[[np.ndarray], float | Scored], audio: np.ndarray
-) -> float | Scored | DetectorError:
-    try:
-        return score(audio)
-    except DetectorError as error:
-        return error
-    except Exception as error:  # somebody's code: its failure is the track's
-        return DetectorError("detector", brief(error))
-
-
-def at_rate(audio: np.ndarray, rate: int) -> np.ndarray:
-    """Mono float32 at 44.1 kHz -> the same at `rate` (soxr HQ, in [-1, 1])."""
-    return audio if rate == RATE else np.clip(soxr.resample(audio, RATE, rate, "HQ"), -1, 1)
-
-
-def run_batch(detector: Adapter, audio: Sequence[np.ndarray]) -> list[Scored | DetectorError]:
-    """A detector's word on tracks at 44.1 kHz, every score checked: finite and in [0, 1]."""
-    heard = [at_rate(one, detector.input_rate) for one in audio]
-    try:
-        results = list(detector.batch(heard))
-    except Exception:  # of a foreign `batch`: whose track it is shows one by one
-        results = [_caught(detector.score, one) for one in heard]
-    if len(results) != len(audio):
-        cause = f"{detector.name} gave {len(results)} scores for {len(audio)} tracks"
-        return [DetectorError("detector", cause)] * len(audio)
-    return [_checked(result) for result in results]
-
-
-def _checked(result: Any) -> Scored | DetectorError:
-    if isinstance(result, DetectorError):
-        return result
-    scored = result if isinstance(result, Scored) else None
-    try:
-        value = float(result if scored is None else scored.score)
-    except (TypeError, ValueError):
-        return DetectorError("score", f"{printable(repr(result))[:80]} is no score")
-    if not 0 <= value <= 1:  # NaN compares false
-        cause = f"its score {value} is not a number in [0, 1]"
-        return DetectorError("score", cause, () if scored is None else scored.segments)
-    return Scored(value) if scored is None else dataclasses.replace(scored, score=value)
+def _digest_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- ours, and its ONNX builds ---------------------------------------------------------------
@@ -154,12 +69,12 @@ class ArtifactNet(Adapter):
 
     def load(self, device: str) -> None:
         """The backend is the one that `score` would take."""
-        from artifactnet_jax.score import open_detector
-        from artifactnet_jax.weights import parameter_counts
+        from artifactnet_jax.console.detectors import open_detector
+        from artifactnet_jax.weights import ForeignGraph, parameter_counts
 
         self.detector = open_detector(self._path, "numpy" if device == "cpu" else "auto")
         weights = self.detector.weights
-        if weights.graph is None:
+        if not isinstance(weights, ForeignGraph):
             self.gflops = flops(weights.config)["total"] / 1e9
             if isinstance(weights.config.unet, type(Config.edge().unet)):
                 self.params = parameter_counts(weights.config)["total"]
@@ -179,7 +94,7 @@ class ArtifactNet(Adapter):
         return [found[index] for index in range(len(audio))]
 
     def score(self, audio: np.ndarray) -> float | Scored:
-        """See `Adapter`."""
+        """P(AI) of one track; see `Adapter`."""
         (result,) = self.batch([audio])
         if isinstance(result, DetectorError):
             raise result
@@ -195,7 +110,7 @@ class Onnx(Adapter):
     first 60 s. onnxruntime runs one thread on the CPU and optimises nothing.
     """
 
-    SEGMENTS = Verdict.runner_segments
+    SEGMENTS = Decision.runner_segments
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -227,9 +142,9 @@ class Onnx(Adapter):
             self.identity += _digest_of(f"{self._path}.data")
 
     def score(self, audio: np.ndarray) -> Scored:
-        """See the class."""
+        """P(AI) of one track; see the class."""
         plan: Segments = "first60" if self.song else self.SEGMENTS
-        reader = SegmentReader((audio, RATE), self._front_end, Verdict(), plan)
+        reader = SegmentReader((audio, RATE), self._front_end, Decision(), plan)
         segments = np.stack([segment.samples for segment in reader])
         if self.song:
             return Scored(self._run(segments))
@@ -245,311 +160,14 @@ class Onnx(Adapter):
         return float(np.asarray(value).reshape(-1)[0])
 
 
-def _digest_of(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --- baselines that are trained here -------------------------------------------------------------
-
-
-class Trained(Adapter):
-    """Features of a track and a logistic regression on them, fitted to the part "train".
-
-    scikit-learn's, its classes balanced. What was fitted is a small JSON file; given one, nothing
-    is fitted.
-    """
-
-    kind = ""
-
-    def __init__(self, path: str | None = None) -> None:
-        self.params = None
-        self._fitted: tuple[np.ndarray, float] | None = None  # weights, bias
-        if path is not None:
-            try:
-                with open(path, encoding="utf-8") as file:
-                    self.restore(json.load(file))
-            except OSError as error:
-                raise CommandError(f"{self.kind}:{path}: {error.strerror}", USAGE) from error
-            except (ValueError, KeyError, TypeError) as error:
-                cause = f"{self.kind}:{path}: not a fitted {self.kind} ({brief(error)})"
-                raise CommandError(f"{cause}: leave the file out to fit one", USAGE) from error
-
-    @property
-    def label(self) -> str:
-        """What is fitted: equal labels, equal fits."""
-        return self.kind
-
-    @property
-    def fitted(self) -> bool:
-        """Whether it can score."""
-        return self._fitted is not None
-
-    def features(self, audio: np.ndarray) -> np.ndarray:
-        """float64 [d] of mono audio at `input_rate`; DetectorError."""
-        raise NotImplementedError
-
-    def fit(self, examples: Iterable[tuple[np.ndarray, int]]) -> None:
-        """Fit to (audio at `input_rate`, label) pairs; ValueError: one class only, or none."""
-        from sklearn.linear_model import LogisticRegression
-
-        known = []
-        for audio, label in examples:
-            try:
-                known.append((self.features(audio), label))
-            except DetectorError:
-                continue
-        labels = np.array([label for _, label in known])
-        if len(set(labels)) < 2:
-            raise ValueError(f"{len(known)} tracks to fit {self.kind} to are not of both classes")
-        x = np.stack([features for features, _ in known])
-        middle = x.mean(axis=0)
-        model = LogisticRegression(class_weight="balanced", max_iter=2000)
-        model.fit(x - middle, labels)
-        weights = model.coef_[0]
-        bias = float(model.intercept_[0] - weights @ middle)
-        self.restore({"kind": self.kind, "weights": weights.tolist(), "bias": bias})
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave; ValueError or KeyError."""
-        if state["kind"] != self.kind:
-            raise ValueError(f"it is a {state['kind']}")
-        weights = np.array(state["weights"], np.float64)
-        self._fitted = weights, float(state["bias"])
-        self.params = len(weights) + 1
-        self.identity = hashlib.sha256(json.dumps(self.state).encode()).hexdigest()
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What was fitted, for JSON."""
-        assert self._fitted is not None
-        weights, bias = self._fitted
-        return {"kind": self.kind, "weights": weights.tolist(), "bias": bias}
-
-    def score(self, audio: np.ndarray) -> Scored:
-        """The regression's probability."""
-        assert self._fitted is not None
-        weights, bias = self._fitted
-        logit = float(weights @ self.features(audio)) + bias
-        return Scored(1 / (1 + math.exp(-min(max(logit, -700.0), 700.0))))
-
-
-class Fakeprint(Trained):
-    """The spectrum's peaks over its lower hull, from 1 to 8 kHz (Afchar et al., ISMIR 2025).
-
-    Decoders that upsample by transposed convolutions leave peaks at fixed frequencies: they show in
-    the mean spectrum. 16 kHz, first 180 s, power spectrogram of n_fft 8192 (Hann, hop a half), in
-    dB between -100 and 60, mean over time; hull: minima of every 10 bins, joined by parabolas, and
-    no lower than -45 dB; what rises above it, up to 5 dB, over the largest. 3,585 bins.
-    """
-
-    kind = "fakeprint"
-    input_rate = 16_000
-    N_FFT, HOP, SECONDS = 8192, 4096, 180
-    FIRST, LAST = 512, 4096  # bins: 1 and 8 kHz, both included
-    AREA, FLOOR_DB, PEAK_DB = 10, -45.0, 5.0
-    gflops = 4 * 16_000 / HOP * 5 * N_FFT * math.log2(N_FFT) / 1e9
-
-    def features(self, audio: np.ndarray) -> np.ndarray:
-        """See the class. DetectorError for digital silence."""
-        from scipy.interpolate import make_interp_spline
-
-        audio = audio[: self.SECONDS * self.input_rate]
-        if not audio.any():
-            raise DetectorError("silent", "it is silent")
-        audio = np.pad(audio, (0, max(0, self.N_FFT - len(audio))))
-        frames = np.lib.stride_tricks.sliding_window_view(audio, self.N_FFT)[:: self.HOP]
-        window = np.hanning(self.N_FFT + 1)[:-1].astype(np.float32)
-        total = np.zeros(self.N_FFT // 2 + 1)
-        for start in range(0, len(frames), 64):
-            power = np.square(np.abs(np.fft.rfft(frames[start : start + 64] * window)))
-            total += (10 * np.log10(np.clip(power, 1e-10, 1e6))).sum(axis=0)
-        spectrum = (total / len(frames))[self.FIRST : self.LAST + 1]
-        starts = range(0, len(spectrum), self.AREA)
-        lowest = np.array([s + int(spectrum[s : s + self.AREA].argmin()) for s in starts])
-        hull = make_interp_spline(lowest, spectrum[lowest], k=2)
-        floor = np.maximum(hull(np.arange(len(spectrum))), self.FLOOR_DB)
-        peaks = np.clip(spectrum - floor, 0, self.PEAK_DB)
-        return peaks / max(float(peaks.max()), 1e-9)
-
-
-class Separation(Trained):
-    """How much of a track a source separator cannot explain, in dB of its energy.
-
-    The reconstruction error of the dual-engine design (stems against the input): generated music
-    is said to come apart without remainder. The teachers are those of `artifactnet-jax residuals`;
-    the built-in one is no separator, and its residual only a stand-in.
-    """
-
-    kind = "separation"
-
-    def __init__(self, teacher: str | None = None) -> None:
-        super().__init__()
-        self._spec = teacher or "builtin"
-
-    @property
-    def label(self) -> str:
-        """With the teacher, unless that is the built-in one."""
-        return self.kind if self._spec == "builtin" else f"{self.kind}-{self._spec}"
-
-    def load(self, device: str) -> None:
-        """Opens the teacher."""
-        from artifactnet_jax.data.teachers import open_teacher
-
-        self._teacher = open_teacher(self._spec)
-
-    def features(self, audio: np.ndarray) -> np.ndarray:
-        """[dB of the residual's energy over the track's]."""
-        energy = float(np.square(audio, dtype=np.float64).sum())
-        if not energy:
-            raise DetectorError("silent", "it is silent")
-        blocks = self._teacher.residual(audio[:, None])
-        left = sum(float(np.square(block, dtype=np.float64).sum()) for block in blocks)
-        return np.array([10 * math.log10(max(left / energy, 1e-12))])
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Its identity is the teacher's too."""
-        super().restore(state)
-        self.identity += f" {self._teacher.digest}"
-
-
-# --- published baselines ---------------------------------------------------------------------
-
-
-def _torch(name: str, *packages: str) -> list[Any]:
-    """torch and the other packages; CommandError when one is missing."""
-    try:
-        return [importlib.import_module(package) for package in ("torch", *packages)]
-    except ImportError as error:
-        known = {"sonics": "git+https://github.com/awsaf49/sonics.git"}
-        package = str(error.name)
-        cure = f"pip install {known.get(package, package)}"
-        raise CommandError(f"{name} needs the package {package}: {cure}", NO_BACKEND) from error
-
-
-def _torch_device(torch: Any, device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def centred(audio: np.ndarray, size: int) -> np.ndarray:
-    """The middle `size` samples, or all of them and zeros behind."""
-    start = max(0, (len(audio) - size) // 2)
-    return np.pad(audio[start : start + size], (0, max(0, size - len(audio))))
-
-
-class SpecTTTra(Adapter):
-    """SpecTTTra alpha-120s (Rahman et al., SONICS, ICLR 2025): the middle 120 s at 16 kHz."""
-
-    params = 18_679_693
-    input_rate = 16_000
-    SECONDS = 120
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def load(self, device: str) -> None:
-        """From a local folder; nothing is downloaded."""
-        _need(os.path.join(self._folder, "config.json"), f"spectttra:{self._folder}", SPECTTTRA)
-        self._pytorch, sonics = _torch("spectttra", "sonics")
-        self._device = _torch_device(self._pytorch, device)
-        model = sonics.HFAudioClassifier.from_pretrained(self._folder)
-        self._model = model.to(self._device).eval()
-        self.identity = _folder_identity(self._folder)
-
-    def score(self, audio: np.ndarray) -> float:
-        """Sigmoid of the logit."""
-        clip = centred(audio, self.SECONDS * self.input_rate)[None].astype(np.float32)
-        with self._pytorch.inference_mode():
-            logit = self._model(self._pytorch.from_numpy(clip).to(self._device))
-        return float(self._pytorch.sigmoid(logit).item())
-
-
-class Clam(Adapter):
-    """CLAM (Melody or Machine, 2025): MERT at 24 kHz and wav2vec2 at 16 kHz, the middle 90 s.
-
-    All 13 hidden states of both, their means over time, go into the model of the authors' own
-    repository, whose code is run from the local clone. Half precision on CUDA, as published.
-    """
-
-    params = 194_300_000
-    SECONDS = 90
-    STATES, WIDTH = 13, 768
-    CHECKPOINT = "best_model_triplet_loss_margin_0.2.pth"
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def load(self, device: str) -> None:
-        """From a local folder; nothing is downloaded."""
-        name = f"clam:{self._folder}"
-        checkpoint = os.path.join(self._folder, self.CHECKPOINT)
-        for part in ("models/clam.py", self.CHECKPOINT, "MERT-v1-95M", "wav2vec2"):
-            _need(os.path.join(self._folder, part), name, CLAM)
-        self._pytorch, transformers = _torch("clam", "transformers")
-        self._device = _torch_device(self._pytorch, device)
-        spec = importlib.util.spec_from_file_location(
-            "clam_of_its_authors", os.path.join(self._folder, "models", "clam.py")
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        head = module.CLAM(
-            in_channel1=self.STATES,
-            in_channel2=self.STATES,
-            embed_dim1=self.WIDTH,
-            embed_dim2=self.WIDTH,
-        )
-        state = self._pytorch.load(checkpoint, map_location="cpu", weights_only=True)
-        head.load_state_dict(state)
-        half = self._device == "cuda"
-        self._dtype = self._pytorch.float16 if half else self._pytorch.float32
-        self._head = head.to(self._device, self._dtype).eval()
-        self._encoders = []
-        for part in ("MERT-v1-95M", "wav2vec2"):
-            path = os.path.join(self._folder, part)
-            # MERT's own modelling code lies beside its weights.
-            options = {"trust_remote_code": True, "local_files_only": True}
-            processor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(path, **options)
-            model = transformers.AutoModel.from_pretrained(path, **options)
-            self._encoders.append((processor, model.to(self._device, self._dtype).eval()))
-        self.identity = _folder_identity(self._folder)
-
-    def score(self, audio: np.ndarray) -> float:
-        """Sigmoid of the logit."""
-        with self._pytorch.inference_mode():
-            embeddings = [self._embedding(audio, *encoder) for encoder in self._encoders]
-            logit = self._head(*embeddings)
-        return float(self._pytorch.sigmoid(logit.float()).item())
-
-    def _embedding(self, audio: np.ndarray, processor: Any, model: Any) -> Any:
-        rate = processor.sampling_rate
-        clip = centred(at_rate(audio, rate), self.SECONDS * rate)
-        inputs = processor(clip, sampling_rate=rate, return_tensors="pt")
-        values = inputs["input_values"].to(self._device, self._dtype)
-        states = model(values, output_hidden_states=True).hidden_states
-        return self._pytorch.stack(states).mean(dim=2).transpose(0, 1)  # [1, states, width]
-
-
-def _need(path: str, name: str, origin: str) -> None:
-    if not os.path.exists(path):
-        raise CommandError(f"{name}: {path} is not there: get it from {origin}", USAGE)
-
-
-def _folder_identity(folder: str) -> str:
-    """Names, sizes and times of a folder's large files: hashing gigabytes at each start is slow."""
-    facts = []
-    for root, _, names in sorted(os.walk(folder)):
-        for name in sorted(names):
-            if name.endswith((".bin", ".pth", ".safetensors", ".json")):
-                found = os.stat(os.path.join(root, name))
-                facts.append((name, found.st_size, found.st_mtime_ns))
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
 # --- others' and several -------------------------------------------------------------------------
+
+
+def trained_parts(detector: Adapter) -> list[Trained]:
+    """The parts that must be fitted before a detector can score: itself, or its tiers."""
+    if isinstance(detector, Tiered):
+        return trained_parts(detector.fast) + trained_parts(detector.second)
+    return [detector] if isinstance(detector, Trained) else []
 
 
 class Tiered(Adapter):
@@ -563,23 +181,23 @@ class Tiered(Adapter):
         self.fast, self.second, self.band = fast, second, band
 
     def load(self, device: str) -> None:
-        """Both are loaded."""
+        """Load both detectors."""
         self.fast.load(device)
         self.second.load(device)
 
     @property
     def identity(self) -> str:  # type: ignore[override]
-        """Of both, and the band."""
+        """Identities of both detectors, and the band."""
         return f"{self.fast.identity} {self.second.identity} {self.band}"
 
     @property
     def params(self) -> int | None:  # type: ignore[override]
-        """Of both."""
+        """Parameters of both detectors; None where one is unknown."""
         counts = (self.fast.params, self.second.params)
         return None if None in counts else sum(counts)  # type: ignore[arg-type]
 
     def score(self, audio: np.ndarray) -> Scored:
-        """See the class."""
+        """P(AI) of one track; see the class."""
         (result,) = self.batch([audio])
         if isinstance(result, DetectorError):
             raise result
@@ -587,7 +205,7 @@ class Tiered(Adapter):
         return result
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
-        """The fast one on all, then the second one on the rest."""
+        """Scores of the fast detector; of the second one where the fast one is not sure."""
         results: list[Any] = run_batch(self.fast, audio)
         low, high = self.band
         unsure = [
@@ -627,7 +245,7 @@ class Foreign(Adapter):
             sys.path.remove(os.getcwd())
         self._score = getattr(self._its, "score", None) or getattr(self._its, "forward", None)
         if self._score is None:
-            cure = "see artifactnet_jax.bench.detectors.Adapter"
+            cure = "see artifactnet_jax.bench.adapter.Adapter"
             raise CommandError(f"--detector {spec}: it has no method score: {cure}", USAGE)
         self.name = str(getattr(self._its, "name", "") or name)
         self.params = getattr(self._its, "params", None)
@@ -636,17 +254,18 @@ class Foreign(Adapter):
             self.input_rate = int(getattr(self._its, "input_rate", RATE))
 
     def load(self, device: str) -> None:
-        """Its own `load`, where it has one."""
+        """Call the class's own `load`, where it has one."""
         if hasattr(self._its, "load"):
             self._its.load(device)
         self.identity = str(getattr(self._its, "identity", ""))
 
     def score(self, audio: np.ndarray) -> float | Scored:
-        """Its own `score`."""
-        return self._score(audio)  # type: ignore[misc]
+        """Score by the class's own `score` or `forward`."""
+        answer: float | Scored = self._score(audio)  # type: ignore[misc]
+        return answer
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
-        """Its own `batch`, where it has one."""
+        """Scores by the class's own `batch`, where it has one."""
         if hasattr(self._its, "batch"):
             return list(self._its.batch(audio))
         return super().batch(audio)
@@ -667,7 +286,7 @@ class Command(Adapter):
         self.identity = " ".join(words)
 
     def score(self, audio: np.ndarray) -> float:
-        """See the class."""
+        """P(AI) of one track; see the class."""
         with tempfile.TemporaryDirectory(prefix="artifactnet-jax-") as folder:
             path = os.path.join(folder, "track.wav")
             soundfile.write(path, audio, RATE, subtype="FLOAT")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError
 
 STAGES = (
     *("decode", "resample", "transfer", "stft", "unet", "hpss", "texture", "cnn", "other"),

@@ -19,8 +19,10 @@ import numpy as np
 
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.data.augment import CODECS, MARGIN, RATE, Augment, encode_decode
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import read_manifest
-from artifactnet_jax.data.records import AudioCache, Examples, batches, prepare
+from artifactnet_jax.data.records import Examples, batches
+from artifactnet_jax.decode import to_float
 
 BATCH = 8
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
                 found = pace(examples, number, args.seconds)
                 loaders.setdefault(name, {})[f"workers {number}"] = found
         stereo = np.concatenate([np.broadcast_to(track, (len(track), 2)) for track in tracks])
-        crop = stereo[: samples + 2 * MARGIN].astype(np.float32) / np.float32(32768)
+        crop = to_float(stereo[: samples + 2 * MARGIN])
     results = {
         "cpus": cpu_count(),
         "decoding_times_real_time": round(len(stereo) / RATE / decoding),

@@ -227,7 +227,7 @@ class Energy:
         """Joules since some moment before: only differences mean anything."""
         if self._nvml is not None:
             of = self._nvml.nvmlDeviceGetTotalEnergyConsumption
-            return sum(of(handle) for handle in self._handles) / 1000
+            return sum(float(of(handle)) for handle in self._handles) / 1000
         return self._total if self._stats is not None else None
 
     def close(self) -> None:

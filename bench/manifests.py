@@ -28,10 +28,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from artifactnet_jax.data.manifest import LABELS, ManifestError, label_of, pyarrow_or, read_records
+from artifactnet_jax.data.manifest import (
+    LABELS,
+    ManifestError,
+    cell_text,
+    label_of,
+    made_of_rows,
+    pyarrow_or,
+    read_records,
+)
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import audio_in
-from artifactnet_jax.results import brief, printable
+from artifactnet_jax.text import brief, printable
 
 REAL = "real hardneg"  # endings of public real sources
 _COHORTS = {"sonics": "SONICS", "mom": "MoM", "aime": "AIME", "suno": "CDN", "udio": "CDN"}
@@ -81,7 +89,7 @@ class Track:
     development: bool = False  # a detector or threshold was made with it: reports say so
 
     def to_dict(self) -> dict[str, Any]:
-        """What metrics and reports see: everything but where the audio is."""
+        """The fields that metrics and reports use: all but the place of the audio."""
         keys = ("id", "label", "source", "generator", "group", "lineage", "split", "development")
         return {key: getattr(self, key) for key in keys}
 
@@ -90,7 +98,7 @@ class Track:
 
 
 def read(paths: Sequence[str], folders: Sequence[str] = ()) -> tuple[list[Track], list[str]]:
-    """The tracks of all manifests, their audio bound, and what people should be told.
+    """The tracks of all manifests, each with its audio, and notes for people.
 
     `folders` are searched, with their subfolders, for audio that is not where its row says; a track
     without any is there all the same, with its `problem`. ManifestError: a manifest cannot be read
@@ -102,20 +110,12 @@ def read(paths: Sequence[str], folders: Sequence[str] = ()) -> tuple[list[Track]
     for path in paths:
         rows = _rows(path)
         if not rows:
-            raise _error(path, "it has no rows: give tracks")
-        foreign = sorted({key for row in rows for key in row.cells} - _KNOWN)
+            raise ManifestError.of(path, "it has no rows: give tracks")
+        foreign = sorted({key for _, row in rows for key in row.cells} - _KNOWN)
         if foreign and not path.lower().endswith(".json"):
             notes.append(printable(f"{path}: columns not used: {', '.join(foreign)}"))
-        index.wanted(rows)
-        bad: list[str] = []
-        for row in rows:
-            try:
-                tracks.append(_track(row, index))
-            except ValueError as error:
-                bad.append(f"{row.where}: {error}")
-        if bad:
-            more = f" ({len(bad) - 1} more rows are bad)" if bad[1:] else ""
-            raise _error(path, bad[0] + more)
+        index.wanted(row for _, row in rows)
+        tracks += made_of_rows(path, rows, lambda where, row: _track(row, index))
     if twice := [name for name, n in Counter(track.id for track in tracks).items() if n > 1]:
         named = ", ".join(map(repr, twice[:3]))
         cause = f"{len(twice)} ids are there twice, such as {named}"
@@ -164,26 +164,27 @@ def select(
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    where: str  # in the manifest, for people
     cells: Mapping[str, str]
     folder: str  # that paths are relative to
     shard: Shard | None = None
 
 
-def _rows(path: str) -> list[_Row]:
+_Rows = list[tuple[str, _Row]]  # with the name of the row for people
+
+
+def _rows(path: str) -> _Rows:
     """The rows of one manifest, of whatever form."""
     if os.path.isdir(path):
         shards = sorted(n for n in os.listdir(path) if n.lower().endswith(".parquet"))
         if not shards:
-            raise _error(path, "the folder has no .parquet files: name a manifest")
+            raise ManifestError.of(path, "the folder has no .parquet files: name a manifest")
         return [row for name in shards for row in _rows(os.path.join(path, name))]
     folder = os.path.dirname(path)
     if path.lower().endswith(".json"):
-        return [_Row(where, cells, folder) for where, cells in _json(path)]
+        return [(where, _Row(cells, folder)) for where, cells in _json(path)]
     if path.lower().endswith(".parquet") and (rows := _shard(path)) is not None:
         return rows
-    columns, records = read_records(path)
-    return [_Row(where, dict(zip(columns, cells, strict=True)), folder) for where, cells in records]
+    return [(where, _Row(cells, folder)) for where, cells in read_records(path)[1]]
 
 
 def _json(path: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -191,32 +192,31 @@ def _json(path: str) -> Iterator[tuple[str, dict[str, str]]]:
         with open(path, encoding="utf-8-sig") as file:
             data = json.load(file)
     except OSError as error:
-        raise _error(path, f"cannot be read: {error.strerror or brief(error)}") from error
+        raise ManifestError.of(path, f"cannot be read: {error.strerror or brief(error)}") from error
     except ValueError as error:
-        raise _error(path, f"it is not JSON ({error}): export it again") from error
+        raise ManifestError.of(path, f"it is not JSON ({error}): export it again") from error
     lists = {"": data} if isinstance(data, list) else {}
     if isinstance(data, dict):
         lists = {k: data[k] for k in ("bench", "tracks", "train", "test") if k in data}
     if not lists or not all(isinstance(rows, list) for rows in lists.values()):
         cure = 'give a list of tracks, or {"bench": [...]} or {"tracks": [...]}'
-        raise _error(path, f"it holds no list of tracks: {cure}")
+        raise ManifestError.of(path, f"it holds no list of tracks: {cure}")
     for name, rows in lists.items():
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
-                raise _error(path, f"{name or 'track'} {number} is no object: correct it")
-            cells = {key: _text(value) for key, value in row.items()}
+                raise ManifestError.of(path, f"{name or 'track'} {number} is no object: correct it")
+            cells = _cells_of(row)
             if name in ("train", "test"):
                 cells = {"bench_origin": name} | cells
             yield f"{name or 'track'} {number}", cells
 
 
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, (dict, list)):
-        return ""
-    return str(value)
+def _cells_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """Cells as text; what is nested is nothing."""
+    return {k: "" if isinstance(v, (dict, list)) else cell_text(v) for k, v in row.items()}
 
 
-def _shard(path: str) -> list[_Row] | None:
+def _shard(path: str) -> _Rows | None:
     """The rows of a parquet file with audio in it; None where it has none."""
     arrow, parquet = pyarrow_or(_CURE)
     try:
@@ -233,16 +233,14 @@ def _shard(path: str) -> list[_Row] | None:
             others = [name for name in schema.names if name != column.split(".")[0]]
             table = file.read(columns=others)
     except OSError as error:  # pyarrow raises it for what is cut off, too
-        raise _error(path, f"the shard cannot be read ({brief(error)}): copy it again") from error
+        cause = f"the shard cannot be read ({brief(error)})"
+        raise ManifestError.of(path, f"{cause}: copy it again") from error
     except (arrow.ArrowException, KeyError) as error:
-        raise _error(path, f"the shard is damaged ({brief(error)}): copy it again") from error
+        cause = f"the shard is damaged ({brief(error)})"
+        raise ManifestError.of(path, f"{cause}: copy it again") from error
+    folder = os.path.dirname(path)
     return [
-        _Row(
-            f"row {number + 1}",
-            {key: _text(value) for key, value in row.items()},
-            os.path.dirname(path),
-            Shard(path, column, number),
-        )
+        (f"row {number + 1}", _Row(_cells_of(row), folder, Shard(path, column, number)))
         for number, row in enumerate(table.to_pylist())
     ]
 
@@ -358,7 +356,7 @@ class _Index:
 
 
 class AudioReader:
-    """Gives out what audio can be decoded from, one track after another.
+    """Opens the audio of tracks, one track after another.
 
     Shards are read a few rows at a time, in order: tracks should be asked for as they lie in them.
     """
@@ -401,7 +399,3 @@ def _cells(shard: Shard) -> Iterator[bytes | None]:
         for batch in file.iter_batches(batch_size=1, columns=[shard.column]):
             for value in batch.column(0).to_pylist():
                 yield value.get("bytes") if isinstance(value, dict) else value
-
-
-def _error(path: str, what: str) -> ManifestError:
-    return ManifestError(printable(f"{path}: {what}"))

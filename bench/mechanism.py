@@ -16,20 +16,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from artifactnet_jax.audio import BAND_FLOOR, SegmentReader
-from artifactnet_jax.backends.numpy import NumpyBackend
-from artifactnet_jax.bench.detectors import RATE, ArtifactNet
+from artifactnet_jax.bench.adapter import RATE
+from artifactnet_jax.bench.detectors import ArtifactNet
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.data.manifest import LABELS
 from artifactnet_jax.data.teachers import Teacher
-from artifactnet_jax.reference import (
-    Network,
-    channels,
-    effective_bandwidth,
-    loudest,
-    sigmoid,
-    stft_magnitude,
-)
-from artifactnet_jax.results import USAGE, CommandError
+from artifactnet_jax.dsp_numpy import effective_bandwidth, sigmoid, stft_magnitude
+from artifactnet_jax.evaluation import auc
+from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.text import USAGE, CommandError
+from artifactnet_jax.weights import Weights
 
 SEGMENTS = 3  # evenly spaced ones of a track
 FLAT_MASK = 0.01  # public runner: a mask whose standard deviation is smaller is a bug
@@ -47,12 +43,11 @@ class Mechanism:
         self, detector: ArtifactNet, teacher: Teacher, basis: Iterable[np.ndarray]
     ) -> None:
         weights = detector.detector.weights
-        if weights.graph is not None or weights.config.front_end.joint.startswith("song"):
+        if not isinstance(weights, Weights) or weights.whole_song:
             cause = f"--mechanism: {detector.name} has no stages of a segment to look at"
             raise CommandError(f"{cause}: give artifactnet with native weights", USAGE)
         self._config = weights.config
-        self._backend = NumpyBackend(weights)  # not every backend shows its stages
-        self._network = Network(weights.config, weights.tensors)
+        self._network = NumpyNetwork(weights.config, weights.tensors)
         self._teacher = teacher
         self.mask_max: float | None = weights.config.unet.mask_max
         self._means = self._mean_channels(basis)
@@ -65,14 +60,17 @@ class Mechanism:
         ]
         if not means:
             raise CommandError("--mechanism: no audible track to take the mean channels of", USAGE)
-        return np.mean(means, axis=0).astype(np.float32)  # [C, n_mels]
+        mean: np.ndarray = np.mean(means, axis=0).astype(np.float32)  # [C, n_mels]
+        return mean
 
     def _segments(self, audio: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Every stage of `SEGMENTS` evenly spaced segments, silent ones left out."""
         front_end, verdict = self._config.front_end, self._config.verdict
         for segment in SegmentReader((audio, RATE), front_end, verdict, SEGMENTS):
             if segment.peak > verdict.silence_peak:
-                yield self._backend.stages(segment.samples)
+                with threadpool_limits(limits=1, user_api="blas"):  # as backend `numpy` has it
+                    found = self._network.stages(segment.samples)
+                yield found
 
     def track(self, audio: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
         """Figures of one track, and its score under every ablation; both {} of a silent one.
@@ -118,22 +116,20 @@ class Mechanism:
 
     def _ablated(self, stages: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
         """Name and score of one segment under every ablation."""
-        maps, front_end = stages["channels"], self._config.front_end
-        own = self._network.logit(maps)
-        texture = float(stages["logit"]) - float(own)  # what the texture head adds
+        network, maps = self._network, stages["channels"]
+        own, texture = stages["network_logit"], float(stages["texture_logit"])
 
         def score(logit: Any) -> float:
             return float(sigmoid(np.asarray(logit, np.float64)))
 
         yield "none", score(own + texture)
-        for index, name in enumerate(front_end.channels):
+        for index, name in enumerate(self._config.front_end.channels):
             changed = maps.copy()
             changed[index] = self._means[index][:, None]
-            yield f"without {name}", score(self._network.logit(changed) + texture)
+            yield f"without {name}", score(network.classify(changed) + texture)
         if self.mask_max is not None:  # a factor on the mask's sigmoid
-            views = self._network.views(stages["mask"] / self.mask_max * stages["magnitude"])
-            unbounded = channels(views, front_end, loudest(views, front_end))
-            yield "mask unbounded", score(self._network.logit(unbounded) + texture)
+            parts = network.parts(stages["mask"] / self.mask_max * stages["magnitude"])
+            yield "mask unbounded", score(network.logit_of_db(network.mel_db(parts)) + texture)
         if self._config.texture is not None:
             yield "without the texture head", score(own)
 
@@ -145,14 +141,13 @@ def ablations(
 
     `delta_f1` and `delta_auroc` are differences to "none". AUROC is None with one class only.
     """
-    from sklearn.metrics import f1_score, roc_auc_score
+    from sklearn.metrics import f1_score
 
     table: list[dict[str, Any]] = []
     for name in scores[0] if scores else ():
         values = np.array([score[name] for score in scores])
         f1 = float(f1_score(labels, values >= threshold, zero_division=0.0))
-        both = len(set(labels)) == 2
-        auroc = float(roc_auc_score(labels, values)) if both else None
+        auroc = auc(np.array(labels), values)
         row: dict[str, Any] = {"ablation": name, "n": len(values), "f1": f1, "auroc": auroc}
         first = table[0] if table else row
         row["delta_f1"] = f1 - first["f1"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from artifactnet_jax.bench.rounds import interleaved, ratios, wall_clock
 from artifactnet_jax.kernels import median_filter
 
 
@@ -65,21 +66,13 @@ def measure(shape: list[int], size: int, axis: int, rounds: int, with_sort: bool
         for name, result in results.items()
         if name != "xla_gradient"
     }
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for k in range(rounds):
-        print(f"shape {shape} axis {axis}: round {k + 1} of {rounds}", file=sys.stderr)
-        for name, candidate in candidates.items():
-            start = time.perf_counter()
-            candidate()
-            times[name].append(1000 * (time.perf_counter() - start))
-
-    def ratio(slow: str, fast: str) -> float:
-        pairs = zip(times[slow], times[fast], strict=True)
-        return round(statistics.median(a / b for a, b in pairs), 1)
-
-    ratios = {f"scipy/{name}": ratio("scipy", name) for name in ("numpy", "xla")}
-    if with_sort:
-        ratios["xla_sort/xla"] = ratio("xla_sort", "xla")
+    label = f"shape {shape} axis {axis}"
+    runs = interleaved(
+        candidates, rounds, wall_clock, lambda text: print(f"{label}: {text}", file=sys.stderr)
+    )
+    times = {name: [1000 * taken.wall_s for taken, _ in own] for name, own in runs.items()}
+    pairs = [("scipy", "numpy"), ("scipy", "xla")] + [("xla_sort", "xla")] * with_sort
+    speeds = {f"{a}/{b}": round(ratios(times[a], times[b])["median"], 1) for a, b in pairs}
     return {
         "shape": shape,
         "axis": axis,
@@ -87,7 +80,7 @@ def measure(shape: list[int], size: int, axis: int, rounds: int, with_sort: bool
         "ms_median": {name: round(statistics.median(ts), 2) for name, ts in times.items()},
         "ms_min": {name: round(min(ts), 2) for name, ts in times.items()},
         "compile_s": compile_s,
-        "ratios": ratios,
+        "ratios": speeds,
         "equals_scipy": exact,
     }
 

@@ -9,11 +9,13 @@ speed is won by error.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
-import time
 
 import numpy as np
+
+from artifactnet_jax.bench.rounds import interleaved, ratios, wall_clock
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,25 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     options.intra_op_num_threads = args.threads
     providers = ["CPUExecutionProvider"]
     sessions = [onnxruntime.InferenceSession(path, options, providers) for path in args.graphs]
-    scores = []
-    feeds = []
-    for session in sessions:
+    scores: list[float] = []
+    actions = {}
+    for path, session in zip(args.graphs, sessions, strict=True):
         entry = session.get_inputs()[0]
         audio = 0.1 * np.random.default_rng(0).standard_normal((1, entry.shape[-1]))
-        feeds.append({entry.name: audio.astype(np.float32)})
-        scores.append(float(np.ravel(session.run(None, feeds[-1])[0])[0]))  # warm-up too
-    times: list[list[float]] = [[] for _ in sessions]
-    for k in range(args.rounds):
-        print(f"round {k + 1} of {args.rounds}", file=sys.stderr)
-        for taken, session, feed in zip(times, sessions, feeds, strict=True):
-            start = time.perf_counter()
-            session.run(None, feed)
-            taken.append(1000 * (time.perf_counter() - start))
+        actions[path] = functools.partial(session.run, None, {entry.name: audio.astype(np.float32)})
+        scores.append(float(np.ravel(actions[path]()[0])[0]))  # warm-up too
+    runs = interleaved(actions, args.rounds, wall_clock, lambda text: print(text, file=sys.stderr))
+    times = {path: [1000 * taken.wall_s for taken, _ in own] for path, own in runs.items()}
     print(f"{'ms median':>10} {'ms min':>10} {'speed':>6} {'score':>9}  graph")
-    for path, taken, score in zip(args.graphs, times, scores, strict=True):
-        ratio = statistics.median(a / b for a, b in zip(times[0], taken, strict=True))
+    for (path, taken), score in zip(times.items(), scores, strict=True):
+        speed = ratios(times[args.graphs[0]], taken)["median"]
         middle, least = statistics.median(taken), min(taken)
-        print(f"{middle:10.1f} {least:10.1f} {ratio:6.2f} {score:9.6f}  {path}")
+        print(f"{middle:10.1f} {least:10.1f} {speed:6.2f} {score:9.6f}  {path}")
     return 0
 
 

@@ -20,7 +20,7 @@ FILES, LONG_FILES = (1, 10, 100), (1000, 10_000)  # numbers of files of one segm
 
 def baseline(backend: str) -> str:
     """A program that only imports what a backend cannot do without; jax also compiles x + 1."""
-    packages = BACKENDS[backend_of(backend)[0]][1]
+    packages = BACKENDS[backend_of(backend)[0]].packages
     if "jax" in packages:
         return "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"
     return f"import {', '.join(('numpy', 'soundfile', *packages))}"
@@ -30,7 +30,7 @@ def score_arguments(path: str, backend: str, weights: str | None, *more: str) ->
     """`artifactnet-jax score` as a process of this Python."""
     name, dtype = backend_of(backend)
     given = ["--dtype", dtype, *(["--weights", weights] if weights else [])]
-    return ["-m", "artifactnet_jax.cli", "score", "-q", "--backend", name, *given, *more, path]
+    return ["-m", "artifactnet_jax", "score", "-q", "--backend", name, *given, *more, path]
 
 
 def cold(

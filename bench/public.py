@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.bench.sanity import CODEC_PAIR
-from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import USAGE, CommandError, brief, printable
+from artifactnet_jax.files import write_json
+from artifactnet_jax.text import USAGE, CommandError, brief, printable
 
 
 def write(
@@ -65,9 +65,9 @@ def write(
         )
         for (source, label), scores in sources.items()
     }
-    _write(folder / "per_source.json", per_source)
-    _write(folder / "track_probs.json", probs)
-    _write(folder / "inference_failures.json", failures)
+    write_json(folder / "per_source.json", per_source)
+    write_json(folder / "track_probs.json", probs)
+    write_json(folder / "inference_failures.json", failures)
     if set(CODEC_PAIR) <= set(stressed):
         pairs = []
         for track in tracks:
@@ -83,7 +83,7 @@ def write(
                         "delta": max(known_views) - min(known_views),
                     }
                 )
-        _write(folder / "codec_pair.json", pairs)
+        write_json(folder / "codec_pair.json", pairs)
 
 
 def _source(scores: Sequence[float | None], label: int, threshold: float) -> dict[str, Any]:
@@ -96,10 +96,6 @@ def _source(scores: Sequence[float | None], label: int, threshold: float) -> dic
         row[f"prob_{name}"] = float(np.quantile(known, q)) if some else None
     row["tpr" if label else "fpr"] = float((known >= threshold).mean()) if some else None
     return row
-
-
-def _write(path: Path, data: Any) -> None:
-    replace_file(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read(

@@ -15,10 +15,10 @@ from unittest import mock
 import numpy as np
 
 from artifactnet_jax.config import Config, FrontEnd
-from artifactnet_jax.convert import export
-from artifactnet_jax.detector import open_weights
+from artifactnet_jax.convert import export, export_front_end
 from artifactnet_jax.files import replace_file
-from artifactnet_jax.weights import Weights, random_tensors
+from artifactnet_jax.models import open_model
+from artifactnet_jax.weights import Model, Weights, random_tensors
 
 
 def dft(g: Any, audio: str, fe: FrontEnd, window: np.ndarray, name: str) -> str:
@@ -32,7 +32,7 @@ def dft(g: Any, audio: str, fe: FrontEnd, window: np.ndarray, name: str) -> str:
         kernel = g.constant((basis * window)[:, None], name=f"{name}.{part}")
         wave = g.op("Conv", x, kernel, strides=[fe.hop])
         squares.append(g.op("Mul", wave, wave))
-    return g.op("Sqrt", g.op("Add", *squares))
+    return str(g.op("Sqrt", g.op("Add", *squares)))
 
 
 def median(g: Any, x: str, n: int, size: int, edge: str) -> str:
@@ -42,15 +42,15 @@ def median(g: Any, x: str, n: int, size: int, edge: str) -> str:
     copies = [g.op("Unsqueeze", g.cut(padded, 1, k, k + n), g.ints(3)) for k in range(size)]
     stacked = g.op("Concat", *copies, axis=3)
     values, _ = g.ops("TopK", stacked, g.ints(size), outputs=2, axis=3)
-    return g.op("Squeeze", g.cut(values, 3, half, half + 1), g.ints(3))
+    return str(g.op("Squeeze", g.cut(values, 3, half, half + 1), g.ints(3)))
 
 
-def released_form(weights: Weights) -> bytes:
+def released_form(weights: Model) -> bytes:
     """Weights of a preset without a texture head, as an ONNX file; ValueError for others."""
     if weights.config.texture is not None:
         raise ValueError("no released graph has a texture head: name other weights")
-    with mock.patch.multiple(export, _magnitude=dft, _median=median):
-        return export.build_onnx(weights).SerializeToString()
+    with mock.patch.multiple(export_front_end, magnitude=dft, median=median):
+        return bytes(export.build_onnx(weights).SerializeToString())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = Config.v94()
     random = Weights("random", config, random_tensors(config), "", "", {})
-    weights = random if args.weights is None else open_weights(args.weights)
+    weights: Model = random if args.weights is None else open_model(args.weights)
     replace_file(args.out, released_form(weights))
     return 0
 

@@ -2,8 +2,8 @@
 
 Paper, section IV-D: an AI subset passes where at least 90 % of its tracks are found (60 % of the
 two harder Stable Audio ones), a real subset where at most 5 % are called AI. The paper's own 28
-subsets are `PAPER_SUBSETS`; a subset is what a manifest calls a source, so any other list is judged
-by the same rules.
+subsets are `PAPER_SUBSETS`; a subset is what a manifest calls a source, so the rules
+hold for any other list.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CODEC_PAIR = ("wav", "mp3-128", "aac-128", "opus-128")
 MOST_CODEC_MEAN, MOST_CODEC_LARGEST = 0.15, 0.35  # of the tracks' deltas
 
 
-def judge(
+def evaluate(
     rows: Iterable[Mapping[str, Any]], threshold: float, subsets: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """A row for every subset of one detector's rows (id, label, source, score or None).
@@ -81,7 +81,7 @@ def codec_delta(
 
     tracks: id and label; views: scores by change and id. A track's delta is the largest less the
     smallest of its four scores; tracks that lack one are left out. For "ai", "real" and "all": `n`,
-    `mean`, `median`, `p90`, `max`, and `of_means`, the paper's delta: the spread of the four mean
+    `mean`, `median`, `p90`, `max`, and `of_means`, the paper's delta: the range of the four mean
     scores. `passed` is the public runner's rule on the mean and the largest of all.
     """
     if not set(CODEC_PAIR) <= set(views):

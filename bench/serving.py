@@ -43,8 +43,9 @@ class Served:
         self.start()
 
     def start(self) -> None:
+        """Start the process and wait until it serves."""
         limits = ("--rate", "1000000000", "--root", self.root, "--port", str(self.port))
-        command = [sys.executable, "-m", "artifactnet_jax.cli", "serve", *limits]
+        command = [sys.executable, "-m", "artifactnet_jax", "serve", *limits]
         log, said = Path(f"{self.root}.log"), ""
         with open(log, "wb") as file:
             self.process = subprocess.Popen([*command, "--backend", self.backend], stderr=file)
@@ -56,11 +57,13 @@ class Served:
         self.port = int(said.splitlines()[-1].rsplit(":", 1)[1])
 
     def kill_worker(self) -> None:
+        """Kill the worker with SIGKILL."""
         for tasks in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
             for child in tasks.read_text().split():
                 os.kill(int(child), signal.SIGKILL)
 
     def kill(self) -> None:
+        """Kill the server with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
@@ -96,6 +99,7 @@ class Client:
         raise RuntimeError(f"{method} {path}: no answer")
 
     def close(self) -> None:
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import statistics
 import tempfile
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import layers as nets
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench.candidates import Candidate, Track, calls
@@ -23,8 +21,11 @@ from artifactnet_jax.bench.rounds import medians
 from artifactnet_jax.config import Config
 from artifactnet_jax.decode import open_audio
 from artifactnet_jax.detector import decide
+from artifactnet_jax.layers import layer_traffic
+from artifactnet_jax.passes import folded
+from artifactnet_jax.presets import input_shapes
 from artifactnet_jax.results import aggregate
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.weights import Model, Weights
 
 ROUNDS = 5  # of every stage
 GRAPH_STAGES = {  # scopes of the exported graph
@@ -33,7 +34,7 @@ GRAPH_STAGES = {  # scopes of the exported graph
 }
 
 
-def reading_stages(tracks: Sequence[Track], weights: Weights) -> dict[str, float]:
+def reading_stages(tracks: Sequence[Track], weights: Model) -> dict[str, float]:
     """Seconds per second of audio to decode, and to mix down, resample, measure and cut.
 
     One thread, medians; the second is what reading segments takes beyond decoding.
@@ -61,19 +62,16 @@ def numpy_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
     """Seconds of the stages of one segment [N], on one core as backend `numpy` computes it."""
     from threadpoolctl import threadpool_limits
 
-    from artifactnet_jax.reference import Network, loudest
+    from artifactnet_jax.numpy_network import NumpyNetwork
 
-    network = Network(weights.config, weights.tensors)
-    fe = weights.config.front_end
-    magnitude = network.magnitude(audio)
-    residual = network.mask(magnitude) * magnitude
-    views = network.views(residual)
+    network = NumpyNetwork(weights.config, weights.tensors)
+    found = network.stages(audio)
     actions: dict[str, Callable[[], Any]] = {
         "stft": lambda: network.magnitude(audio),
-        "unet": lambda: network.mask(magnitude),
-        "hpss": lambda: network.views(residual),
-        "texture": lambda: network.texture(audio, magnitude),
-        "cnn": lambda: network.classify(views, loudest(views, fe)),
+        "unet": lambda: network.mask(found["magnitude"]),
+        "hpss": lambda: network.mel_db(network.parts(found["residual"])),
+        "texture": lambda: network.texture_logit(audio, found["magnitude"]),
+        "cnn": lambda: network.logit_of_db(found["views"]),
     }
     if weights.config.texture is None:
         del actions["texture"]
@@ -89,10 +87,9 @@ def xla_stages(weights: Weights, audio: np.ndarray, segments: int, dtype: str) -
     """
     import jax
 
-    from artifactnet_jax import dsp
     from artifactnet_jax.backends.xla import build_model
 
-    model, fe = build_model(weights, dtype), weights.config.front_end
+    model = build_model(weights, dtype)
     batch = np.repeat(audio[None], segments, 0).astype(np.float32)
 
     def apart(function: Callable[..., Any], *arrays: Any) -> tuple[Callable[[], Any], Any]:
@@ -104,13 +101,15 @@ def xla_stages(weights: Weights, audio: np.ndarray, segments: int, dtype: str) -
     actions["transfer"] = lambda: np.asarray(jax.block_until_ready(jax.device_put(batch))[:, 0])
     actions["stft"], magnitude = apart(model.magnitude, batch)
     actions["unet"], mask = apart(model.mask, magnitude)
-    actions["hpss"], views = apart(lambda mask, x: model.views(mask * x), mask, magnitude)
+    actions["hpss"], mel_db = apart(
+        lambda mask, x: model.mel_db(model.parts(mask * x)), mask, magnitude
+    )
     if model.texture is not None:
         if jax.default_backend() == "cpu":
             actions["texture"] = _host_head(weights, batch)
         else:
-            actions["texture"], _ = apart(model.texture, batch, magnitude)
-    actions["cnn"], _ = apart(lambda views: model.classify(views, dsp.loudest(views, fe)), views)
+            actions["texture"], _ = apart(model.texture_logit, batch, magnitude)
+    actions["cnn"], _ = apart(model.logit_of_db, mel_db)
     return {
         "seconds": {name: taken / segments for name, taken in medians(actions, ROUNDS).items()},
         "threads": cpu_count(),
@@ -165,7 +164,7 @@ def onnxruntime_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:
 
 
 def stages(
-    candidate: Candidate, weights: Weights, audio: np.ndarray, tracks: Sequence[Track]
+    candidate: Candidate, weights: Model, audio: np.ndarray, tracks: Sequence[Track]
 ) -> dict[str, Any] | None:
     """Milliseconds per segment by stage; None for a candidate that shows none of them.
 
@@ -174,7 +173,7 @@ def stages(
     call, one segment or batch, per segment)}.
     """
     backend, verdict = candidate.facts["backend"], weights.config.verdict
-    if weights.graph is not None or not weights.tensors:
+    if not isinstance(weights, Weights):
         return None
     if backend == "numpy":
         found = numpy_stages(weights, audio)
@@ -211,15 +210,8 @@ def traffic(config: Config) -> dict[str, int]:
     {"unet", "cnn", "total"}: what programs move that keep nothing in a cache between layers.
     Fused ones move less, im2col more.
     """
-    fe = config.front_end
-    maps = ((1, fe.n_bins, fe.n_frames), (len(fe.channels), fe.n_mels, fe.n_frames))
-    found = {}
-    for key, network, shape in zip(("unet", "cnn"), nets.preset_layers(config), maps, strict=True):
-        known, values = nets.shapes(network, shape), 0
-        for layer in network:
-            values += sum(math.prod(known[name]) for name in (*layer.inputs, layer.name))
-            values += sum(math.prod(size) for _, size in layer.tensors)
-        found[key] = 4 * values
+    parts, sizes = folded(config)[0], input_shapes(config)
+    found = {part: 4 * layer_traffic(layers, sizes[part]) for part, layers in parts.items()}
     return {**found, "total": sum(found.values())}
 
 

@@ -55,16 +55,16 @@ CHAINS = {
 
 
 def _seed(track: str) -> int:
-    """What a track's noise is drawn from: the same every time."""
+    """Seed of a track's noise: the same every time."""
     digest = hashlib.sha256(track.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:4], "little")
 
 
 def _chain(chain: Chain) -> Change:
     def change(audio: np.ndarray, track: str) -> np.ndarray:
-        if chain.noise_db is not None:
-            return dataclasses.replace(chain, noise_seed=_seed(track)).apply(audio[:, None])[0]
-        return chain.apply(audio[:, None])[0]
+        seeded = dataclasses.replace(chain, noise_seed=_seed(track))
+        changed: np.ndarray = seeded.apply(audio[:, None])[0]
+        return changed
 
     return change
 
@@ -88,7 +88,9 @@ def stretched(audio: np.ndarray, tempo: float) -> np.ndarray:
             blocks.append(pulled.to_ndarray().reshape(-1))
         except (av.error.EOFError, av.error.BlockingIOError):
             break
-    return np.clip(np.concatenate(blocks or [np.zeros(0, np.float32)]), -1, 1)
+    joined = np.concatenate(blocks or [np.zeros(0, np.float32)])
+    clipped: np.ndarray = np.clip(joined, -1, 1)
+    return clipped
 
 
 def shifted(audio: np.ndarray, semitones: float) -> np.ndarray:
@@ -197,8 +199,8 @@ def summarise(
 
     tracks: id and label; plain: score by id; stressed: the same by change. A row has `stress`, `n`,
     `tpr`, `fpr`, mean scores of both classes, `moved` (mean |difference| to the plain score) and
-    `flips` (tracks judged otherwise), and the plain `tpr` and `fpr` of the same tracks. None where
-    a class has no track.
+    `flips` (tracks with another verdict), and the plain `tpr` and `fpr` of the same tracks. None
+    where a class has no track.
     """
     label_of = {track["id"]: track["label"] for track in tracks}
     table = []

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from artifactnet_jax.backends import BACKENDS, cpu_count, why_unavailable
+from artifactnet_jax.backends import BACKENDS, cpu_count
 from artifactnet_jax.bench import machine
 from artifactnet_jax.bench.candidates import (
     Candidate,
@@ -42,20 +42,20 @@ from artifactnet_jax.bench.candidates import (
 from artifactnet_jax.bench.processes import cold, scaling
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
 from artifactnet_jax.bench.stages import reading_stages, roofline, stages, traffic
-from artifactnet_jax.config import Config, flops
-from artifactnet_jax.detector import open_weights
-from artifactnet_jax.files import find_audio, replace_file
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    printable,
+from artifactnet_jax.config import Config
+from artifactnet_jax.files import check_output, find_audio, replace_file, writing
+from artifactnet_jax.models import open_model, why_unavailable
+from artifactnet_jax.presets import flops
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.weights import (
+    ForeignGraph,
+    Model,
+    Weights,
+    WeightsError,
+    random_tensors,
+    save_weights,
 )
-from artifactnet_jax.score import output_problem, writing
-from artifactnet_jax.weights import Weights, WeightsError, random_tensors, save_weights
 
 SCHEMA = "artifactnet-jax/throughput/1"
 SEGMENT_CALLS = 5  # of each round, one segment each
@@ -155,8 +155,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, or read what was measured; write it. Returns the exit code. CommandError."""
     from artifactnet_jax.bench import figures
 
-    if args.out and (problem := output_problem(args.out)):
-        raise CommandError(f"--out {args.out}: {problem}", USAGE)
+    if args.out:
+        check_output(args.out, f"--out {args.out}")
     if args.plots:
         figures.check(args.plots)
     if args.read:
@@ -172,10 +172,11 @@ def run(args: argparse.Namespace) -> int:
         with writing(args.plots):
             for path in figures.plots(found, args.plots):
                 print(f"wrote {path}", file=sys.stderr)
-    if args.table:
-        sys.stdout.write(figures.tables(found))
-    elif not args.out and not args.read:
-        sys.stdout.write(text)
+    with writing("stdout"):
+        if args.table:
+            sys.stdout.write(figures.tables(found))
+        elif not args.out and not args.read:
+            sys.stdout.write(text)
     return SOME_FAILED if _failures(found) else OK
 
 
@@ -268,7 +269,7 @@ def _measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 def _compare(
     args: argparse.Namespace,
     candidates: list[Candidate],
-    weights: Weights,
+    weights: Model,
     tracks: list[Track],
     sample: np.ndarray,
     tell: Callable[[str], None],
@@ -329,7 +330,7 @@ def _compare(
 
         if jax.devices()[0].platform != "cpu":
             found["device_limits"] = machine.device_peaks()
-    if weights.graph is None:
+    if not isinstance(weights, ForeignGraph):
         work, moved = flops(weights.config), traffic(weights.config)
         found["flop_per_segment"], found["bytes_per_segment"] = work, moved
         for row in rows:
@@ -393,14 +394,14 @@ def _named(paths: Sequence[str]) -> list[str]:
         raise CommandError(str(error), USAGE) from error
 
 
-def _weights(args: argparse.Namespace, folder: str) -> tuple[Weights, str | None]:
+def _weights(args: argparse.Namespace, folder: str) -> tuple[Model, str | None]:
     """The weights, and the file that processes of their own read them from; None: embedded."""
     if args.preset:
         path = os.path.join(folder, "random.safetensors")
         _save_random(args.preset, path)
-        return open_weights(path), path
+        return open_model(path), path
     try:
-        return open_weights(args.weights), args.weights
+        return open_model(args.weights), args.weights
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
 
@@ -417,7 +418,7 @@ def _save_random(preset: str, path: str) -> None:
     save_weights(path, config, tensors, name="random", licence="none", provenance={})
 
 
-def _backends(named: str | None, weights: Weights) -> tuple[list[str], dict[str, str]]:
+def _backends(named: str | None, weights: Model) -> tuple[list[str], dict[str, str]]:
     """Backends to time, and why others are left out. Raises CommandError for a named one."""
     names = named.split(",") if named else list(BACKENDS)
     left_out: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,26 +11,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from artifactnet_jax import layers as nets
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.filterbank import mel_filterbank
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.layers import Layer
+from artifactnet_jax.operators import evaluate
+from artifactnet_jax.passes import folded
+from artifactnet_jax.weights import ForeignGraph, Model, Weights
 
 OPERATORS = {"conv", "conv_transpose", "linear", "relu", "sigmoid", "add", "mul", "concat"}
 OPERATORS |= {"pad", "slice", "max_pool", "mean", "flatten"}
 AXES = {"c": 1, "h": 2, "w": 3}  # of NCHW
 
 
-def why_not(weights: Weights) -> str:
+def why_not(weights: Model) -> str:
     """Why these weights cannot run here; empty when they can."""
     config = weights.config
-    if weights.graph is not None or config.texture is not None:
-        return "a foreign graph" if weights.graph is not None else "a texture head"
+    if not isinstance(weights, Weights):
+        return "a foreign graph" if isinstance(weights, ForeignGraph) else "an engine"
+    if config.texture is not None:
+        return "a texture head"
     sizes = ("segment_samples", "hpss_width", "percussive_width", "hpss_eps", "n_mels")
     known = {name: getattr(config.front_end, name) for name in sizes}
     if config.front_end != dataclasses.replace(FrontEnd(), **known):
         return "a front end of other conventions"
-    used = {layer.op for network in nets.preset_layers(config) for layer in network}
+    used = {layer.op for network in folded(config)[0].values() for layer in network}
     return f"operators {sorted(used - OPERATORS)}" if used - OPERATORS else ""
 
 
@@ -41,19 +46,17 @@ class TorchNetwork:
     convolutions, PyTorch's default. ValueError where `why_not` says something.
     """
 
-    def __init__(self, weights: Weights, dtype: str = "float32"):
-        if reason := why_not(weights):
+    def __init__(self, weights: Model, dtype: str = "float32"):
+        if (reason := why_not(weights)) or not isinstance(weights, Weights):
             raise ValueError(f"the PyTorch network does not have {reason}")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.config = weights.config
         self._half = dtype == "bfloat16"
-        self._unet, self._cnn = nets.preset_layers(self.config)
+        self._parts, tensors = folded(self.config, weights.tensors)
+        kinds = {f"{part}.{x.name}": x.op for part, layers in self._parts.items() for x in layers}
         self._tensors: dict[str, torch.Tensor] = {}
-        kinds = {layer.name: layer.op for layer in self._unet} | {
-            layer.name: layer.op for layer in self._cnn
-        }
-        for name, value in nets.preset_tensors(self.config, weights.tensors, np.float32).items():
-            layer, leaf = name.split(".", 1)[1].rsplit(".", 1)
+        for name, value in tensors.items():
+            layer, leaf = name.rsplit(".", 1)
             if leaf == "kernel":  # HWIO here, OIHW there; IOHW of transposed ones; OI of linear
                 axes = {"conv": (3, 2, 0, 1), "conv_transpose": (2, 3, 0, 1), "linear": (1, 0)}
                 value = value.transpose(axes[kinds[layer]])
@@ -65,15 +68,17 @@ class TorchNetwork:
         self._run = torch.compile(self._forward) if self.device.type == "cuda" else self._forward
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """Audio float32 [B, N] -> P(AI) float32 [B]."""
         with torch.inference_mode():
-            return self._run(torch.from_numpy(audio).to(self.device)).cpu().numpy()
+            score: np.ndarray = self._run(torch.from_numpy(audio).to(self.device)).cpu().numpy()
+        return score
 
     def _forward(self, audio: Any) -> Any:
         fe = self.config.front_end
         magnitude = torch.stft(
             audio, fe.n_fft, fe.hop, window=self._window, pad_mode="reflect", return_complex=True
         ).abs()
-        residual = self._network("unet", self._unet, magnitude[:, None])[:, 0] * magnitude
+        residual = self._network("unet", magnitude[:, None])[:, 0] * magnitude
         h = _median(residual, fe.hpss_width, 2)
         p = _median(residual, fe.percussive_width, 1)
         h, p = h * h, p * p
@@ -86,16 +91,16 @@ class TorchNetwork:
         mel, mel_h, mel_p = views.unbind(1)
         delta = _delta(mel)
         channels = [mel, mel_h, mel_p, delta, _delta(delta), mel_h - mel_p, delta.abs()]
-        return torch.sigmoid(self._network("cnn", self._cnn, torch.stack(channels, 1))[:, 0])
+        return torch.sigmoid(self._network("cnn", torch.stack(channels, 1))[:, 0])
 
-    def _network(self, prefix: str, layers: Any, x: Any) -> Any:
+    def _network(self, part: str, x: Any) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            out = nets.evaluate(layers, x, lambda *given: self._layer(prefix, *given))
+            out = evaluate(self._parts[part], x, functools.partial(self._layer, part))
         return out.float()
 
-    def _layer(self, prefix: str, layer: nets.Layer, inputs: list[Any], spare: bool) -> Any:
+    def _layer(self, part: str, layer: Layer, inputs: list[Any], spare: bool) -> Any:
         x, op, attrs = inputs[0], layer.op, layer.attrs
-        own = {leaf: self._tensors[f"{prefix}.{layer.name}.{leaf}"] for leaf, _ in layer.tensors}
+        own = {leaf: self._tensors[f"{part}.{layer.name}.{leaf}"] for leaf, _ in layer.tensors}
         if op == "conv":
             (top, bottom), (left, right) = attrs["padding"]
             x = F.pad(x, (left, right, top, bottom)) if any((top, bottom, left, right)) else x

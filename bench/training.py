@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import statistics
 import time
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import jax
 import numpy as np
 
+from artifactnet_jax.backends import leave_memory
 from artifactnet_jax.config import Config
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import PHASES
@@ -52,6 +50,7 @@ def measure(preset: str, phase: str, batch: int, seconds: float, dtype: Any, ste
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", nargs="+", default=["edge"], choices=("edge", "v94"))
     parser.add_argument("--phase", nargs="+", default=list(PHASES), choices=tuple(PHASES))
@@ -60,6 +59,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
+    leave_memory()
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, {device.platform} {device.device_kind}, {args.seconds:g} s\n")
     print("| preset | phase | tracks | compile s | ms/step | steps/s | segments/s |")

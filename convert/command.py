@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from artifactnet_jax.results import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError
+from artifactnet_jax.files import check_output, writing
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError
 
 if TYPE_CHECKING:
-    from artifactnet_jax.weights import Weights
+    from artifactnet_jax.weights import Model
 
 # Of --precision int8
 SEGMENTS = 7  # evenly spaced ones of a track, the public runner's number
@@ -26,7 +27,7 @@ def convert(args: argparse.Namespace) -> int:
     from artifactnet_jax.weights import WeightsError, write_weights
 
     output = args.output or os.path.splitext(os.path.basename(args.model))[0] + ".safetensors"
-    _writable(output)
+    check_output(output, f"-o {output}")
     try:
         from artifactnet_jax.convert.describe import describe
         from artifactnet_jax.convert.graph import ConvertError
@@ -37,13 +38,12 @@ def convert(args: argparse.Namespace) -> int:
         weights = import_model(args.model, licence=args.licence, output=args.score_output)
         if args.route == "native" and weights.provenance["route"] != "native":
             raise ConvertError(f"{args.model}: not native: {weights.provenance['reason']}")
-        write_weights(weights, output)
+        with writing(output):
+            write_weights(weights, output)
     except ImportError as error:
         raise CommandError(needs(error), NO_BACKEND) from error
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"{output}: {error.strerror}", USAGE) from error
     for what, found in describe(weights):
         print(f"{what:<12} {found}")
     print(f"wrote {output} ({os.path.getsize(output):,} bytes)", file=sys.stderr)
@@ -52,7 +52,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Weights file -> ONNX model."""
-    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.models import open_model
     from artifactnet_jax.weights import WeightsError
 
     if args.template and (args.form or args.precision):
@@ -62,43 +62,42 @@ def export(args: argparse.Namespace) -> int:
         raise CommandError(f"--precision int8: {cure}", USAGE)
     if args.calibrate and args.precision != "int8":
         raise CommandError("--calibrate is for --precision int8: leave it out", USAGE)
-    _writable(args.output)
+    check_output(args.output, f"-o {args.output}")
     try:
         from artifactnet_jax.convert.export import export as write
 
-        weights = open_weights(args.weights)
-        if args.precision == "int8":
-            return _export_int8(weights, args)
-        write(
-            weights,
-            args.output,
-            form=args.form or ("segment" if args.template else _own_form(weights)),
-            precision=args.precision or "fp32",
-            template=args.template,
-        )
+        weights = open_model(args.weights)
+        with writing(args.output):
+            if args.precision == "int8":
+                return _export_int8(weights, args)
+            write(
+                weights,
+                args.output,
+                form=args.form or ("segment" if args.template else _own_form(weights)),
+                precision=args.precision or "fp32",
+                template=args.template,
+            )
     except ImportError as error:
         raise CommandError(needs(error), NO_BACKEND) from error
     except (WeightsError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"{args.output}: {error.strerror}", USAGE) from error
     _wrote(weights, args.output)
     return OK
 
 
-def _export_int8(weights: Weights, args: argparse.Namespace) -> int:
+def _export_int8(weights: Model, args: argparse.Namespace) -> int:
     """Weights file -> int8 ONNX model; what that costs goes to stdout. Raises as its parts do."""
     from artifactnet_jax.files import find_audio
 
-    done = _quantise(weights, args.output, find_audio(args.calibrate, recursive=False))
-    for message in done.failures:
+    change = _quantise(weights, args.output, find_audio(args.calibrate, recursive=False))
+    for message in change.failures:
         print(f"artifactnet-jax: {message}", file=sys.stderr)
     print(
-        f"int8 against fp32, {done.tracks} tracks that gave no ranges: {done.flips} verdicts flip, "
-        f"scores move by {done.median:.4f} in the median, {done.largest:.4f} at most"
+        f"int8 against fp32, {change.tracks} tracks that gave no ranges: {change.flips} verdicts "
+        f"flip, scores move by {change.median:.4f} in the median, {change.largest:.4f} at most"
     )
     _wrote(weights, args.output)
-    return SOME_FAILED if done.failures else OK
+    return SOME_FAILED if change.failures else OK
 
 
 class Quantised(NamedTuple):
@@ -111,7 +110,7 @@ class Quantised(NamedTuple):
     failures: list[str]  # messages of tracks that could not be read
 
 
-def _quantise(weights: Weights, path: str | os.PathLike[str], tracks: Sequence[str]) -> Quantised:
+def _quantise(weights: Model, path: str | os.PathLike[str], tracks: Sequence[str]) -> Quantised:
     """Write the int8 graph of weights, atomically; how its scores differ from float32.
 
     Every second track gives ranges, the others are scored by both graphs in onnxruntime. Raises
@@ -147,9 +146,10 @@ def _quantise(weights: Weights, path: str | os.PathLike[str], tracks: Sequence[s
     return Quantised(len(both), flips, float(np.median(apart)), float(apart.max()), failures)
 
 
-def _segments(weights: Weights, tracks: Sequence[str], failures: list[str]) -> list[np.ndarray]:
+def _segments(weights: Model, tracks: Sequence[str], failures: list[str]) -> list[np.ndarray]:
     """Up to `MOST` segments float32 [N], evenly spaced over the tracks that can be read."""
-    from artifactnet_jax.audio import AudioError, SegmentReader
+    from artifactnet_jax.audio import SegmentReader
+    from artifactnet_jax.decode import AudioError
 
     config, found = weights.config, []
     for track in tracks:
@@ -169,29 +169,15 @@ def _scores(graph: str, tracks: Sequence[str]) -> list[Any]:
     return [result for _, result in sorted(detector.score_many(tracks), key=lambda pair: pair[0])]
 
 
-def _wrote(weights: Weights, path: str) -> None:
+def _wrote(weights: Model, path: str) -> None:
     print(f"licence of the weights: {weights.licence}", file=sys.stderr)
     print(f"wrote {path} ({os.path.getsize(path):,} bytes)", file=sys.stderr)
 
 
-def _own_form(weights: Weights) -> Literal["segment", "song"]:
+def _own_form(weights: Model) -> Literal["segment", "song"]:
     return "song" if weights.provenance.get("form") == "song" else "segment"
 
 
 def needs(error: ImportError) -> str:
     """One line saying which package is missing and what brings it."""
     return f"this needs {error.name or error}: pip install 'artifactnet-jax[convert]'"
-
-
-def _writable(path: str) -> None:
-    """CommandError when a file cannot be written there: before the work, not after."""
-    folder = os.path.dirname(os.path.abspath(path))
-    problem = ""
-    if not os.path.isdir(folder):
-        problem = "its folder does not exist: create it first"
-    elif os.path.isdir(path):
-        problem = "a folder: name a file"
-    elif not os.access(folder, os.W_OK):
-        problem = "no permission to write there: name another file"
-    if problem:
-        raise CommandError(f"-o {path}: {problem}", USAGE)

@@ -11,7 +11,7 @@ import numpy as np
 from artifactnet_jax import config as cfg
 from artifactnet_jax.filterbank import mel_filterbank
 from artifactnet_jax.layers import INPUT, Layer, shapes
-from artifactnet_jax.weights import Weights, parameter_counts
+from artifactnet_jax.weights import Stored, parameter_counts
 
 _ACTIVATIONS = (
     *("relu", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "mish", "hard_swish"),
@@ -19,7 +19,7 @@ _ACTIVATIONS = (
 )
 
 
-def describe(weights: Weights) -> list[tuple[str, str]]:
+def describe(weights: Stored) -> list[tuple[str, str]]:
     """(what, as found) for every part of a converted model, in the order of the pipeline."""
     source, config = weights.provenance, weights.config
     contract = source["contract"]
@@ -102,8 +102,8 @@ def _nearest_scale(fe: cfg.FrontEnd, matrix: np.ndarray) -> str:
     """The known filterbank that a matrix equals, if it does."""
     for scale in ("slaney", "htk"):
         for norm in ("slaney", "none"):
-            known = mel_filterbank(dataclasses.replace(fe, mel_scale=scale, mel_norm=norm))
-            if np.max(np.abs(matrix - known)) < 1e-5 * np.max(np.abs(known)):
+            reference = mel_filterbank(dataclasses.replace(fe, mel_scale=scale, mel_norm=norm))
+            if np.max(np.abs(matrix - reference)) < 1e-5 * np.max(np.abs(reference)):
                 return f"{scale} scale, {'area' if norm == 'slaney' else 'no'} normalisation"
     return "a matrix of its own (kept as it is)"
 
@@ -119,12 +119,12 @@ def _unet(
         ]
         return rows
     layers = unet.layers
-    known = shapes(layers, shape)
+    sizes = shapes(layers, shape)
     rows = [("UNet", f"{len(layers)} layers, {count:,} parameters")]
     rows.append(("", f"input: {_input(layers)}"))
     downs, ups, widths = [], [], []
     for x in layers:
-        before, now = known[x.inputs[0]], known[x.name]
+        before, now = sizes[x.inputs[0]], sizes[x.name]
         if len(now) != 3 or len(before) != 3 or x.op in ("mean", "max", "sum", "slice", "pad"):
             continue
         if (
@@ -136,13 +136,13 @@ def _unet(
             widths.append(before[0])
         elif now[1] > before[1] > 1 and x.op in ("conv_transpose", "resize", "depth_to_space"):
             ups.append(_kind(x))
-    inner = [s for s in known.values() if len(s) == 3 and s[1] > 1]
+    inner = [s for s in sizes.values() if len(s) == 3 and s[1] > 1]
     lowest = min(s[1] for s in inner)
     bottom = max(s[0] for s in inner if s[1] == lowest)
     rows.append(("", f"depth {len(downs)}, widths {_listed(widths)}, bottleneck {bottom}"))
     rows.append(("", f"down: {_listed(dict.fromkeys(downs))}; up: {_listed(dict.fromkeys(ups))}"))
-    rows.append(("", f"blocks: {_blocks(layers, known)}; norm: {_norms(layers, known)}"))
-    rows.append(("", f"activation: {_activations(layers)}; skips: {_skips(layers, known)}"))
+    rows.append(("", f"blocks: {_blocks(layers, sizes)}; norm: {_norms(layers, sizes)}"))
+    rows.append(("", f"activation: {_activations(layers)}; skips: {_skips(layers, sizes)}"))
     heads = [x for x in layers if x.op == "conv"]
     head = "x".join(map(str, dict(heads[-1].tensors)["kernel"][:2])) if heads else "none"
     rows.append(("", f"head {head}, mask at most {unet.mask_max:g}"))
@@ -202,13 +202,13 @@ def _input(layers: Sequence[Layer]) -> str:
     return ", ".join(steps) or "the magnitude itself"
 
 
-def _norms(layers: Sequence[Layer], known: dict[str, tuple[int, ...]]) -> str:
+def _norms(layers: Sequence[Layer], sizes: dict[str, tuple[int, ...]]) -> str:
     found = []
     for x in layers:
         if x.op == "batch_norm":
             found.append("batch")
         elif x.op == "group_norm":
-            whole = known[x.inputs[0]][0] == x.attrs["groups"]
+            whole = sizes[x.inputs[0]][0] == x.attrs["groups"]
             found.append("instance" if whole else f"group ({x.attrs['groups']} groups)")
     return _listed(dict.fromkeys(found)) or "folded into the convolutions, or none"
 
@@ -232,21 +232,21 @@ def _activations(layers: Sequence[Layer]) -> str:
     return _listed(dict.fromkeys(found)) or "none"
 
 
-def _blocks(layers: Sequence[Layer], known: dict[str, tuple[int, ...]]) -> str:
+def _blocks(layers: Sequence[Layer], sizes: dict[str, tuple[int, ...]]) -> str:
     by_name = {x.name: x for x in layers}
     found = ["plain"]
     for x in layers:
-        if x.op == "add" and len(x.inputs) == 2 and known[x.name][0] > 1:
+        if x.op == "add" and len(x.inputs) == 2 and sizes[x.name][0] > 1:
             found[0] = "residual"
         if x.op == "mul" and len(x.inputs) == 2:
             for gate, value in (x.inputs, x.inputs[::-1]):
                 one = by_name.get(gate)
                 if one is None or one.op != "sigmoid" or one.inputs[0] == value:
                     continue
-                shape = known[gate]
-                if len(shape) == 3 and shape[1:] == (1, 1) and known[value][1:] != (1, 1):
+                shape = sizes[gate]
+                if len(shape) == 3 and shape[1:] == (1, 1) and sizes[value][1:] != (1, 1):
                     found.append("squeeze-excite gates")
-                elif shape[0] == 1 and known[value][0] > 1:
+                elif shape[0] == 1 and sizes[value][0] > 1:
                     found.append("attention gates")
                 elif by_name.get(one.inputs[0], x).op == "conv":
                     found.append("gated by a convolution")
@@ -258,7 +258,7 @@ def _blocks(layers: Sequence[Layer], known: dict[str, tuple[int, ...]]) -> str:
     return _listed(dict.fromkeys(found))
 
 
-def _skips(layers: Sequence[Layer], known: dict[str, tuple[int, ...]]) -> str:
+def _skips(layers: Sequence[Layer], sizes: dict[str, tuple[int, ...]]) -> str:
     """How the decoder takes up the encoder's features: by what follows an upsampling."""
     by_name = {x.name: x for x in layers}
 
@@ -270,7 +270,7 @@ def _skips(layers: Sequence[Layer], known: dict[str, tuple[int, ...]]) -> str:
             if one in seen:
                 continue
             seen.add(one)
-            shape = known[one]
+            shape = sizes[one]
             if len(shape) == 3 and shape[1] > 1:
                 fewest = min(fewest, shape[1])
             if one != INPUT:

@@ -6,6 +6,7 @@ Only `read_graph` needs the `onnx` package; a graph that a weights file carries 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from artifactnet_jax.convert.protobuf import fields
 from artifactnet_jax.weights import WeightsError
 
 OPSETS = range(7, 24)
@@ -73,11 +75,11 @@ class Graph:
 
     def outer(self) -> tuple[str, ...]:
         """Names that it reads but does not define: those of the graph around it."""
-        known = {*self.constants, *(value.name for value in self.inputs)}
-        known.update(name for node in self.nodes for name in node.outputs)
+        available = {*self.constants, *(value.name for value in self.inputs)}
+        available.update(name for node in self.nodes for name in node.outputs)
         wanted = [name for node in self.nodes for name in node.reads()]
         wanted += [value.name for value in self.outputs]
-        return tuple(dict.fromkeys(name for name in wanted if name not in known))
+        return tuple(dict.fromkeys(name for name in wanted if name not in available))
 
 
 def read_graph(path: str | os.PathLike[str]) -> Graph:
@@ -90,41 +92,9 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         ConvertError: one line that names the file, what is wrong with it, and the cure.
         ImportError: if the `onnx` package is not installed.
     """
-    import onnx
-
     name = os.fspath(path)
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ConvertError(f"{name}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise ConvertError(f"{name} is a folder; name the .onnx file in it") from None
-    except OSError as error:
-        raise ConvertError(f"{name}: cannot be read: {error.strerror}; check the file") from None
-    if problem := _foreign(data):
-        raise ConvertError(f"{name}: not an ONNX file: {problem}; name the model's .onnx file")
-    try:
-        model = onnx.ModelProto.FromString(data)
-    except Exception:  # protobuf's own
-        if missing := _truncated(data):
-            raise ConvertError(
-                f"{name}: truncated, {missing} bytes are missing; fetch the file again"
-            ) from None
-        raise ConvertError(
-            f"{name}: not an ONNX file, or a damaged one; name the model's .onnx file"
-        ) from None
-    if not model.HasField("graph") or not model.graph.node:
-        raise ConvertError(f"{name}: not an ONNX file: it holds no graph; {CURE}")
-    if not model.opset_import:
-        raise ConvertError(f"{name}: states no opset, so it may be truncated; {CURE}")
-
-    opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    opset = opsets[0] if opsets else 0
-    if opset not in OPSETS:
-        said = f"opset {opset}" if opset else "no opset of the standard domain"
-        raise ConvertError(
-            f"{name}: {said}; export the model with opset {OPSETS[0]} to {OPSETS[-1]}"
-        )
+    data, model = _model(name)
+    opset = _opset(model, name)
     if model.functions:
         from onnx import inliner
 
@@ -154,6 +124,46 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         digest.update(external.files[location])
     graph.sha256 = digest.hexdigest()
     return graph
+
+
+def _model(name: str) -> tuple[bytes, Any]:
+    """Bytes of an ONNX file, and its ModelProto, which holds a graph."""
+    import onnx
+
+    try:
+        data = Path(name).read_bytes()
+    except FileNotFoundError:
+        raise ConvertError(f"{name}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise ConvertError(f"{name} is a folder; name the .onnx file in it") from None
+    except OSError as error:
+        raise ConvertError(f"{name}: cannot be read: {error.strerror}; check the file") from None
+    if problem := _foreign(data):
+        raise ConvertError(f"{name}: not an ONNX file: {problem}; name the model's .onnx file")
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except Exception:  # protobuf's own
+        problem = "not an ONNX file, or a damaged one; name the model's .onnx file"
+        if missing := _truncated(data):
+            problem = f"truncated, {missing} bytes are missing; fetch the file again"
+        raise ConvertError(f"{name}: {problem}") from None
+    if not model.HasField("graph") or not model.graph.node:
+        raise ConvertError(f"{name}: not an ONNX file: it holds no graph; {CURE}")
+    return data, model
+
+
+def _opset(model: Any, name: str) -> int:
+    """Version of the standard operators."""
+    if not model.opset_import:
+        raise ConvertError(f"{name}: states no opset, so it may be truncated; {CURE}")
+    opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    opset = int(opsets[0]) if opsets else 0
+    if opset not in OPSETS:
+        said = f"opset {opset}" if opset else "no opset of the standard domain"
+        raise ConvertError(
+            f"{name}: {said}; export the model with opset {OPSETS[0]} to {OPSETS[-1]}"
+        )
+    return opset
 
 
 def _line(error: BaseException) -> str:
@@ -189,36 +199,13 @@ def _foreign(data: bytes) -> str:
 
 def _truncated(data: bytes) -> int:
     """Bytes by which the last top-level field of a protobuf message overruns the data."""
-    position = 0
-
-    def varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    try:
-        while position < len(data):
-            key = varint()
-            if not 1 <= key >> 3 <= 64:
+    with contextlib.suppress(ValueError):
+        for field in fields(data):
+            if not 1 <= field.number <= 64:
                 return 0
-            if key & 7 == 2:
-                size = varint()
-                if position + size > len(data):
-                    # Graph, the one large field; in a random file any field would do.
-                    return position + size - len(data) if key >> 3 == 7 else 0
-                position += size
-            elif key & 7 == 0:
-                varint()
-            else:
-                position += {1: 8, 5: 4}[key & 7]
-    except (IndexError, KeyError):
-        return 0
+            if field.sized and field.end > len(data):
+                # Graph, the one large field; in a random file any field would do.
+                return field.end - len(data) if field.number == 7 else 0
     return 0
 
 
@@ -287,20 +274,20 @@ def _graph(proto: Any, opset: int, external: _External, path: str, around: froze
     )
     outputs = tuple(_value(entry, path, required=False) for entry in proto.output)
 
-    known = {*constants, *(value.name for value in inputs)}
-    scope = frozenset(around | known | {name for node in proto.node for name in node.output})
+    available = {*constants, *(value.name for value in inputs)}
+    scope = frozenset(around | available | {name for node in proto.node for name in node.output})
     nodes = [_node(node, opset, external, path, scope) for node in proto.node]
     made = Counter(name for node in nodes for name in node.outputs if name)
-    if twice := [name for name in made if made[name] > 1 or name in known]:
+    if twice := [name for name in made if made[name] > 1 or name in available]:
         raise ConvertError(f"{path}: {twice[0]!r} is defined twice; {CURE}")
     return Graph(
-        _ordered(nodes, known | around, made, outputs, path), constants, inputs, outputs, opset
+        _ordered(nodes, available | around, made, outputs, path), constants, inputs, outputs, opset
     )
 
 
 def _ordered(
     nodes: list[Node],
-    known: frozenset[str] | set[str],
+    available: frozenset[str] | set[str],
     made: Mapping[str, int],
     outputs: tuple[Value, ...],
     path: str,
@@ -308,23 +295,23 @@ def _ordered(
     """The nodes in order of computation, as near to the file's order as that allows."""
     for node in nodes:
         for name in node.reads():
-            if name not in known and name not in made:
+            if name not in available and name not in made:
                 raise ConvertError(
                     f"{path}: node {node.name!r} ({node.op}) reads {name!r}, which nothing "
                     f"defines; {CURE}"
                 )
     for value in outputs:
-        if value.name not in known and value.name not in made:
+        if value.name not in available and value.name not in made:
             raise ConvertError(f"{path}: nothing defines the output {value.name!r}; {CURE}")
     ordered: list[Node] = []
-    done = set(known)
+    computed = set(available)
     waiting = nodes
     while waiting:
         blocked = []
         for node in waiting:
-            if all(name in done for name in node.reads()):
+            if all(name in computed for name in node.reads()):
                 ordered.append(node)
-                done.update(node.outputs)
+                computed.update(node.outputs)
             else:
                 blocked.append(node)
         if len(blocked) == len(waiting):

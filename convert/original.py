@@ -10,7 +10,7 @@ import numpy as np
 
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.convert.graph import ConvertError, Graph
-from artifactnet_jax.results import brief
+from artifactnet_jax.text import brief
 
 
 def session(model: bytes | str, threads: int | None = None, optimise: bool = True) -> Any:
@@ -66,7 +66,7 @@ def to_model(graph: Graph, outputs: Sequence[str] | None = None) -> bytes:
     opset = helper.make_opsetid("", graph.opset)
     model = helper.make_model(proto(graph, names), opset_imports=[opset])
     model.ir_version = min(model.ir_version, 10)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def tensors_of(

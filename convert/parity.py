@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from artifactnet_jax import forward
 from artifactnet_jax.audio import Segment
-from artifactnet_jax.backends import load_backend, why_unavailable
 from artifactnet_jax.convert.graph import ConvertError
-from artifactnet_jax.reference import sigmoid
-from artifactnet_jax.results import aggregate, brief
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.results import aggregate
+from artifactnet_jax.text import brief
+from artifactnet_jax.weights import ForeignGraph, Model, Weights
 
 if TYPE_CHECKING:
-    from artifactnet_jax.convert.importer import Contract
+    from artifactnet_jax.convert.contract import Contract
 
-STAGES = ("magnitude", "mask", "residual", "H", "P", "views", "channels", "logit", "score")
+STAGES = (*forward.STAGES, "score")
 # Whether a backend decides; what computes in half precision is reported beside.
 BACKENDS = {
     **{"numpy": True, "xla": True, "xla-bfloat16": False},
@@ -62,10 +62,10 @@ class Errors:
         place = np.ceil(50 * (np.log10(np.clip(error, 1e-12, 1e4)) + 12)).astype(np.int64)
         self.counts += np.bincount(place, minlength=len(self.counts))
 
-    def quantile(self, share: float = 0.999) -> float:
+    def quantile(self, fraction: float = 0.999) -> float:
         """The error that this share of the values does not exceed."""
-        place = int(np.searchsorted(np.cumsum(self.counts), share * self.counts.sum()))
-        return min(self.largest, 10.0 ** (place / 50 - 12))
+        place = int(np.searchsorted(np.cumsum(self.counts), fraction * self.counts.sum()))
+        return min(self.largest, float(10.0 ** (place / 50 - 12)))
 
 
 @dataclasses.dataclass(eq=False)
@@ -114,9 +114,9 @@ class Original:
     Raises ConvertError where onnxruntime cannot load it. `note` says what was out of the ordinary.
     """
 
-    def __init__(self, path: str, reference: Weights):
+    def __init__(self, path: str, reference: Model):
+        from artifactnet_jax.convert.contract import Contract
         from artifactnet_jax.convert.graph import read_graph
-        from artifactnet_jax.convert.importer import Contract
         from artifactnet_jax.convert.original import session, to_model
 
         contract = dict(reference.provenance["contract"])
@@ -163,85 +163,9 @@ def aligned(original: np.ndarray, ours: np.ndarray) -> np.ndarray | None:
     return fitting[0].reshape(ours.shape) if fitting else None
 
 
-def together(weights: Weights, contract: Contract) -> bool:
+def together(weights: Model, contract: Contract) -> bool:
     """Whether the segments of a track are scored together."""
-    return contract.song or weights.config.front_end.joint.startswith("song")
-
-
-def candidates(
-    weights: Weights, contract: Contract, wanted: Sequence[str]
-) -> tuple[list[Candidate], dict[str, str]]:
-    """The backends of these names that can run here, and why the others cannot.
-
-    ValueError: a name that there is not.
-    """
-    if unknown := [name for name in wanted if name not in BACKENDS]:
-        raise ValueError(f"unknown backend {unknown[0]!r}: use {', '.join(BACKENDS)}")
-    found, left_out = [], {}
-    for name in wanted:
-        kind, _, precision = name.partition("-")
-        reason = "" if kind == "onnx" else why_unavailable(kind)
-        if weights.graph is not None and name != "xla":
-            reason = "a graph whose networks were not recognised runs as it is, in xla alone"
-        if not reason:
-            make = _lean if kind == "onnx" else _backend
-            try:
-                found.append(Candidate(name, make(weights, contract, kind, precision)))
-            except ValueError as error:  # weights that float16 or this backend cannot hold
-                reason = str(error)
-        if reason:
-            left_out[name] = reason
-    return found, left_out
-
-
-def _backend(
-    weights: Weights, contract: Contract, kind: str, dtype: str
-) -> Callable[[np.ndarray], Outcome]:
-    backend: Any = load_backend(kind, weights, dtype=dtype or "float32")
-    whole = together(weights, contract)
-    joint = weights.config.front_end.joint.startswith("song")
-
-    def run(audio: np.ndarray) -> Outcome:
-        scores = backend.song(audio) if whole else backend(audio)
-        if weights.graph is not None:
-            return ({}, None, float(scores[0])) if contract.song else ({}, scores, None)
-        if not hasattr(backend, "stages"):  # onnxruntime: "onnx" shows those of its graph
-            return {}, scores, None
-        parts = [backend.stages(segment) for segment in audio]
-        stages = {stage: np.stack([part[stage] for part in parts]) for stage in STAGES[:-1]}
-        if joint and len(audio) > 1:  # these two are of each segment by itself
-            del stages["channels"], stages["logit"]
-        return stages, scores, None
-
-    return run
-
-
-def _lean(
-    weights: Weights, contract: Contract, kind: str, precision: str
-) -> Callable[[np.ndarray], Outcome]:
-    """The graph that `export` writes, in onnxruntime."""
-    from artifactnet_jax.convert.export import build_onnx
-    from artifactnet_jax.convert.original import session
-
-    whole = together(weights, contract)
-    form: Any = "song" if whole else "segment"
-    of: Any = precision or "fp32"
-    model = build_onnx(weights, form=form, precision=of, stages=True)
-    lean = session(model.SerializeToString())
-    given, names = lean.get_inputs()[0].name, [value.name for value in lean.get_outputs()]
-
-    def run(audio: np.ndarray) -> Outcome:
-        stages = dict(zip(names, lean.run(names, {given: audio}), strict=True))
-        score = stages.pop("p_ai")
-        if not whole:
-            return stages, score, None
-        song = float(score[0]) if contract.song else None
-        return stages, sigmoid(stages["logit"].astype(np.float64)), song
-
-    return run
-
-
-# --- Tracks ---------------------------------------------------------------------------------------
+    return contract.song or weights.whole_song
 
 
 @dataclasses.dataclass(eq=False)
@@ -266,7 +190,7 @@ class Comparison:
     """
 
     original: Original
-    weights: Weights
+    weights: Model
     found: list[Candidate]
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     not_finite: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -315,7 +239,7 @@ class Comparison:
 
     def _as_classified(self, channels: np.ndarray) -> np.ndarray:
         """Channels as the graph has them, which may scale them: our classifier does that first."""
-        tensors = self.weights.tensors
+        tensors = self.weights.tensors if isinstance(self.weights, Weights) else {}
         for op, apply in (("mul", np.multiply), ("add", np.add)):
             if (value := tensors.get(f"cnn.channels.{op}.value")) is not None:
                 channels = apply(channels, value)
@@ -352,7 +276,7 @@ class Comparison:
             candidate.track_dp = max(candidate.track_dp, dp or 0.0)
             candidate.segment_dp = max(candidate.segment_dp, worst or 0.0)
             candidate.flips += flip
-            if self.weights.graph is None:  # a foreign graph is run as it is, NaN and all
+            if not isinstance(self.weights, ForeignGraph):  # which is run as it is, NaN and all
                 candidate.not_finite += sum(not math.isfinite(p) for p in (*scores, own))
             found = {"score": own, "dp": dp, "segment_dp": worst}
             found = {key: number(value) for key, value in found.items()}

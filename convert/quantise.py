@@ -35,7 +35,7 @@ def quantise(model: ModelProto, segments: Iterable[np.ndarray]) -> ModelProto:
 
     given = model.graph.input[0].name
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # of a module without types
         def __init__(self) -> None:
             self._rest = iter(segments)
 
@@ -63,11 +63,11 @@ def quantise(model: ModelProto, segments: Iterable[np.ndarray]) -> ModelProto:
             )
         finally:
             logging.disable(level)
-        done = onnx.load(path)
+        small = onnx.load(path)
     notes = {note.key: note.value for note in model.metadata_props}
-    onnx.helper.set_model_props(done, {**notes, "precision": "int8"})
-    done.doc_string = model.doc_string.replace("fp32", "int8")
-    return done
+    onnx.helper.set_model_props(small, {**notes, "precision": "int8"})
+    small.doc_string = model.doc_string.replace("fp32", "int8")
+    return small
 
 
 def kept_float(model: ModelProto) -> list[str]:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.config import CHANNELS
-from artifactnet_jax.convert.networks import Trace, Unmapped, decimal
+from artifactnet_jax.config import CHANNELS, Channel
 from artifactnet_jax.convert.operators import evaluate
+from artifactnet_jax.convert.trace import Plane, Trace, Unmapped, decimal, planes, scalars
 from artifactnet_jax.filterbank import hann
-from artifactnet_jax.reference import delta, running_median
+from artifactnet_jax.forward import delta, running_median
 
 EDGES = ("reflect", "edge", "constant")  # the names are NumPy's too
 MAX_MEDIAN = 101
@@ -29,96 +29,10 @@ STRETCH = 2.0
 DB_ERROR = 2e-3  # dB; a float32 logarithm of a float32 sum
 
 
-def probe_audio(segments: int, samples: int, seed: int = 0) -> np.ndarray:
-    """Audio float32 [segments, samples] with everything that the steps must tell apart."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(samples) / 44_100
-    audio = np.zeros((segments, samples))
-    for i in range(segments):
-        for start in np.linspace(0, t[-1] * 0.8, 9):  # notes with overtones that die away
-            pitch = rng.uniform(80, 900)
-            since = np.maximum(t - start, 0)
-            for k in range(1, 12):
-                tone = np.sin(2 * np.pi * pitch * k * since) * np.exp(-(2 + k) * since)
-                audio[i] += rng.uniform(0.02, 0.2) / k * tone * (t >= start)
-        audio[i] += rng.normal(0, 0.01, samples) * (1 + np.sin(2 * np.pi * (1 + i) * t))
-        loud = slice(samples // 4, samples // 3)  # so that the clamp below the maximum shows
-        audio[i, loud] += 0.6 * np.sin(2 * np.pi * 500 * (1 + i) * t[loud])
-        clicks = rng.integers(0, samples, 12)
-        audio[i, clicks] += rng.uniform(-0.8, 0.8, 12)
-        audio[i, -samples // 6 :] = rng.normal(0, 1e-6, len(audio[i, -samples // 6 :]))
-        audio[i] *= (0.8, 0.25, 0.5)[i % 3]
-    return np.clip(audio, -1, 1).astype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plane:
-    """A two-dimensional quantity of each segment, found in a tensor of the graph."""
-
-    tensor: str
-    array: np.ndarray  # [segments, height, width]
-    roles: tuple[str, ...] | None  # axes of the tensor; None where it holds several planes
-
-
-def planes(trace: Trace, height: int, width: int, among: set[str] | None = None) -> Iterator[Plane]:
-    """Every plane of these sizes, those in stacks of up to 16 included, in order of computation."""
-    n = trace.segments
-    for name in sorted(trace.values, key=lambda tensor: trace.order.get(tensor, -1)):
-        shape = trace.shapes[name]
-        if (among is not None and name not in among) or len(shape) < 2:
-            continue
-        count, rest = divmod(int(np.prod(shape)), n * height * width)
-        if rest or not 1 <= count <= 16:
-            continue
-        for a, b in itertools.permutations(range(len(shape)), 2):
-            if shape[a] != height or shape[b] != width:
-                continue
-            if count == 1:
-                others = [k for k in range(len(shape)) if k not in (a, b)]
-                front = [k for k in others if shape[k] == n][:1]
-                array = np.moveaxis(trace.values[name], (a, b), (-2, -1))
-                roles = ["1"] * len(shape)
-                roles[a], roles[b] = "h", "w"
-                if front:
-                    roles[front[0]] = "n"
-                elif n > 1:
-                    continue
-                spare = [k for k in others if roles[k] == "1"]
-                if spare:
-                    roles[spare[0]] = "c"
-                yield Plane(name, array.reshape(n, height, width), tuple(roles))
-            else:
-                array = np.moveaxis(trace.values[name], (a, b), (-2, -1))
-                lead = array.shape[:-2]
-                array = array.reshape(-1, height, width)
-                orders = {"n": array.reshape(n, count, height, width)}
-                if lead[0] != n or n == count:
-                    orders["c"] = array.reshape(count, n, height, width).swapaxes(0, 1)
-                for stack in orders.values() if n > 1 else [orders["n"]]:
-                    for k in range(count):
-                        yield Plane(name, stack[:, k], None)
-            if height != width:
-                break
-
-
 def close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-4) -> bool:
     """Whether two arrays agree within a fraction of the larger one's peak."""
     peak = float(np.max(np.abs(b)))
     return bool(np.max(np.abs(a - b)) <= tolerance * peak) if peak > 0 else not np.any(a)
-
-
-def scalars(trace: Trace) -> list[float]:
-    """Every positive number that the graph holds by itself, in ascending order."""
-    found = {
-        decimal(array)
-        for array in trace.static.values()
-        if array.size == 1 and np.issubdtype(array.dtype, np.floating)
-    }
-    for node in trace.graph.nodes:
-        for key in ("min", "max", "value", "epsilon"):
-            if isinstance(node.attributes.get(key), float):
-                found.add(node.attributes[key])
-    return sorted(x for x in found if np.isfinite(x) and x > 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,8 +156,10 @@ def _hops(span: int, widths: set[int]) -> list[int]:
 def _match_spectrum(
     candidates: list[Plane], expected: np.ndarray
 ) -> list[tuple[list[Plane], float]]:
-    """Planes that are a multiple of `expected` but for rounding, equal ones together, and the
-    factor. (A floor under the magnitude is no rounding: it comes after, and begins the UNet.)"""
+    """Planes that are a multiple of `expected`, equal ones together, and the factor.
+
+    A floor under the magnitude is no rounding: it comes after, and begins the UNet.
+    """
     found: list[tuple[list[Plane], float]] = []
     some = expected.reshape(-1)[::101]  # enough to turn away what is something else
     for plane in candidates:
@@ -328,15 +244,6 @@ def _scaled(trace: Trace, residual: Residual, planes: Mapping[str, Plane]) -> li
     return found
 
 
-def after(trace: Trace, name: str) -> set[str]:
-    """The tensors that are computed from a tensor, itself included."""
-    reached = {name}
-    for node in trace.graph.nodes:
-        if reached.intersection(node.inputs):
-            reached.update(node.outputs)
-    return reached
-
-
 def _windows(residual: np.ndarray, axis: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Some places in [n, F, T] away from the edges, and the widest window around each."""
     size = residual.shape[axis]
@@ -367,7 +274,7 @@ def find_medians(trace: Trace, residual: Plane) -> dict[str, Any]:
     """The two medians: {"hpss_width", "percussive_width", "hpss_edge", "h", "p"} (planes)."""
     found: dict[str, Any] = {}
     array = residual.array
-    below = after(trace, residual.tensor)
+    below = trace.after(residual.tensor)
     around = {axis: _windows(array, axis) for axis in (1, 2)}
     for plane in planes(trace, array.shape[1], array.shape[2], among=below):
         if plane.array.shape != array.shape:
@@ -380,7 +287,7 @@ def find_medians(trace: Trace, residual: Plane) -> dict[str, Any]:
             if width is None:
                 continue
             for edge in EDGES if "hpss_edge" not in found else (found["hpss_edge"],):
-                if np.array_equal(running_median(array, width, axis, edge), plane.array):
+                if np.array_equal(running_median(array, width, axis, edge, np), plane.array):
                     found |= {width_key: width, key: plane, "hpss_edge": edge}
                     break
         if "h" in found and "p" in found:
@@ -399,7 +306,7 @@ def find_parts(trace: Trace, residual: Plane, medians: Mapping[str, Any]) -> dic
             trace,
             r.shape[1],
             r.shape[2],
-            among=after(trace, medians["h"].tensor) & after(trace, medians["p"].tensor),
+            among=trace.after(medians["h"].tensor) & trace.after(medians["p"].tensor),
         )
     ]
     numbers = scalars(trace)
@@ -410,11 +317,11 @@ def find_parts(trace: Trace, residual: Plane, medians: Mapping[str, Any]) -> dic
         hp, pp = h**power, p**power
         total = hp + pp + eps
         valid = loud & (total > 0)
-        share = np.where(valid, hp / np.where(total > 0, total, 1), 0)
-        other = np.where(valid, pp / np.where(total > 0, total, 1), 0)
+        harmonic = np.where(valid, hp / np.where(total > 0, total, 1), 0)
+        percussive = np.where(valid, pp / np.where(total > 0, total, 1), 0)
         result: dict[str, Any] = {"hpss_power": power, "hpss_eps": eps}
         worst = 0.0
-        for key, part in (("H", share), ("P", other)):
+        for key, part in (("H", harmonic), ("P", percussive)):
             errors = [
                 float(np.max(np.abs(c.array[valid] / r[valid] - part[valid]))) for c in candidates
             ]
@@ -523,14 +430,15 @@ def clamped(views: np.ndarray, top_db: float | None, joint: str) -> np.ndarray:
     if top_db is None:
         return views
     axes = {"segment": (1, 2, 3), "view": (2, 3), "song": (0, 1, 2, 3), "song_view": (0, 2, 3)}
-    return np.maximum(views, views.max(axis=axes[joint], keepdims=True) - top_db)
+    floor = views.max(axis=axes[joint], keepdims=True) - top_db
+    return np.asarray(np.maximum(views, floor))
 
 
 def seven(views: np.ndarray) -> dict[str, np.ndarray]:
     """The named channels, each [n, M, T], of clamped views [n, 3, M, T]."""
     mel_res, mel_h, mel_p = views[:, 0], views[:, 1], views[:, 2]
-    d = delta(mel_res)
-    parts = (mel_res, mel_h, mel_p, d, delta(d), mel_h - mel_p, np.abs(d))
+    d = delta(mel_res, np)
+    parts = (mel_res, mel_h, mel_p, d, delta(d, np), mel_h - mel_p, np.abs(d))
     return dict(zip(CHANNELS, parts, strict=True))
 
 
@@ -540,7 +448,7 @@ def find_clamp(trace: Trace, mel: Mel, below: set[str]) -> dict[str, Any]:
     What follows the logarithm is computed again from logarithms that are `STRETCH` times as large:
     else the floor under the logarithm would hide a clamp on all but loud audio.
     """
-    later = set().union(*(after(trace, log) for log in mel.logs)) & below & set(trace.values)
+    later = set().union(*(trace.after(log) for log in mel.logs)) & below & set(trace.values)
     names = [
         name
         for name in sorted(later, key=lambda tensor: trace.order.get(tensor, -1))
@@ -577,7 +485,7 @@ def find_clamp(trace: Trace, mel: Mel, below: set[str]) -> dict[str, Any]:
             floors[active, v] = low[active]
     if np.isnan(floors).all():
         return {"top_db": None, "joint": "segment"}
-    known = ~np.isnan(floors)
+    clamped_views = ~np.isnan(floors)
     peaks = views.max(axis=(2, 3))
     rules = {
         "segment": np.broadcast_to(peaks.max(axis=1, keepdims=True), peaks.shape),
@@ -586,7 +494,7 @@ def find_clamp(trace: Trace, mel: Mel, below: set[str]) -> dict[str, Any]:
         "song_view": np.broadcast_to(peaks.max(axis=0, keepdims=True), peaks.shape),
     }
     for joint, peak in rules.items():
-        distance = (peak - floors)[known]
+        distance = (peak - floors)[clamped_views]
         if np.ptp(distance) < 2 * DB_ERROR:
             return {"top_db": round(float(np.mean(distance)), 2), "joint": joint}
     raise Unmapped("the views are clamped by a rule that is not known")
@@ -598,7 +506,7 @@ class Channels:
 
     tensor: str
     roles: tuple[str, ...]
-    names: tuple[str, ...]
+    names: tuple[Channel, ...]
     scale: np.ndarray  # of each channel, after which `offset` is added
     offset: np.ndarray
 
@@ -609,7 +517,7 @@ def find_channels(trace: Trace, views: np.ndarray, start: str, output: str) -> C
     named = seven(views)
     m, t = views.shape[2:]
     best: Channels | None = None
-    used = trace.before(output) & after(trace, start)
+    used = trace.before(output) & trace.after(start)
     for name in sorted(used & set(trace.values), key=lambda tensor: trace.order.get(tensor, -1)):
         shape = trace.shapes[name]
         if len(shape) != 4 or shape[0] != n or sorted(shape[1:]) == sorted((1, m, t)):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.graph import graph_from_dict
-from artifactnet_jax.convert.importer import Contract
 from artifactnet_jax.convert.operators import compile_graph
 from artifactnet_jax.convert.simplify import simplify
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.weights import ForeignGraph
 
 ROUNDING = 1e-6  # by which a sum of weighted scores may leave [0, 1]
 
 
 class GraphBackend:
-    """Runs `Weights.graph`; float32 front to back, or whatever the graph itself computes in.
+    """Runs a `ForeignGraph`; float32 front to back, or whatever the graph itself computes in.
 
     One segment per call (or as many as the graph insists on), so that a score does not depend on
     the batch. A whole-song graph is compiled anew for each number of segments that comes up.
@@ -22,11 +24,11 @@ class GraphBackend:
 
     name = "xla"
 
-    def __init__(self, weights: Weights, dtype: str = "float32", batch_size: int | None = None):
+    def __init__(
+        self, weights: ForeignGraph, dtype: str = "float32", batch_size: int | None = None
+    ):
         if dtype != "float32":
             raise ValueError(f"a foreign graph computes in its own dtypes, not {dtype}")
-        if weights.graph is None:
-            raise ValueError("these weights hold no graph")
         self.dtype = dtype
         self._graph = graph_from_dict(weights.graph, weights.tensors)
         contract = dict(weights.provenance["contract"])
@@ -38,7 +40,7 @@ class GraphBackend:
                 "supported: export it with an open number"
             )
         self.batch_size = batch_size or self._segments
-        self._compiled: dict[int, object] = {}
+        self._compiled: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
         if not self._contract.song:
             self._run(np.zeros((self._segments, self._contract.samples), np.float32))
 
@@ -49,7 +51,7 @@ class GraphBackend:
             graph = simplify(self._graph, shaped.shape)
             run = compile_graph(graph, shaped.shape, self._contract.output)
             self._compiled[len(audio)] = run
-        scores = run(shaped).reshape(-1)  # type: ignore[operator]
+        scores = run(shaped).reshape(-1)
         inside = (scores >= -ROUNDING) & (scores <= 1 + ROUNDING)
         return np.where(inside, np.clip(scores, 0, 1), scores)
 

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from artifactnet_jax.convert.graph import Graph, Node
-from artifactnet_jax.convert.operators import DFT, MEDIAN, evaluate, x64
+from artifactnet_jax.convert.operators import evaluate, x64
+from artifactnet_jax.convert.operators_signal import DFT, MEDIAN
 
 # Operators that only move samples about; the first input is the data (of Concat, all are).
 MOVES = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"}
@@ -152,7 +153,7 @@ def _moved(
     """What a node that moves samples makes of other ones, in NumPy."""
     static = {key: facts[key] for key in node.inputs if isinstance(facts.get(key), np.ndarray)}
     graph = Graph((node,), {**static, **given}, (), (), opset)
-    return evaluate(graph, {}, [node.outputs[0]])[node.outputs[0]]
+    return np.asarray(evaluate(graph, {}, [node.outputs[0]])[node.outputs[0]])
 
 
 def _windowed(
@@ -220,9 +221,9 @@ def _start(
         planes = [plane for name in names for plane in np.moveaxis(found[name], axis, 0)]
     else:
         planes = list(np.moveaxis(evaluate(part, {}, [stack])[stack], axis, 0))
-    count = planes[0].shape[along]
+    count = int(planes[0].shape[along])
     step = int(np.prod(shape[along + 1 :]))
-    start = (int(planes[0].flat[0]) // step) % shape[along]
+    start: int = (int(planes[0].flat[0]) // step) % shape[along]
     for k, plane in enumerate(planes):
         index = (slice(None),) * along + (slice(start + k, start + k + count),)
         if not np.array_equal(plane, numbers[index]):

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.convert.graph import read_graph
+from artifactnet_jax.convert.protobuf import Bytes, Field, encoded, fields, varint, varints
 from artifactnet_jax.files import replace_file
-from artifactnet_jax.layers import preset_tensors
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.passes import folded
+from artifactnet_jax.weights import Model, Stored, Weights
 
 # From our axes to the file's: see "initialisers" in the provenance of converted weights.
 _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -40,7 +41,7 @@ _DTYPES = {1: "<f4", 10: "<f2", 11: "<f8"}  # of TensorProto.DataType
 
 
 def fill_template(
-    weights: Weights, template: str | os.PathLike[str], path: str | os.PathLike[str]
+    weights: Model, template: str | os.PathLike[str], path: str | os.PathLike[str]
 ) -> None:
     """Write the ONNX file `template` with its initialisers set to the values of `weights`.
 
@@ -58,7 +59,7 @@ def fill_template(
     """
     where, source = os.fspath(template), Path(template)
     entries = weights.provenance.get("initialisers")
-    if not entries:
+    if not entries or not isinstance(weights, Stored):
         raise ValueError(
             f"{where}: weights {weights.name!r} hold no map back to an ONNX file; "
             "leave the template out, or convert its file first"
@@ -76,7 +77,7 @@ def fill_template(
     if os.path.realpath(path) == os.path.realpath(template):
         raise ValueError(f"{os.fspath(path)}: this is the template; write to another file")
 
-    own = preset_tensors(weights.config, weights.tensors) if weights.graph is None else {}
+    own = folded(weights.config, weights.tensors)[1] if isinstance(weights, Weights) else {}
     tensors = {**weights.tensors, **own}  # of a preset: as the file has them, batch norms folded
     editor = _Editor(where, source, _values(where, entries, tensors))
     data = editor.model(source.read_bytes())
@@ -139,26 +140,26 @@ class _Editor:
     def model(self, data: bytes) -> bytes:
         return _rewritten(memoryview(data), {_GRAPH: self._graph})
 
-    def _graph(self, graph: memoryview) -> bytes:
+    def _graph(self, graph: Bytes) -> bytes:
         return _rewritten(graph, {_NODE: self._node, _INITIALISER: self._initialiser})
 
-    def _node(self, node: memoryview) -> bytes:
+    def _node(self, node: Bytes) -> bytes:
         """A Constant node holds a tensor under the name of its output."""
-        fields = dict(_payloads(node))
-        if bytes(fields.get(_NODE_OP, b"")) != b"Constant":
+        parts = dict(_payloads(node))
+        if bytes(parts.get(_NODE_OP, b"")) != b"Constant":
             return bytes(node)
-        name = bytes(fields[_NODE_OUTPUT]).decode()
+        name = bytes(parts[_NODE_OUTPUT]).decode()
 
-        def attribute(payload: memoryview) -> bytes:
+        def attribute(payload: Bytes) -> bytes:
             return _rewritten(payload, {_ATTRIBUTE_TENSOR: lambda t: self._tensor(name, t)})
 
         return _rewritten(node, {_NODE_ATTRIBUTE: attribute})
 
-    def _initialiser(self, tensor: memoryview) -> bytes:
+    def _initialiser(self, tensor: Bytes) -> bytes:
         name = bytes(dict(_payloads(tensor)).get(_NAME, b"")).decode()
         return self._tensor(name, tensor)
 
-    def _tensor(self, name: str, tensor: memoryview) -> bytes:
+    def _tensor(self, name: str, tensor: Bytes) -> bytes:
         entries = [dict(_payloads(p)) for number, p in _payloads(tensor) if number == _EXTERNAL]
         place = None
         if entries:  # each file is copied, whether or not a value in it changes
@@ -167,13 +168,13 @@ class _Editor:
             return bytes(tensor)
         self.found.add(name)
         kind, data = 0, b""
-        for number, _, _, at, end in _fields(tensor):
-            if number == _TYPE:
-                kind, _ = _varint(tensor, at)
-            elif number in (_FLOATS, _RAW, _DOUBLES):
-                data += tensor[at:end]
-            elif number == _INTS:  # the bits of a float16, one per integer
-                bits = [v & 0xFFFF for v in _varints(tensor, at, end)]
+        for field in fields(tensor):
+            if field.number == _TYPE:
+                (kind,) = varints(field)
+            elif field.number in (_FLOATS, _RAW, _DOUBLES):
+                data += field.payload
+            elif field.number == _INTS:  # the bits of a float16, one per integer
+                bits = [v & 0xFFFF for v in varints(field)]
                 data += np.array(bits, "<u2").tobytes()
         if place is not None:
             content, start, stop = place
@@ -217,86 +218,46 @@ class _Editor:
         return new.tobytes()
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """An integer and where it ends."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-
-
-def _encoded(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int, int, int, int]]:
-    """Fields of a message: number, wire type, where the field, its payload and its end lie."""
-    start = 0
-    while start < len(message):
-        key, at = _varint(message, start)
-        wire = key & 7
-        if wire == 2:
-            size, at = _varint(message, at)
-            end = at + size
-        elif wire == 0:
-            end = _varint(message, at)[1]
-        else:
-            end = at + {1: 8, 5: 4}[wire]
-        yield key >> 3, wire, start, at, end
-        start = end
-
-
-def _payloads(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _payloads(message: Bytes) -> Iterator[tuple[int, Bytes]]:
     """Number and payload of the fields that have a length."""
-    return ((n, message[at:end]) for n, wire, _, at, end in _fields(message) if wire == 2)
+    return ((field.number, field.payload) for field in fields(message) if field.sized)
 
 
-def _varints(message: memoryview, at: int, end: int) -> Iterator[int]:
-    """Integers of a repeated field, packed or not."""
-    while at < end:
-        value, at = _varint(message, at)
-        yield value
-
-
-def _rewritten(message: memoryview, edits: Mapping[int, Callable[[memoryview], bytes]]) -> bytes:
+def _rewritten(message: Bytes, edits: Mapping[int, Callable[[Bytes], bytes]]) -> bytes:
     """A message with the payloads of some fields replaced; all else keeps its bytes."""
-    parts: list[bytes | memoryview] = []
-    for number, wire, start, at, end in _fields(message):
-        if wire != 2 or number not in edits:
-            parts.append(message[start:end])
+    parts: list[Bytes] = []
+    for field in fields(message):
+        if not field.sized or field.number not in edits:
+            parts.append(message[field.start : field.end])
             continue
-        payload = edits[number](message[at:end])
-        if len(payload) == end - at:
-            parts += [message[start:at], payload]
+        payload = edits[field.number](field.payload)
+        if len(payload) == field.end - field.at:
+            parts += [message[field.start : field.at], payload]
         else:
-            key = _varint(message, start)[1]
-            parts += [message[start:key], _encoded(len(payload)), payload]
+            parts += [_key(field), encoded(len(payload)), payload]
     return b"".join(parts)
 
 
-def _refilled(tensor: memoryview, data: bytes) -> bytes:
+def _refilled(tensor: Bytes, data: bytes) -> bytes:
     """A TensorProto whose values, stored in whichever field, are `data`, in the same fields."""
-    parts: list[bytes | memoryview] = []
+    parts: list[Bytes] = []
     used = 0
-    for number, wire, start, at, end in _fields(tensor):
-        if number in (_FLOATS, _RAW, _DOUBLES):
-            parts += [tensor[start:at], data[used : used + end - at]]
-            used += end - at
-        elif number == _INTS:
-            count = sum(1 for _ in _varints(tensor, at, end))
+    for field in fields(tensor):
+        if field.number in (_FLOATS, _RAW, _DOUBLES):
+            size = field.end - field.at
+            parts += [tensor[field.start : field.at], data[used : used + size]]
+            used += size
+        elif field.number == _INTS:
+            count = sum(1 for _ in varints(field))
             halves = np.frombuffer(data[used : used + 2 * count], "<u2")
-            payload = b"".join(_encoded(int(half)) for half in halves)
-            key = _varint(tensor, start)[1]
-            parts += [tensor[start:key], _encoded(len(payload)) if wire == 2 else b"", payload]
+            payload = b"".join(encoded(int(half)) for half in halves)
+            parts += [_key(field), encoded(len(payload)) if field.sized else b"", payload]
             used += 2 * count
         else:
-            parts.append(tensor[start:end])
+            parts.append(tensor[field.start : field.end])
     return b"".join(parts)
+
+
+def _key(field: Field) -> Bytes:
+    """The bytes that say which field it is."""
+    return field.message[field.start : varint(field.message, field.start)[1]]

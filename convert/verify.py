@@ -9,34 +9,31 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifactnet_jax.audio import AudioError, Segment, SegmentReader
+from artifactnet_jax.audio import Segment, SegmentReader
 from artifactnet_jax.convert.graph import ConvertError, read_graph
 from artifactnet_jax.convert.parity import (
     BACKENDS,
     STAGES,
+    Candidate,
     Comparison,
     Original,
-    candidates,
+    Outcome,
     together,
 )
-from artifactnet_jax.files import find_audio
-from artifactnet_jax.results import (
-    NO_BACKEND,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    printable,
-)
-from artifactnet_jax.weights import Weights, WeightsError
+from artifactnet_jax.decode import AudioError
+from artifactnet_jax.dsp_numpy import sigmoid
+from artifactnet_jax.files import find_audio, writing
+from artifactnet_jax.models import load_backend, open_model, why_unavailable
+from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.weights import ForeignGraph, Model, WeightsError
 
 if TYPE_CHECKING:
-    from artifactnet_jax.convert.importer import Contract
+    from artifactnet_jax.convert.contract import Contract
 
 SCHEMA = "artifactnet-jax/verify/1"
 COLUMNS = 100  # of the text
@@ -51,12 +48,10 @@ def run(args: argparse.Namespace) -> int:
             raise CommandError(f"verify needs {package}: {cure}", NO_BACKEND)
     from tqdm import tqdm
 
-    from artifactnet_jax.detector import open_weights
-
     wanted = args.backends.split(",") if args.backends else list(BACKENDS)
     try:
         paths = find_audio(args.audio or [], recursive=False)
-        given = open_weights(args.weights) if args.weights else None
+        given = open_model(args.weights) if args.weights else None
         reference = _converted(args.model, given)
         weights = given or reference
         original = Original(args.model, reference)
@@ -82,13 +77,14 @@ def run(args: argparse.Namespace) -> int:
             comparison.rows.append({"path": path, "error": failure})
     report = _report(args, reference, comparison, left_out)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n" if args.json else to_text(report)
-    sys.stdout.write(text)
+    with writing("stdout"):
+        sys.stdout.write(text)
     return OK if report["ok"] else SOME_FAILED
 
 
-def _converted(path: str, given: Weights | None) -> Weights:
+def _converted(path: str, given: Model | None) -> Model:
     """What a model converts to. Raises ConvertError or WeightsError."""
-    from artifactnet_jax.convert.cache import load_onnx
+    from artifactnet_jax.convert.import_cache import load_onnx
 
     try:
         return load_onnx(path)
@@ -99,7 +95,7 @@ def _converted(path: str, given: Weights | None) -> Weights:
         return given
 
 
-def _check(path: str | None, weights: Weights, contract: Contract) -> None:
+def _check(path: str | None, weights: Model, contract: Contract) -> None:
     """ValueError where weights cannot score what the original scores."""
     samples = weights.config.front_end.segment_samples
     if samples != contract.samples:
@@ -107,18 +103,97 @@ def _check(path: str | None, weights: Weights, contract: Contract) -> None:
             f"{path}: weights of {samples}-sample segments, the model's have {contract.samples}: "
             "name weights that were made of it"
         )
-    if weights.graph is not None and (weights.provenance.get("form") == "song") != contract.song:
+    if isinstance(weights, ForeignGraph) and weights.whole_song != contract.song:
         raise ValueError(
             f"{path}: of weights and model one scores songs, the other segments: name weights that "
             "were made of it"
         )
 
 
+# --- What scores ---------------------------------------------------------------------------------
+
+
+def candidates(
+    weights: Model, contract: Contract, wanted: Sequence[str]
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The backends of these names that can run here, and why the others cannot.
+
+    ValueError: a name that there is not.
+    """
+    if unknown := [name for name in wanted if name not in BACKENDS]:
+        raise ValueError(f"unknown backend {unknown[0]!r}: use {', '.join(BACKENDS)}")
+    found, left_out = [], {}
+    for name in wanted:
+        kind, _, precision = name.partition("-")
+        reason = "" if kind == "onnx" else why_unavailable(kind)
+        if isinstance(weights, ForeignGraph) and name != "xla":
+            reason = "a graph whose networks were not recognised runs as it is, in xla alone"
+        if not reason:
+            make = _lean if kind == "onnx" else _backend
+            try:
+                found.append(Candidate(name, make(weights, contract, kind, precision)))
+            except ValueError as error:  # weights that float16 or this backend cannot hold
+                reason = str(error)
+        if reason:
+            left_out[name] = reason
+    return found, left_out
+
+
+def _backend(
+    weights: Model, contract: Contract, kind: str, dtype: str
+) -> Callable[[np.ndarray], Outcome]:
+    backend: Any = load_backend(kind, weights, dtype=dtype or "float32")
+    whole = together(weights, contract)
+    joint = weights.whole_song
+
+    def run(audio: np.ndarray) -> Outcome:
+        scores = backend.song(audio) if whole else backend(audio)
+        if isinstance(weights, ForeignGraph):
+            return ({}, None, float(scores[0])) if contract.song else ({}, scores, None)
+        if not hasattr(backend, "stages"):  # onnxruntime: "onnx" shows those of its graph
+            return {}, scores, None
+        parts = [backend.stages(segment) for segment in audio]
+        stages = {stage: np.stack([part[stage] for part in parts]) for stage in STAGES[:-1]}
+        if joint and len(audio) > 1:  # these two are of each segment by itself
+            del stages["channels"], stages["logit"]
+        return stages, scores, None
+
+    return run
+
+
+def _lean(
+    weights: Model, contract: Contract, kind: str, precision: str
+) -> Callable[[np.ndarray], Outcome]:
+    """The graph that `export` writes, in onnxruntime."""
+    from artifactnet_jax.convert.export import build_onnx
+    from artifactnet_jax.convert.original import session
+
+    whole = together(weights, contract)
+    form: Any = "song" if whole else "segment"
+    of: Any = precision or "fp32"
+    model = build_onnx(weights, form=form, precision=of, stages=True)
+    lean = session(model.SerializeToString())
+    given, names = lean.get_inputs()[0].name, [value.name for value in lean.get_outputs()]
+
+    def run(audio: np.ndarray) -> Outcome:
+        stages = dict(zip(names, lean.run(names, {given: audio}), strict=True))
+        score = stages.pop("p_ai")
+        if not whole:
+            return stages, score, None
+        song = float(score[0]) if contract.song else None
+        return stages, sigmoid(stages["logit"].astype(np.float64)), song
+
+    return run
+
+
+# --- Tracks ---------------------------------------------------------------------------------------
+
+
 # --- What is scored -------------------------------------------------------------------------------
 
 
 def _read(
-    paths: list[str], weights: Weights, contract: Contract
+    paths: list[str], weights: Model, contract: Contract
 ) -> Iterator[tuple[str, SegmentReader]]:
     """Recordings, cut as the weights say; for a graph of k segments, into k of them."""
     config = weights.config
@@ -131,7 +206,7 @@ def _read(
 
 def probe(samples: int) -> dict[str, np.ndarray]:
     """Segments float32 [samples] of what detectors meet, by name."""
-    from artifactnet_jax.convert.recognise import probe_audio
+    from artifactnet_jax.convert.trace import probe_audio
 
     rng = np.random.default_rng(0)
     music = probe_audio(3, samples)
@@ -149,7 +224,7 @@ def probe(samples: int) -> dict[str, np.ndarray]:
     return {name: audio.astype(np.float32) for name, audio in found.items()}
 
 
-def _probe_tracks(weights: Weights, contract: Contract) -> Iterator[tuple[str, list[Segment]]]:
+def _probe_tracks(weights: Model, contract: Contract) -> Iterator[tuple[str, list[Segment]]]:
     """The probe's segments as tracks of one; where songs are scored whole, also one of several.
 
     A graph that takes no less than k segments gets each k times.
@@ -175,7 +250,7 @@ def _probe_tracks(weights: Weights, contract: Contract) -> Iterator[tuple[str, l
 
 
 def _report(
-    args: argparse.Namespace, reference: Weights, comparison: Comparison, left_out: dict[str, str]
+    args: argparse.Namespace, reference: Model, comparison: Comparison, left_out: dict[str, str]
 ) -> dict[str, Any]:
     """Everything that was found, as plain data."""
     weights, original, rows = comparison.weights, comparison.original, comparison.rows

@@ -13,7 +13,10 @@ import importlib
 import operator
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 Value = tuple[int, int]  # a plane and the rows by which it is read further on
 
@@ -121,7 +124,9 @@ IMPLEMENTATIONS: dict[str, Callable[[], Callable[..., Any]]] = {
 }
 
 
-def median_filter(x: Any, size: int, axis: int, *, implementation: str | None = None) -> Any:
+def median_filter(
+    x: Shaped[Any, "*d"], size: int, axis: int, *, implementation: str | None = None
+) -> Shaped[Any, "*d"]:
     """Running median of an odd window along one axis.
 
     Equal to `scipy.ndimage.median_filter` with a window that is `size` along `axis` and 1

@@ -31,7 +31,8 @@ def median_filter(x: Any, size: int, axis: int) -> jax.Array:
     On anything but an NVIDIA GPU the kernel is interpreted, which is slow.
     """
     x = check(x, "Pallas")
-    return x if size == 1 or x.size == 0 else _jitted(x, size, axis)
+    done: jax.Array = x if size == 1 or x.size == 0 else _jitted(x, size, axis)
+    return done
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -54,7 +55,7 @@ def _median(x: jax.Array, size: int, axis: int) -> jax.Array:
         lanes = pl.ds(lane, LANES)
 
         @functools.cache
-        def value(plane: int, shift: int) -> jax.Array:
+        def value(plane: int, shift: int) -> Any:
             if plane < tile:
                 return samples[b, row + plane + tile * shift, lanes]
             op, one, two, more = program.steps[plane - tile]
@@ -64,7 +65,7 @@ def _median(x: jax.Array, size: int, axis: int) -> jax.Array:
         for r, output in enumerate(program.outputs):
             medians[b, row + r, lanes] = value(*output)
 
-    def run(planes: jax.Array, interpret: bool) -> jax.Array:
+    def run(planes: jax.Array, interpret: bool) -> Any:
         return pl.pallas_call(
             kernel,
             out_shape=jax.ShapeDtypeStruct((batch, rows, columns), planes.dtype),
@@ -73,7 +74,7 @@ def _median(x: jax.Array, size: int, axis: int) -> jax.Array:
             interpret=interpret,
         )(planes)
 
-    medians = lax.platform_dependent(
+    medians: jax.Array = lax.platform_dependent(
         planes,
         cuda=functools.partial(run, interpret=False),
         default=functools.partial(run, interpret=True),

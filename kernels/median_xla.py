@@ -16,18 +16,18 @@ from .median import median_program
 def median_filter(x: Any, size: int, axis: int) -> jax.Array:
     """Running median of odd `size` along `axis` >= 0; see `artifactnet_jax.kernels`."""
     x = check(x, "XLA")
-    return x if size == 1 or x.size == 0 else _jitted(x, size, axis)
+    done: jax.Array = x if size == 1 or x.size == 0 else _jitted(x, size, axis)
+    return done
 
 
 def check(x: Any, name: str) -> jax.Array:
     """`x` as a JAX array; TypeError where it cannot be that, or has no median."""
-    dtype = x.dtype
-    x = jnp.asarray(x)
-    if x.dtype != dtype:
-        raise TypeError(f"JAX would turn {dtype} into {x.dtype}: enable x64 or cast the array")
+    dtype, array = x.dtype, jnp.asarray(x)
+    if array.dtype != dtype:
+        raise TypeError(f"JAX would turn {dtype} into {array.dtype}: enable x64 or cast the array")
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"the {name} median takes floating and integer arrays, not {dtype}")
-    return x
+    return array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -87,7 +87,8 @@ def backward(
     length, half = x.shape[axis], size // 2
     ends = (0, half, half + length, 2 * half + length)
     pieces = [gather(*span) for span in itertools.pairwise(ends)]
-    return unmirror(_stored(pieces, axis))
+    slope: tuple[jax.Array] = unmirror(_stored(pieces, axis))
+    return slope
 
 
 _median.defvjp(_forward, backward)
@@ -106,7 +107,8 @@ def _stored(pieces: list[jax.Array], axis: int) -> jax.Array:
     # XLA on CPU takes min and max for cheap and fuses them into every reader, here a whole median
     # into each of 31 reads. What it concatenates it stores; the barrier keeps readers from
     # reaching past the concatenation to its pieces.
-    return lax.optimization_barrier(lax.concatenate(pieces, axis))
+    stored: jax.Array = lax.optimization_barrier(lax.concatenate(pieces, axis))
+    return stored
 
 
 def _slices(x: jax.Array, start: int, stop: int, size: int, axis: int) -> list[jax.Array]:

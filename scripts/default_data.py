@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,8 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
+
+from artifactnet_jax.data.manifest import Row, read_manifest, write_manifest
 
 # What the network of the shipped weights was trained on (but for UNSEEN), and what came later.
 FIRST = (
@@ -175,14 +178,6 @@ def group_of(source: str) -> str:
     return source
 
 
-def write(output: Path, rows: list[tuple]) -> None:
-    """Write the rows of a manifest."""
-    with output.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "label", "kind", "source", "model", "group", "split"))
-        table.writerows(rows)
-
-
 def excerpt(audio: Any, rng: Any, seconds: int = EXCERPT_S) -> Any:
     """So many seconds from anywhere in a recording [n, ...] at 44.1 kHz, or all of it."""
     length = min(len(audio), seconds * 44_100)
@@ -192,11 +187,11 @@ def excerpt(audio: Any, rng: Any, seconds: int = EXCERPT_S) -> Any:
 
 def manifest(raw: Path, clips: Path | None, output: Path) -> None:
     """Write the manifest of everything that is there."""
-    rows = []
+    rows: list[Row] = []
 
     def add(path: str, label: int, kind: str, source: str, model: str, group: str) -> None:
-        unseen = source.startswith(UNSEEN)
-        rows.append((path, label, kind, source, model, group, "validation" if unseen else "train"))
+        part = "validation" if source.startswith(UNSEEN) else "train"
+        rows.append(Row(path, label, kind, source, model, group, part))
 
     for name in DEBIAN:
         group = group_of(f"deb-{name}")
@@ -216,16 +211,15 @@ def manifest(raw: Path, clips: Path | None, output: Path) -> None:
                     seen.add(path)
                     source, label = row["source"], int(row["label"])
                     add(path, label, row["kind"], source, row["model"], group_of(source))
-    write(output, rows)
-    print(f"{output}: {len(rows)} tracks, {len({row[5] for row in rows})} groups", file=sys.stderr)
+    write_manifest(output, rows)
+    print(f"{output}: {len(rows)} tracks, {len({r.group for r in rows})} groups", file=sys.stderr)
 
 
 def excerpts(data: Path, folder: Path, cache: str | None) -> None:
     """Write mono FLAC excerpts of real recordings, each in the group of its original."""
     import numpy as np
 
-    from artifactnet_jax.data.manifest import read_manifest
-    from artifactnet_jax.data.records import AudioCache, prepare
+    from artifactnet_jax.data.decoded import AudioCache, prepare
 
     store, rng = AudioCache(cache), np.random.default_rng(7)
     rows, _ = prepare(read_manifest(data), store, max_bad=0.05, jobs=2)
@@ -244,29 +238,24 @@ def excerpts(data: Path, folder: Path, cache: str | None) -> None:
                 continue
             path = folder / f"{number}.flac"
             soundfile.write(path, mono, 44_100)
-            written.append((path.name, "real", source, rows[number].group))
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "label", "source", "group"))
-        table.writerows(written)
+            written.append(Row(str(path), 0, "real", source, "", rows[number].group, ""))
+    write_manifest(folder / "manifest.csv", written)
     print(f"{folder}: {len(written)} excerpts", file=sys.stderr)
 
 
 def inverted(excerpts: Path, folder: Path) -> None:
     """Write excerpts after `invert`, each in the group of its original."""
-    from artifactnet_jax.data.manifest import read_manifest
-
     rows = read_manifest(excerpts / "manifest.csv")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{Path(row.path).stem}.flac" for row in rows]
     with ProcessPoolExecutor() as pool:
-        done = pool.map(invert, range(len(rows)), [row.path for row in rows], paths, chunksize=8)
+        heard = pool.map(invert, range(len(rows)), [row.path for row in rows], paths, chunksize=8)
         written = [
-            (path.name, 1, "codec-recon", f"mel-{row.source}", "mel-inversion", row.group, "")
-            for path, row, heard in zip(paths, rows, done, strict=True)
-            if heard
+            Row(str(path), 1, "codec-recon", f"mel-{row.source}", "mel-inversion", row.group, "")
+            for path, row, audible in zip(paths, rows, heard, strict=True)
+            if audible
         ]
-    write(folder / "manifest.csv", written)
+    write_manifest(folder / "manifest.csv", written)
     print(f"{folder}: {len(written)} recordings", file=sys.stderr)
 
 
@@ -312,12 +301,11 @@ def shorts(data: Path, folder: Path, cache: str | None) -> None:
     """Write excerpts of long recordings, and a manifest of them and of the short ones."""
     import numpy as np
 
-    from artifactnet_jax.data.manifest import read_manifest
-    from artifactnet_jax.data.records import AudioCache
+    from artifactnet_jax.data.decoded import AudioCache
 
     store, rng = AudioCache(cache), np.random.default_rng(3)
     folder.mkdir(parents=True, exist_ok=True)
-    sources: dict[str, list] = {}
+    sources: dict[str, list[Row]] = {}
     for row in read_manifest(data):
         sources.setdefault(row.source, []).append(row)
     written = []
@@ -329,9 +317,9 @@ def shorts(data: Path, folder: Path, cache: str | None) -> None:
             if long:
                 path = folder / f"{source}-{number}.flac"
                 soundfile.write(path, excerpt(store.get(row.path), rng), 44_100)
-            facts = (row.label, row.kind, row.source, row.model, row.group, row.split)
-            written.append((str(path.resolve()), *facts))
-    write(folder / "manifest.csv", written)
+            plain = dataclasses.replace(row, path=str(path), residual="", weight=1.0, extra=())
+            written.append(plain)
+    write_manifest(folder / "manifest.csv", written)
     print(f"{folder}: {len(written)} recordings", file=sys.stderr)
 
 

@@ -20,26 +20,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from artifactnet_jax import dsp_numpy
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.bench.sanity import codec_delta
 from artifactnet_jax.bench.stress import CHAINS, SUITES, laundered
 from artifactnet_jax.data.augment import Chain, to_int16
-from artifactnet_jax.data.manifest import read_manifest, read_manifests
-from artifactnet_jax.data.records import AudioCache, Crops, prepare
-from artifactnet_jax.data.teachers import open_teacher
-from artifactnet_jax.detector import open_weights
-from artifactnet_jax.reference import stft_magnitude, texture_statistics
+from artifactnet_jax.data.decoded import AudioCache, prepare
+from artifactnet_jax.data.manifest import Row, read_manifest, read_manifests
+from artifactnet_jax.data.records import Crops
+from artifactnet_jax.data.teachers import Teacher, open_teacher
+from artifactnet_jax.decode import to_float
+from artifactnet_jax.forward import texture_statistics
 from artifactnet_jax.texture import logit
-from artifactnet_jax.train.texture import Calibration, Fit, by_model, collect, head
+from artifactnet_jax.train.run import native_weights
+from artifactnet_jax.train.texture import Calibration
+from artifactnet_jax.train.texture_head import Fit, by_model, collect, head
+from artifactnet_jax.weights import Weights
 
-VERSIONS = {"as it is": Chain()}
+PLAIN = Chain()
+VERSIONS = {"as it is": PLAIN}
 VERSIONS |= {name: chain for suite in CHAINS.values() for name, chain in suite.items()}
 LONGER = 1.1  # times a segment: what is cut before changes of tempo
 LOUDER_DB = (12, 6, 0, -6, -12)  # of the AI recording in a mix
@@ -70,6 +76,123 @@ def spliced(
     return found
 
 
+class Robustness:
+    """A texture head that was fitted without some groups, and crops of recordings of these."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        rows: Sequence[Row],
+        cache: AudioCache,
+        tensors: dict[str, np.ndarray],
+    ):
+        self.config, self.rows, self._tensors = weights.config, rows, tensors
+        self._calibration = Calibration(**weights.provenance["history"][-1]["calibration"])
+        self._size = self.config.front_end.segment_samples
+        self._crops = Crops(rows, cache, self._size, cache.folder)
+        self._longer = Crops(rows, cache, round(LONGER * self._size), cache.folder)
+
+    def score_of(self, audio: np.ndarray) -> float:
+        """P(AI) of the middle segment, as a file of 16 bits would hold it."""
+        first = (len(audio) - self._size) // 2
+        audio = to_float(to_int16(audio[first : first + self._size]))
+        magnitude = dsp_numpy.stft_magnitude(audio, self.config.front_end)
+        values = texture_statistics(audio, magnitude, self.config, dsp_numpy)
+        assert self.config.texture is not None
+        own = np.array(float(logit(values, self.config.texture, self._tensors, dsp_numpy)))
+        return float(self._calibration.scores(own, np.zeros(())))
+
+    def crop(self, k: int, chain: Chain = PLAIN) -> np.ndarray:
+        """A segment of recording k through a chain, always from the same place."""
+        return self._crops.crop(k, self._crops.generator(k, "robustness"), chain)[0]
+
+    def longer(self, k: int) -> np.ndarray:
+        """`LONGER` segments of recording k."""
+        return self._longer.crop(k, self._longer.generator(k, "robustness"), PLAIN)[0]
+
+    def versions(self, k: int) -> list[float]:
+        """Scores of recording k in all of `VERSIONS`."""
+        return [self.score_of(self.crop(k, chain)) for chain in VERSIONS.values()]
+
+    def laundered(self, k: int) -> list[float]:
+        """Scores of recording k after all of `LAUNDERED`."""
+        audio = self.longer(k)
+        return [self.score_of(change(audio, str(k))) for change in LAUNDERED.values()]
+
+    def mixed(self, k: int, real: int) -> list[float]:
+        """Scores of an AI recording over a real one, the AI one louder by each of `LOUDER_DB`."""
+        below, above = self.crop(real), self.crop(k)
+        above *= np.sqrt(np.mean(below**2)) / max(float(np.sqrt(np.mean(above**2))), 1e-6)
+        mixes = [above * 10 ** (db / 20) + below for db in LOUDER_DB]
+        return [self.score_of(0.5 * mix / max(float(np.abs(mix).max()), 1e-6)) for mix in mixes]
+
+
+def fitted_without(args: argparse.Namespace) -> Robustness:
+    """The head fitted to three quarters of the groups, and recordings of the others."""
+    weights, cache = native_weights(args.weights), AudioCache(args.cache)
+    config, fit = weights.config, Fit(**weights.provenance["history"][-1]["fit"])
+    assert config.texture is not None
+    rows, _ = prepare(read_manifest(args.data), cache, max_bad=0.05, jobs=cpu_count())
+    helpers = by_model(read_manifests(args.also)) if args.also else []
+    helpers, _ = prepare(helpers, cache, max_bad=0.05, jobs=cpu_count()) if helpers else ([], [])
+    out = set(sorted({row.group for row in rows})[::4])
+    known = [row for row in [*rows, *helpers] if row.group not in out]
+    tensors = head(config.texture, known, collect(known, cache, config, fit), fit)
+    chosen, taken = [], dict.fromkeys((row.source for row in rows), 0)
+    for row in rows:
+        if row.group in out and taken[row.source] < args.each:
+            taken[row.source] += 1
+            chosen.append(row)
+    print(f"{len(known)} recordings known, {len(chosen)} evaluated", file=sys.stderr)
+    return Robustness(weights, chosen, cache, tensors)
+
+
+def table_of(fitted: Robustness, teacher: Teacher | None, separated: int) -> dict[str, Any]:
+    """Everything that is reported; `separated`: recordings of a class that `teacher` launders."""
+    label = np.array([row.label for row in fitted.rows])
+    threshold, rng = fitted.config.verdict.threshold, np.random.default_rng(0)
+    real, ai = (np.flatnonzero(label == k) for k in (0, 1))
+    partners = rng.choice(real, len(ai)).tolist()
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
+        score = np.array(list(pool.map(fitted.versions, range(len(label)))))
+        after = np.array(list(pool.map(fitted.laundered, range(len(label)))))
+        both = np.array(list(pool.map(fitted.mixed, ai.tolist(), partners)))
+    tracks = [{"id": k, "label": int(value)} for k, value in enumerate(label)]
+    delta = codec_delta(tracks, {v: dict(enumerate(score[:, j])) for j, v in enumerate(VERSIONS)})
+    assert delta is not None
+
+    def figures(changed: np.ndarray, before: np.ndarray) -> dict[str, float | int]:
+        return {
+            "recordings": len(changed),
+            "mean": float(changed.mean()),
+            "called_ai": float((changed >= threshold).mean()),
+            "moved": float(np.abs(changed - before).mean()),
+        }
+
+    table: dict[str, dict[str, Any]] = {}
+    for name, own in (("real", real), ("ai", ai)):
+        plain = score[own, 0]
+        table[name] = {
+            "recordings": len(own),
+            "sources": sorted({fitted.rows[k].source for k in own.tolist()}),
+            "cross_codec_delta": delta[name]["mean"],
+            "cross_codec_delta_of_means": delta[name]["of_means"],
+            "versions": {v: figures(score[own, j], plain) for j, v in enumerate(VERSIONS)},
+            "laundered": {v: figures(after[own, j], plain) for j, v in enumerate(LAUNDERED)},
+        }
+        if teacher is not None:
+            chosen = own[:: max(1, -(-len(own) // separated))]
+            stems = [
+                fitted.score_of(laundered(fitted.longer(k), teacher, 1)) for k in chosen.tolist()
+            ]
+            table[name]["laundered"]["separated"] = figures(np.array(stems), score[chosen, 0])
+    table["mixed"] = {
+        f"{db:+d} dB": figures(both[:, j], score[ai, 0]) for j, db in enumerate(LOUDER_DB)
+    }
+    table["spliced"] = spliced(score[real, 0], score[ai, 0], threshold, rng)
+    return table
+
+
 def main() -> None:
     """Fit, change, score, and print the table as JSON."""
     parser = argparse.ArgumentParser(description="see the docstring")
@@ -81,104 +204,8 @@ def main() -> None:
     parser.add_argument("--teacher", help="a separator to launder with, such as htdemucs.onnx")
     parser.add_argument("--separated", type=int, default=24, help="recordings of a class, of these")
     args = parser.parse_args()
-    rows = read_manifest(args.data)
-    weights = open_weights(args.weights)
-    config, [*_, last] = weights.config, weights.provenance["history"]
-    assert config.texture is not None
-    calibration, fit = Calibration(**last["calibration"]), Fit(**last["fit"])
-    cache = AudioCache(args.cache)
-    rows, _ = prepare(rows, cache, max_bad=0.05, jobs=cpu_count())
-    helpers = by_model(read_manifests(args.also)) if args.also else []
-    helpers, _ = prepare(helpers, cache, max_bad=0.05, jobs=cpu_count()) if helpers else ([], [])
-    out = set(sorted({row.group for row in rows})[::4])
-    known = [row for row in [*rows, *helpers] if row.group not in out]
-    tensors = head(config.texture, known, collect(known, cache, config, fit), fit)
-    judged, taken = [], dict.fromkeys((row.source for row in rows), 0)
-    for row in rows:
-        if row.group in out and taken[row.source] < args.each:
-            taken[row.source] += 1
-            judged.append(row)
-    print(f"{len(known)} recordings known, {len(judged)} judged", file=sys.stderr)
-    size = config.front_end.segment_samples
-    crops = Crops(judged, cache, size, cache.folder)
-    longer = Crops(judged, cache, round(LONGER * size), cache.folder)
-    label = np.array([row.label for row in judged])
-
-    def score_of(audio: np.ndarray) -> float:
-        """P(AI) of the middle segment, as a file of 16 bits would hold it."""
-        first = (len(audio) - size) // 2
-        audio = to_int16(audio[first : first + size]).astype(np.float32) / np.float32(32768)
-        values = texture_statistics(audio, stft_magnitude(audio, config.front_end), config)
-        own = np.array(float(logit(values, config.texture, tensors)))
-        return float(calibration.scores(own, np.zeros(())))
-
-    def plain(k: int, of: Crops = crops) -> np.ndarray:
-        return of.crop(k, of.generator(k, "robustness"), Chain())[0]
-
-    def scores(k: int) -> list[float]:
-        # The same place of the recording for all.
-        chains = VERSIONS.values()
-        return [score_of(crops.crop(k, crops.generator(k, "robustness"), c)[0]) for c in chains]
-
-    def washed(k: int) -> list[float]:
-        audio = plain(k, longer)
-        return [score_of(change(audio, str(k))) for change in LAUNDERED.values()]
-
-    def mixed(k: int) -> list[float]:
-        """An AI recording and a real one of the same loudness, the AI one louder by so much."""
-        real = plain(partner[k])
-        ai = plain(k)
-        ai = ai * (np.sqrt(np.mean(real**2)) / max(float(np.sqrt(np.mean(ai**2))), 1e-6))
-        mixes = [ai * 10 ** (db / 20) + real for db in LOUDER_DB]
-        return [score_of(0.5 * mix / max(float(np.abs(mix).max()), 1e-6)) for mix in mixes]
-
-    rng = np.random.default_rng(0)
-    of_class = [np.flatnonzero(label == k) for k in (0, 1)]
-    partner = dict(
-        zip(of_class[1].tolist(), rng.choice(of_class[0], len(of_class[1])).tolist(), strict=True)
-    )
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
-        score = np.array(list(pool.map(scores, range(len(judged)))))
-        after = np.array(list(pool.map(washed, range(len(judged)))))
-        both = np.array(list(pool.map(mixed, of_class[1].tolist())))
-    table: dict[str, dict[str, Any]] = {}
-    names = list(VERSIONS)
-    tracks = [{"id": k, "label": int(value)} for k, value in enumerate(label)]
-    delta = codec_delta(tracks, {v: dict(enumerate(score[:, j])) for j, v in enumerate(names)})
-    assert delta is not None
-    threshold = config.verdict.threshold
     teacher = open_teacher(args.teacher) if args.teacher else None
-
-    def figures(changed: np.ndarray, before: np.ndarray) -> dict[str, float | int]:
-        return {
-            "recordings": len(changed),
-            "mean": float(changed.mean()),
-            "called_ai": float((changed >= threshold).mean()),
-            "moved": float(np.abs(changed - before).mean()),
-        }
-
-    for k, name in enumerate(("real", "ai")):
-        own = score[label == k]
-        table[name] = {
-            "recordings": len(own),
-            "sources": sorted({row.source for row in judged if row.label == k}),
-            "cross_codec_delta": delta[name]["mean"],
-            "cross_codec_delta_of_means": delta[name]["of_means"],
-            "versions": {version: figures(own[:, j], own[:, 0]) for j, version in enumerate(names)},
-            "laundered": {
-                version: figures(after[label == k][:, j], own[:, 0])
-                for j, version in enumerate(LAUNDERED)
-            },
-        }
-        if teacher is not None:
-            chosen = of_class[k][:: max(1, -(-len(own) // args.separated))]
-            stems = [score_of(laundered(plain(i, longer), teacher, 1)) for i in chosen.tolist()]
-            table[name]["laundered"]["separated"] = figures(np.array(stems), score[chosen, 0])
-    table["mixed"] = {
-        f"{db:+d} dB": figures(both[:, j], score[label == 1, 0]) for j, db in enumerate(LOUDER_DB)
-    }
-    table["spliced"] = spliced(score[label == 0, 0], score[label == 1, 0], threshold, rng)
-    print(json.dumps(table, indent=1))
+    print(json.dumps(table_of(fitted_without(args), teacher, args.separated), indent=1))
 
 
 if __name__ == "__main__":

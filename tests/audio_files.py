@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 
 SOUNDFILE = {
@@ -42,7 +43,7 @@ def encode(pcm: np.ndarray, suffix: str, rate: int = 44_100, bit_rate: int = 128
             for start in range(0, len(pcm), rate):
                 file.write(pcm[start : start + rate] / np.float32(32768))
         return out.getvalue()
-    import av
+    av = pytest.importorskip("av")
 
     kind, codec, sample_format = PYAV.get(suffix, ("mp3", "libmp3lame", "fltp"))
     layout = "mono" if pcm.shape[1] == 1 else "stereo"

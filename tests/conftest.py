@@ -28,10 +28,35 @@ from typing import Any, NamedTuple
 import pytest
 
 from artifactnet_jax.cli import main
-from artifactnet_jax.config import Config
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.weights import random_tensors, save_weights
 from audio_files import noise, write
+from tiny_model import SMALL
+
+# Files whose tests are all `slow`, those that take longest first: begun first, they leave no worker
+# alone at the end.
+SLOW = (
+    *("convert", "ray_engine", "training_loop", "verify", "throughput", "rvq", "export", "layers"),
+    *("train_run", "finetune", "serve", "tensorrt", "backends", "bench", "imports", "median"),
+    *("train_data", "train_texture", "export_texture", "model", "quantise", "teachers", "page"),
+    *("operators", "losses", "presets", "shapes", "accuracy_report", "live", "texture", "dsp"),
+    *("bench_accuracy", "audio_fuzz", "documents", "distribution", "one_edit"),
+)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where no slow test is wanted, their files are not even read: what they import takes long."""
+    fast = config.option.markexpr == "not slow"
+    return True if fast and collection_path.stem.removeprefix("test_") in SLOW else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, and marked as such."""
+    place = {f"test_{name}": k for k, name in enumerate(SLOW)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(SLOW)))
+    for item in items:
+        if item.path.stem in place:
+            item.add_marker("slow")
 
 
 class Outcome(NamedTuple):
@@ -56,9 +81,9 @@ Command = Callable[..., Outcome]
 def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights whose scores of noise lie well inside (0, 1)."""
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    tensors = random_tensors(Config.edge())
-    tensors["cnn.out.bias"] += 17
-    save_weights(path, Config.edge(), tensors, name="random", licence="none", provenance={})
+    tensors = random_tensors(SMALL)
+    tensors["cnn.out.bias"] -= 1
+    save_weights(path, SMALL, tensors, name="random", licence="none", provenance={})
     return path
 
 

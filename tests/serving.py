@@ -56,7 +56,7 @@ class Server:
 
     def start(self) -> Server:
         with open(self._log, "wb") as log:
-            command = [sys.executable, "-m", "artifactnet_jax.cli", "serve", "--port", "0"]
+            command = [sys.executable, "-m", "artifactnet_jax", "serve", "--port", "0"]
             command += ["--root", str(self.root), "--backend", "numpy", *self.arguments]
             self.process = subprocess.Popen(command, stderr=log, env=self._env)
 
@@ -143,7 +143,7 @@ class Server:
 
 def make_token(root: Path, *arguments: str) -> str:
     """A token, made by the command."""
-    command = [sys.executable, "-m", "artifactnet_jax.cli", "token", "create", "--root", str(root)]
+    command = [sys.executable, "-m", "artifactnet_jax", "token", "create", "--root", str(root)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()

@@ -17,38 +17,6 @@ FOLDERS = {"artifactnet_jax": "", "convert": "convert/", "kernels": "kernels/", 
 FOLDERS["scripts"] = "scripts/"
 DOOR = "__init__"  # the package's own: public names, looked up on first use
 
-# What is not yet as the table says. The three lists may only get shorter, and go when empty.
-OFFENCES = {  # "importing module -> imported module"; "door", "console" ... say whose they are
-    "backends/__init__ -> convert/runtime",  # door
-    "bench/processes -> cli",  # console: artifactnet_jax/__main__.py, and -m artifactnet_jax
-    "bench/serving -> cli",  # console
-    "convert/cache -> convert/importer",  # door: export_cache and import_cache
-    "files -> results",  # console: text
-    "layers -> config",  # core: presets
-    "live -> score",  # console, and so are the following
-    "ray_engine -> score",
-    "report -> score",
-    "serve/worker -> score",
-    "train/finetune -> score",
-    "train/mine -> score",
-    "train/residuals -> score",
-    "train/rvq -> score",
-    "train/texture -> score",
-}
-CIRCLES: set[str] = {  # modules that stand in circles of imports
-    "config, layers",  # core
-    # door: what backends share (BackendError, the protocol) apart from the table of their names
-    "backends/__init__, backends/engine",
-    "backends/__init__, backends/numpy",
-    "backends/__init__, backends/onnxruntime",
-    "backends/__init__, backends/tensorrt",
-    "backends/__init__, backends/xla",
-    "backends/__init__, backends/onnxruntime, convert/cache, convert/importer, convert/original",
-}
-AWAITED = {"commands/*", "console/*", "convert/export_cache", "convert/import_cache", "dsp_jax"}
-AWAITED |= {"dsp_numpy", "forward", "models", "numpy_network", "operators", "passes", "presets"}
-AWAITED |= {"text", "__main__"}
-
 
 def floors() -> dict[str, int]:
     """Pattern of a module's name -> its floor, as the document's table has them."""
@@ -63,7 +31,7 @@ def floor_of(module: str, table: Mapping[str, int]) -> int:
     """Floor of one module; a row that names it goes before one that names its folder."""
     found = {table[name] for name in (module, f"{module.rpartition('/')[0]}/*") if name in table}
     assert found, f"{module} stands on no floor: give it a row in docs/architecture.md"
-    return table.get(module, *found) if module in table else found.pop()
+    return table[module] if module in table else found.pop()
 
 
 def modules() -> dict[str, Path]:
@@ -157,15 +125,15 @@ def test_every_module_stands_on_one_floor():
 
 def test_every_row_names_a_module():
     folders = {f"{name.rpartition('/')[0]}/*" for name in KNOWN}
-    assert set(floors()) - set(KNOWN) - folders == AWAITED
+    assert not set(floors()) - set(KNOWN) - folders
 
 
 def test_imports_point_down():
-    assert upward(IMPORTS, floors()) == OFFENCES
+    assert not upward(IMPORTS, floors())
 
 
 def test_no_circle():
-    assert {", ".join(sorted(set(path))) for path in circles(IMPORTS)} == CIRCLES
+    assert not circles(IMPORTS)
 
 
 def test_the_kernels_import_nothing_of_the_package():
@@ -201,3 +169,22 @@ def test_the_walk_sees_a_folder_of_a_string(tmp_path):
 
 def test_circles_are_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c", "b"]]
+
+
+# Files of more than 600 lines. The list may only get shorter.
+LONG = {"make_onnx_fixtures", "test_cli", "test_convert", "test_export", "test_finetune"}
+LONG |= {"test_layers", "test_live", "test_manifest", "test_operators", "test_serve"}
+LONG |= {"test_tensorrt", "test_throughput", "test_train_data"}
+
+
+def test_no_file_is_long_and_no_function():
+    own = [path for path in KNOWN.values() if path.stem != DOOR]
+    for path in [*own, *sorted((ROOT / "tests").glob("*.py"))]:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 600 or path.stem in LONG, f"{path.name}: over 600 lines"
+        if path not in own:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines < 80, f"{path.name}: {node.name} has {lines} lines"

@@ -18,12 +18,12 @@ import soxr
 
 from artifactnet_jax import decode
 from artifactnet_jax.audio import AudioReport, Segment, SegmentReader
-from artifactnet_jax.config import FrontEnd, Verdict
+from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import find_audio
 from audio_files import encode, noise, write
 
-FE, VERDICT = FrontEnd(), Verdict()
+FE, VERDICT = FrontEnd(), Decision()
 RATE, SIZE = FE.sample_rate, FE.segment_samples
 
 
@@ -123,6 +123,7 @@ def test_pyav_reads_what_soundfile_cannot(tmp_path: Path, suffix: str) -> None:
     assert report.duration_s == pytest.approx(6, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s32le", "pcm_f64le"])
 def test_pyav_sample_formats_scale_alike(codec: str) -> None:
     import av
@@ -178,7 +179,7 @@ def test_tail_rule(n: int, count: int) -> None:
 )
 def test_short_recordings_have_overlapping_segments(seconds: float, starts: list[float]) -> None:
     samples = np.linspace(0.1, 0.5, round(seconds * RATE), dtype=np.float32)
-    verdict = Verdict(least_segments=5)
+    verdict = Decision(least_segments=5)
     reader = SegmentReader((samples, RATE), FrontEnd(), verdict)
     segments = list(reader)
     assert [s.start_s for s in segments] == starts
@@ -346,6 +347,7 @@ def test_unseekable_and_text_sources() -> None:
     ],
 )
 def test_what_is_not_audio(tmp_path: Path, data: bytes) -> None:
+    pytest.importorskip("av")  # without it the reason is that
     write(tmp_path, "a.wav", noise(5))
     path = tmp_path / "text.mp3"
     path.write_bytes(data)
@@ -359,7 +361,7 @@ def test_no_samples(tmp_path: Path) -> None:
 
 
 def test_video_without_sound_has_no_audio() -> None:
-    import av
+    av = pytest.importorskip("av")
 
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
@@ -509,14 +511,15 @@ PEAK = """
 import re, sys
 from pathlib import Path
 from artifactnet_jax.audio import SegmentReader
-from artifactnet_jax.config import FrontEnd, Verdict
+from artifactnet_jax.config import FrontEnd, Decision
 plan = int(sys.argv[2]) if sys.argv[2].isdigit() else sys.argv[2]
-sum(1 for _ in SegmentReader(sys.argv[1], FrontEnd(), Verdict(), plan))
+sum(1 for _ in SegmentReader(sys.argv[1], FrontEnd(), Decision(), plan))
 # Not getrusage: its peak includes the parent's, from between fork and exec.
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 @pytest.mark.parametrize(("suffix", "plan"), [("wav", "all"), ("flac", "7"), ("mka", "all")])
 def test_memory_does_not_grow_with_length(tmp_path: Path, suffix: str, plan: str) -> None:
@@ -530,6 +533,7 @@ def test_memory_does_not_grow_with_length(tmp_path: Path, suffix: str, plan: str
     assert peaks[1] <= 1.2 * peaks[0]
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     code = (
         "import artifactnet_jax.audio, sys; print({'av', 'soxr', 'soundfile'} & set(sys.modules))"
@@ -542,7 +546,7 @@ def test_import_is_light() -> None:
 @pytest.mark.parametrize("least", [1, 5])
 @pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0, 17.9, 21.0])
 def test_the_number_of_segments_is_bounded_beforehand(tmp_path, seconds, least, plan):
-    verdict = Verdict(least_segments=least)
+    verdict = Decision(least_segments=least)
     for name, rate in (("a.wav", 44_100), ("a.flac", 48_000), ("a.mp3", 44_100), ("a.ogg", 32_000)):
         path = write(tmp_path, name, noise(seconds, rate, 1), rate)
         reader = SegmentReader(path, FrontEnd(), verdict, plan, counted=True)

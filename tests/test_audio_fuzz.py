@@ -20,11 +20,11 @@ PER_KIND = 40
 READ_ALL = """
 import sys, numpy as np
 from artifactnet_jax.audio import AudioError, SegmentReader
-from artifactnet_jax.config import FrontEnd, Verdict
+from artifactnet_jax.config import FrontEnd, Decision
 for path in sys.argv[1:]:
     print(path, end=" ", flush=True)
     try:
-        reader = SegmentReader(path, FrontEnd(), Verdict())
+        reader = SegmentReader(path, FrontEnd(), Decision())
         count = 0
         for segment in reader:
             assert segment.samples.dtype == np.float32 and segment.samples.shape == (176400,)

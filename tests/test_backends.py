@@ -7,11 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from artifactnet_jax import backends
-from artifactnet_jax.backends import BACKENDS, BackendError, load_backend, why_unavailable
+from artifactnet_jax import forward, models
+from artifactnet_jax.backends import BACKENDS, BackendError
 from artifactnet_jax.config import CNN, Config, FrontEnd, UNet
-from artifactnet_jax.reference import Network, sigmoid
-from artifactnet_jax.weights import Weights, random_tensors
+from artifactnet_jax.dsp_numpy import sigmoid
+from artifactnet_jax.models import load_backend, why_unavailable
+from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.report import look
+from artifactnet_jax.weights import Engine, ForeignGraph, Weights, random_tensors
 
 WEIGHTS = Weights("random", Config.edge(), random_tensors(Config.edge()), "", "", {})
 needs_jax = pytest.mark.skipif(
@@ -103,15 +106,16 @@ def song(joint: str, n: int = 3) -> tuple[Weights, np.ndarray]:
 @pytest.mark.parametrize("joint", ["segment", "view", "song", "song_view"])
 def test_the_joint_rule_of_a_song_by_hand(name, joint):
     weights, audio = song(joint)
-    network = Network(weights.config, weights.tensors, np.float64)
-    views = np.stack([network.segment_views(each) for each in audio.astype(np.float64)])
+    network = NumpyNetwork(weights.config, weights.tensors, np.float64)
+    magnitudes = map(network.magnitude, audio.astype(np.float64))
+    views = np.stack([network.segment_db(each) for each in magnitudes])
     axes = {"segment": (1, 2, 3), "view": (2, 3), "song": (0, 1, 2, 3), "song_view": (0, 2, 3)}
     clamped = np.maximum(views, views.max(axis=axes[joint], keepdims=True) - 10)
     expected = []
     for res, h, p in clamped:
         d = np.diff(res, axis=1, prepend=res[:, :1])
         channels = np.stack([res, h, p, d, np.diff(d, axis=1, prepend=0), h - p, np.abs(d)])
-        expected.append(sigmoid(network.logit(channels)))
+        expected.append(sigmoid(network.classify(channels)))
     backend = load_backend(name, weights)
     scores = backend.song(audio)
     assert scores.dtype == np.float32
@@ -132,12 +136,32 @@ def test_stages_are_those_of_scoring(name, joint):
     stages = backend.stages(audio[0])
     exact = load_backend("numpy", weights).stages(audio[0].astype(np.float64))
     shapes = dict.fromkeys(("magnitude", "mask", "residual", "H", "P"), (129, 33))
-    shapes |= {"views": (3, 16, 33), "channels": (7, 16, 33), "logit": (), "score": ()}
+    shapes |= {"views": (3, 16, 33), "channels": (7, 16, 33)}
+    shapes |= dict.fromkeys(("network_logit", "texture_logit", "logit", "score"), ())
     assert {key: value.shape for key, value in stages.items()} == shapes
     for key, value in stages.items():
         np.testing.assert_allclose(value, exact[key], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(stages["residual"], stages["mask"] * stages["magnitude"], rtol=1e-6)
     np.testing.assert_allclose(stages["score"], backend(audio)[0], atol=1e-6)
+
+
+def test_stages_take_two_medians(monkeypatch):
+    """HPSS is computed once, for the parts and for what is made of them."""
+    taken = []
+    median = forward.median_filter
+
+    def counted(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+        taken.append((size, axis))
+        return median(x, size, axis=axis)
+
+    monkeypatch.setattr(forward, "median_filter", counted)
+    weights, audio = song("segment", 1)
+    load_backend("numpy", weights).stages(audio[0])
+    fe = weights.config.front_end
+    assert taken == [(fe.hpss_width, 1), (fe.percussive_width, 0)]
+    taken.clear()
+    look(audio[0], 0.0, fe, NumpyNetwork(weights.config, weights.tensors))
+    assert len(taken) == 2
 
 
 @needs_jax
@@ -184,7 +208,7 @@ def test_unknown_names_and_dtypes():
 
 
 def test_a_missing_extra_names_the_pip_command(monkeypatch):
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
     assert why_unavailable("xla") == (
         "backend 'xla' needs jax and flax: pip install 'artifactnet-jax[cpu]'"
     )
@@ -201,33 +225,44 @@ def test_auto_takes_what_was_measured_as_fastest(monkeypatch):
     here = {"jax", "flax", "onnx", "onnxruntime"}
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        backends.importlib.util, "find_spec", lambda name: find("json") if name in here else None
+        models.importlib.util, "find_spec", lambda name: find("json") if name in here else None
     )
-    assert backends.pick(WEIGHTS) == backends.pick(heavy) == "onnxruntime"
+    assert models.pick(WEIGHTS) == models.pick(heavy) == "onnxruntime"
     song = dataclasses.replace(heavy, config=dataclasses.replace(heavy.config, front_end=joint))
-    assert backends.pick(song) == "xla"
-    assert backends.pick(dataclasses.replace(heavy, tensors={}, graph={})) == "xla"
-    assert backends.pick(dataclasses.replace(WEIGHTS, file="x.onnx")) == "onnxruntime"
+    assert models.pick(song) == "xla"
+    assert models.pick(ForeignGraph("g", heavy.config, {}, "", "", {}, {})) == "xla"
+    assert models.pick(Engine("e", WEIGHTS.config, "", "", {}, "x.onnx")) == "onnxruntime"
     here.add("jax_cuda12_plugin")
-    assert backends.pick(WEIGHTS) == backends.pick(heavy) == "xla"
+    assert models.pick(WEIGHTS) == models.pick(heavy) == "xla"
     here -= {"onnx", "jax_cuda12_plugin"}
-    assert backends.pick(heavy) == "xla"
-    assert backends.pick(WEIGHTS) == "numpy"
+    assert models.pick(heavy) == "xla"
+    assert models.pick(WEIGHTS) == "numpy"
     here -= {"jax", "flax"}
-    assert backends.pick(heavy) == "numpy"
+    assert models.pick(heavy) == "numpy"
     monkeypatch.undo()
     assert load_backend("auto", WEIGHTS, dtype="bfloat16").name == "xla"
 
 
 def test_an_old_python_is_said_so(monkeypatch):
-    monkeypatch.setattr(backends.sys, "version_info", (3, 10, 12))
+    monkeypatch.setattr(models.sys, "version_info", (3, 10, 12))
     assert "3.11" in why_unavailable("xla")
     assert why_unavailable("numpy") == ""
 
 
-def test_every_entry_of_the_table_can_be_found():
-    for module, *_ in BACKENDS.values():
-        assert importlib.util.find_spec(module.split(":")[0]) is not None
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_entry_of_the_table_has_its_class(name):
+    for package in BACKENDS[name].packages:
+        pytest.importorskip(package)
+    assert models._maker(name, WEIGHTS).name == name
+
+
+def test_which_backend_runs_which_model():
+    config = WEIGHTS.config
+    assert models.backends_of(WEIGHTS) == tuple(BACKENDS)
+    assert models.backends_of(ForeignGraph("g", config, {}, "", "", {}, {})) == ("xla",)
+    exported = models.backends_of(Engine("e", config, "", "", {}, "x.onnx"))
+    assert exported == ("onnxruntime", "onnxruntime-cuda", "tensorrt")
+    assert models.backends_of(Engine("e", config, "", "", {}, "x.engine")) == ("tensorrt",)
 
 
 # --- onnxruntime ----------------------------------------------------------------------------------
@@ -267,14 +302,14 @@ def test_a_graph_is_exported_once(monkeypatch, tmp_path, capsys):
 
 @needs_ort
 def test_an_exported_graph_stands_for_its_weights(tmp_path):
-    from artifactnet_jax.convert.cache import as_exported
     from artifactnet_jax.convert.export import export
+    from artifactnet_jax.convert.export_cache import read_exported
     from artifactnet_jax.weights import WeightsError
 
     weights, audio = song("segment")
     weights = dataclasses.replace(weights, licence="CC0", sha256="1" * 64)
     export(weights, tmp_path / "lean.onnx")
-    taken = as_exported(tmp_path / "lean.onnx", "onnxruntime")
+    taken = read_exported(tmp_path / "lean.onnx")
     assert (taken.name, taken.licence, taken.config) == ("segment", "CC0", weights.config)
     assert (taken.sha256, taken.provenance) == (weights.sha256, {"precision": "fp32"})
     np.testing.assert_array_equal(
@@ -287,12 +322,12 @@ def test_an_exported_graph_stands_for_its_weights(tmp_path):
 
     export(weights, tmp_path / "song.onnx", form="song")
     with pytest.raises(WeightsError, match="whole songs: export the weights with --form segment"):
-        as_exported(tmp_path / "song.onnx", "onnxruntime")
+        read_exported(tmp_path / "song.onnx")
     with pytest.raises(WeightsError, match="cannot be read"):
-        as_exported(tmp_path / "none.onnx", "onnxruntime")
+        read_exported(tmp_path / "none.onnx")
     for foreign in (b"", b"\x08", b"\x72\xff", b"RIFF" * 9):
         (tmp_path / "foreign.onnx").write_bytes(foreign)
-        assert as_exported(tmp_path / "foreign.onnx", "onnxruntime") is None
+        assert read_exported(tmp_path / "foreign.onnx") is None
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "lean.onnx").read_bytes()[:-40])
     torn = dataclasses.replace(taken, file=str(tmp_path / "cut.onnx"))
     with pytest.raises(BackendError, match=r"cut\.onnx: .*: export it again"):

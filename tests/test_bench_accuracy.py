@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from artifactnet_jax.bench import accuracy, public
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 
 RATE = 44_100
 MODULE = """
@@ -51,9 +51,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command):
     Test: AI at 0.9, 0.8, 0.4; real at 0.1, 0.2, 0.6. Calibration: AI at 0.7, 0.5; real 0.3, 0.45.
     """
     monkeypatch.chdir(tmp_path)
-    whole = accuracy.report.write_report  # intervals from few resamples: they are not tested here
+    whole = (
+        accuracy.accuracy_report.write_report
+    )  # intervals from few resamples: they are not tested here
     few = functools.partial(whole, resamples=20)
-    monkeypatch.setattr(accuracy.report, "write_report", few)
+    monkeypatch.setattr(accuracy.accuracy_report, "write_report", few)
     (tmp_path / "bench_levels.py").write_text(MODULE)
     table = [("path", "label", "source", "model", "group", "split")]
     for split, label, levels in (
@@ -167,17 +169,17 @@ def test_resume_of_another_run_is_refused(bench, monkeypatch):
     sys.modules.pop("bench_levels")
     done = bench("--resume")
     assert done.code == 2
-    assert "settings of loud" in done.err
+    assert "holds another run (detectors.loud" in done.err
     monkeypatch.delenv("LOUD")
     sys.modules.pop("bench_levels")
     Path("m.csv").write_text(Path("m.csv").read_text().replace("generator", "machine"))
     done = bench("--resume")
     assert done.code == 2
-    assert "the manifest" in done.err
+    assert "holds another run (manifests " in done.err
     Path("run/run.json").write_text("{}")
     done = bench("--resume")
     assert done.code == 2
-    assert "not of a run of bench accuracy" in done.err
+    assert "run.json cannot be read" in done.err
 
 
 def test_stress_rows_lie_beside(bench):

@@ -16,24 +16,18 @@ pytest.importorskip("scipy")
 import scipy.interpolate
 import scipy.signal
 
-from artifactnet_jax.bench.detectors import (
+from artifactnet_jax.bench.adapter import (
     RATE,
     Adapter,
-    Clam,
     DetectorError,
-    Fakeprint,
     Scored,
-    Separation,
-    SpecTTTra,
-    Tiered,
     at_rate,
-    centred,
-    open_detector,
     run_batch,
-    trained_parts,
 )
+from artifactnet_jax.bench.baselines import Clam, Fakeprint, Separation, SpecTTTra, centred
+from artifactnet_jax.bench.detectors import Tiered, open_detector, trained_parts
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError
 from artifactnet_jax.weights import parameter_counts
 
 ONNX = Path(__file__).parent / "onnx"
@@ -146,6 +140,7 @@ def ort_scores(path: Path, segments: np.ndarray) -> list[float]:
     return [float(session.run(None, {name: s[None]})[0].reshape(-1)[0]) for s in segments]
 
 
+@pytest.mark.slow
 def test_onnx_as_the_public_runner_runs_it():
     onnx = open_detector(f"onnx:{ONNX / 'plain.onnx'}")
     onnx.load("cpu")
@@ -161,6 +156,7 @@ def test_onnx_as_the_public_runner_runs_it():
         assert len(result.segments) == (7 if n > size else 1)  # seven copies of one are one
 
 
+@pytest.mark.slow
 def test_onnx_of_a_whole_song():
     ort = pytest.importorskip("onnxruntime")
     onnx = open_detector(f"onnx:{ONNX / 'song.onnx'}")

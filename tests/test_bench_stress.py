@@ -12,8 +12,8 @@ pytest.importorskip("sklearn")
 
 from artifactnet_jax.bench import mechanism, sanity, stress
 from artifactnet_jax.bench.detectors import open_detector
-from artifactnet_jax.reference import Network
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.text import CommandError
 
 RATE = 44_100
 
@@ -192,7 +192,7 @@ def test_the_papers_subsets_and_rules():
     rows += [{"source": "aime_stable_audio_v1", "label": 1, "score": s} for s in (0.6, 0.6, 0.4)]
     rows += [{"source": "fma_hardneg", "label": 0, "score": s} for s in [0.4] * 19 + [0.6, None]]
     rows += [{"source": "mom_udio", "label": 1, "score": s} for s in [0.6] * 8 + [0.4]]
-    table = {row["subset"]: row for row in sanity.judge(rows, 0.5, sanity.PAPER_SUBSETS)}
+    table = {row["subset"]: row for row in sanity.evaluate(rows, 0.5, sanity.PAPER_SUBSETS)}
     assert len(table) == 28
     assert table["mom_yue"]["passed"]  # 0.9 is enough
     assert table["aime_stable_audio_v1"]["passed"]  # 0.67 of 0.6
@@ -200,7 +200,7 @@ def test_the_papers_subsets_and_rules():
     assert (table["fma_hardneg"]["n"], table["fma_hardneg"]["scored"]) == (21, 20)
     assert not table["mom_udio"]["passed"]  # 8 of 9
     assert (table["sonics_real"]["rate"], table["sonics_real"]["passed"]) == (None, False)
-    own = sanity.judge(rows, 0.5)
+    own = sanity.evaluate(rows, 0.5)
     assert [row["subset"] for row in own] == sorted({row["source"] for row in rows})
 
 
@@ -266,14 +266,14 @@ def test_ablations_against_a_detector_that_is_built_so(looked):
     unet = dataclasses.replace(weights.config.unet, mask_max=1.0)
     config = dataclasses.replace(weights.config, unet=unet)
     assert scores["mask unbounded"] == pytest.approx(
-        float(Network(config, weights.tensors)(audio)), abs=1e-5
+        float(NumpyNetwork(config, weights.tensors)(audio)), abs=1e-5
     )
     tensors = dict(weights.tensors)
     last = [name for name in tensors if name.startswith("texture.") and "out" in name]
     assert last
     for name in last:
         tensors[name] = np.zeros_like(tensors[name])
-    expected = float(Network(weights.config, tensors)(audio))
+    expected = float(NumpyNetwork(weights.config, tensors)(audio))
     assert scores["without the texture head"] == pytest.approx(expected, abs=1e-5)
     names = {f"without {channel}" for channel in weights.config.front_end.channels}
     assert names < set(scores)
@@ -282,7 +282,9 @@ def test_ablations_against_a_detector_that_is_built_so(looked):
 def test_a_channel_that_is_its_own_mean_is_not_missed(looked):
     _, inside, _ = looked
     stages = {"channels": np.broadcast_to(inside._means[:, :, None], (*inside._means.shape, 345))}
-    stages |= {"logit": np.float32(0.3), "mask": np.full((1025, 345), 0.1, np.float32)}
+    own = float(inside._network.classify(stages["channels"]))
+    stages |= {"network_logit": own, "texture_logit": 0.3 - own}
+    stages["mask"] = np.full((1025, 345), 0.1, np.float32)
     stages["magnitude"] = np.ones((1025, 345), np.float32)
     scores = dict(inside._ablated(stages))
     without = [score for name, score in scores.items() if name.startswith("without mel")]

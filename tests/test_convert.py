@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,24 @@ from onnx import TensorProto, helper, numpy_helper
 
 from artifactnet_jax import Detector
 from artifactnet_jax.audio import SegmentReader
-from artifactnet_jax.backends import load_backend
-from artifactnet_jax.config import CNN, FrontEnd, Imported, UNet, Verdict
-from artifactnet_jax.convert.cache import load_onnx
+from artifactnet_jax.config import CNN, Decision, FrontEnd, Imported, UNet
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import export
 from artifactnet_jax.convert.graph import ConvertError
+from artifactnet_jax.convert.import_cache import load_onnx
 from artifactnet_jax.convert.importer import import_model
 from artifactnet_jax.convert.original import session
 from artifactnet_jax.files import cache_folder
 from artifactnet_jax.filterbank import mel_filterbank
-from artifactnet_jax.reference import Network
-from artifactnet_jax.weights import Weights, load_weights, random_tensors, write_weights
+from artifactnet_jax.models import load_backend
+from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.weights import (
+    Weights,
+    WeightsError,
+    load_weights,
+    random_tensors,
+    write_weights,
+)
 from onnx_audio import RATE, SAMPLES, segments
 from unet_family import SMALL, member
 
@@ -88,7 +96,7 @@ def music() -> np.ndarray:
     """The first segments of the example clips, real and generated music: [4, SAMPLES]."""
     clips = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".opus", ".mp3", ".ogg"))
     clips += sorted(EXAMPLES.glob("*.flac"))
-    readers = [SegmentReader(clip, FrontEnd(), Verdict(), 1) for clip in clips]
+    readers = [SegmentReader(clip, FrontEnd(), Decision(), 1) for clip in clips]
     return np.stack([next(iter(reader)).samples for reader in readers])
 
 
@@ -111,7 +119,7 @@ def test_real_music_scores_as_in_onnxruntime(converted, music, name):
 def test_float64_settles_who_is_right(converted, audio):
     """Where we differ most from onnxruntime, ours is nearer to the same network in float64."""
     weights = converted["instance_gates"]
-    exact = Network(weights.config, weights.tensors, np.float64)
+    exact = NumpyNetwork(weights.config, weights.tensors, np.float64)
     truth = np.array([float(exact(segment.astype(np.float64))) for segment in audio])
     ours = np.abs(load_backend("numpy", weights)(audio) - truth).max()
     theirs = np.abs(np.array(TRUTH["instance_gates"]["scores"]) - truth).max()
@@ -287,15 +295,29 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache_folder("converted")
 
 
-def test_score_takes_an_onnx_file(command, own_cache, audio, tmp_path):
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory) -> Path:
+    """A foreign detector of short segments, which converts in a second."""
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    export(member(4, KINDS, SMALL), path)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    helper.set_model_props(model, {"licence": "CC0-1.0"})
+    onnx.save(model, path)
+    return path
+
+
+def test_score_takes_an_onnx_file(command, own_cache, small_file, tmp_path):
     track = tmp_path / "t.wav"
+    audio = segments(1, SMALL.segment_samples)
     soundfile.write(track, audio[0], RATE, subtype="FLOAT")
-    arguments = ("score", "--weights", FOLDER / "plain.onnx", "--backend", "numpy")
+    arguments = ("score", "--weights", small_file, "--backend", "numpy")
     first = command(*arguments, "--format", "jsonl", track)
     assert first.code == 0
     (row,) = first.rows.values()
-    assert row["score"] == pytest.approx(TRUTH["plain"]["scores"][0], abs=PARITY)
-    assert row["weights"]["name"] == "plain"
+    expected = session(str(small_file)).run(None, {"audio": audio})[0][0]
+    assert row["score"] == pytest.approx(expected, abs=PARITY)
+    assert row["weights"]["name"] == "small"
     assert "route native; licence: CC0-1.0" in first.err
     (entry,) = own_cache.iterdir()
     again = command(*arguments, "--format", "jsonl", "-q", track)
@@ -303,12 +325,45 @@ def test_score_takes_an_onnx_file(command, own_cache, audio, tmp_path):
     assert again.rows[os.fspath(track)]["score"] == row["score"]
     entry.write_bytes(b"damaged")
     assert command(*arguments, "--format", "jsonl", track).code == 0
-    assert load_weights(entry).name == "plain"
+    assert load_weights(entry).name == "small"
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(own_cache, tmp_path, capsys):
+def test_a_converted_model_in_the_cache_does_not_load_jax(own_cache, small_file, tmp_path):
+    first = load_onnx(small_file)
+    code = f"""
+import sys
+from artifactnet_jax import Detector
+found = Detector({os.fspath(small_file)!r}, "numpy")
+assert not {{"jax", "jaxlib", "flax"}} & set(sys.modules)
+print(found.weights.sha256)
+"""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == first.sha256
+
+
+@pytest.mark.parametrize("package", ["jax", "onnx"])
+def test_a_package_that_converting_needs_is_named(own_cache, monkeypatch, package):
+    with_jax = ("importer", "contract", "node_call", "operators", "simplify")
+    for name in [name for name in sys.modules if name.startswith("artifactnet_jax.convert.")]:
+        if name.rpartition(".")[2].startswith(with_jax):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(WeightsError, match=rf"plain.onnx: an ONNX model needs {package}: pip inst"):
+        load_onnx(FOLDER / "plain.onnx")
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(own_cache, small_file, tmp_path, capsys):
     (tmp_path / "cache").write_text("a file in its place")
-    assert load_onnx(FOLDER / "plain.onnx").provenance["route"] == "native"
+    assert load_onnx(small_file).provenance["route"] == "native"
     assert "not cached" in capsys.readouterr().err
 
 
@@ -415,9 +470,9 @@ def test_the_export_command(command, converted, tmp_path):
 @pytest.mark.parametrize("head", [True, False], ids=["texture", "bare"])
 def test_embedded_weights_export(command, tmp_path, audio, head):
     """With its texture head the graph comes back as a graph: layers have no place for it."""
-    from artifactnet_jax.detector import open_weights
+    from artifactnet_jax.models import open_model
 
-    weights = open_weights(None)
+    weights = open_model(None)
     if not head:
         tensors = {n: t for n, t in weights.tensors.items() if not n.startswith("texture.")}
         config = dataclasses.replace(weights.config, texture=None)

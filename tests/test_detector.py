@@ -221,6 +221,7 @@ def test_mistakes_of_the_caller_are_python_errors(detector, weights_path):
 
 
 def test_bad_input_never_stops_the_others(make, tmp_path):
+    pytest.importorskip("av")  # without it nobody can tell that a file is no audio
     nan = scripted(0.5, 0.5)
     nan[0][-1] = np.nan  # found after the first segment has been put in a batch
     sources = ["gone.wav", scripted(0.25), nan, scripted(0.75), io.BytesIO(b"x"), scripted(0.5)]
@@ -423,7 +424,9 @@ def bits(result: Any) -> Any:
     return result.score, result.segments, result.verdict
 
 
-@pytest.mark.parametrize("backend", ["numpy", pytest.param("xla", marks=needs_jax)])
+@pytest.mark.parametrize(
+    "backend", ["numpy", pytest.param("xla", marks=[needs_jax, pytest.mark.slow])]
+)
 def test_a_score_depends_on_nothing_but_the_input(weights_path, tracks, backend):
     built = Detector(weights_path, backend)
     assert built.backend.name == backend

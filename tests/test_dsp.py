@@ -8,13 +8,14 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
-from artifactnet_jax import reference
-from artifactnet_jax.config import FrontEnd
+from artifactnet_jax import dsp_numpy
+from artifactnet_jax.config import Config, FrontEnd
 from artifactnet_jax.filterbank import hann, mel_filterbank
+from artifactnet_jax.forward import Forward
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
-from artifactnet_jax import dsp  # noqa: E402
+from artifactnet_jax import dsp_jax  # noqa: E402
 
 FRONT_END = FrontEnd()
 
@@ -61,6 +62,33 @@ def oracle_channels(residual: np.ndarray) -> np.ndarray:
     return np.stack([*views, d, d2, views[1] - views[2], np.abs(d)])
 
 
+class FrontEndOnly(Forward):
+    """The stages before the networks and between them."""
+
+    def __init__(self, lib, front_end: FrontEnd, mel=None):
+        self.lib, self.config, self.mel = lib, Config("front end", front_end), mel
+
+
+def hpss(lib, residual, front_end: FrontEnd):
+    parts = FrontEndOnly(lib, front_end).parts(residual)
+    return parts[..., 1, :, :], parts[..., 2, :, :]
+
+
+def mel_db(lib, magnitude, front_end: FrontEnd):
+    return FrontEndOnly(lib, front_end).mel_db(magnitude)
+
+
+def mel_views(lib, residual, front_end: FrontEnd, mel=None):
+    stages = FrontEndOnly(lib, front_end, mel)
+    return stages.mel_db(stages.parts(residual))
+
+
+def seven_channels(lib, residual, front_end: FrontEnd, mel=None):
+    stages = FrontEndOnly(lib, front_end, mel)
+    mel_db = stages.mel_db(stages.parts(residual))
+    return stages.channels(mel_db, stages.reference_db(mel_db))
+
+
 def in_jax(function, x: np.ndarray):
     """Run a batched JAX function on one float32 example, jitted, without its batch axis."""
     out = jax.jit(function)(jnp.asarray(x, jnp.float32)[None])
@@ -90,13 +118,13 @@ def test_mel_filterbank_matches_librosa(scale, norm):
 def test_stft_magnitude():
     expected = oracle_magnitude(AUDIO)
     assert expected.shape == (1025, 345)
-    exact = reference.stft_magnitude(AUDIO, FRONT_END)
+    exact = dsp_numpy.stft_magnitude(AUDIO, FRONT_END)
     assert exact.dtype == np.float64
     np.testing.assert_allclose(exact, expected, atol=1e-10)
-    single = reference.stft_magnitude(AUDIO.astype(np.float32), FRONT_END)
+    single = dsp_numpy.stft_magnitude(AUDIO.astype(np.float32), FRONT_END)
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, expected, atol=2e-4)
-    ours = in_jax(lambda a: dsp.stft_magnitude(a, FRONT_END), AUDIO)
+    ours = in_jax(lambda a: dsp_jax.stft_magnitude(a, FRONT_END), AUDIO)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=2e-4)
 
@@ -105,8 +133,8 @@ def test_stft_of_a_bin_centred_sine_is_half_the_window_sum():
     f = 100 * 44_100 / 2048
     audio = np.cos(2 * np.pi * f * np.arange(176_400) / 44_100)
     for magnitude in (
-        reference.stft_magnitude(audio, FRONT_END),
-        in_jax(lambda a: dsp.stft_magnitude(a, FRONT_END), audio),
+        dsp_numpy.stft_magnitude(audio, FRONT_END),
+        in_jax(lambda a: dsp_jax.stft_magnitude(a, FRONT_END), audio),
     ):
         np.testing.assert_allclose(magnitude[100, 10:-10], 512.0, rtol=1e-4)
         assert magnitude[104:, 10:-10].max() < 0.05
@@ -139,19 +167,19 @@ def test_stft_variants_against_librosa(front_end):
     magnitude = fe.spectrum_scale * np.sqrt(np.abs(spectrum) ** 2 + fe.spectrum_eps)
     expected = magnitude**fe.spectrum_power
     assert expected.shape == (fe.n_bins, fe.n_frames)
-    exact = reference.stft_magnitude(audio, fe, window)
+    exact = dsp_numpy.stft_magnitude(audio, fe, window)
     np.testing.assert_allclose(exact, expected, rtol=1e-6, atol=1e-7)
     given = None if window is None else jnp.asarray(window, jnp.float32)
-    ours = in_jax(lambda a: dsp.stft_magnitude(a, fe, given), audio)
+    ours = in_jax(lambda a: dsp_jax.stft_magnitude(a, fe, given), audio)
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=5e-4)
 
 
 def test_a_given_window_or_mel_matrix_must_be_passed():
-    for module, audio in ((reference, AUDIO), (dsp, jnp.asarray(AUDIO, jnp.float32)[None])):
+    for module, audio in ((dsp_numpy, AUDIO), (dsp_jax, jnp.asarray(AUDIO, jnp.float32)[None])):
         with pytest.raises(ValueError, match=r"front_end\.window"):
             module.stft_magnitude(audio, FrontEnd(window="given"))
         with pytest.raises(ValueError, match=r"front_end\.mel"):
-            module.mel_db(audio[..., None], FrontEnd(mel_scale="given"))
+            mel_db(module, audio[..., None], FrontEnd(mel_scale="given"))
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-10])
@@ -159,10 +187,10 @@ def test_hpss(eps):
     front_end = FrontEnd(hpss_eps=eps)
     residual = oracle_magnitude(AUDIO) * 0.3
     expected = oracle_hpss(residual, eps)
-    for ours, theirs in zip(reference.hpss(residual, front_end), expected, strict=True):
+    for ours, theirs in zip(hpss(dsp_numpy, residual, front_end), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(
-        in_jax(lambda r: dsp.hpss(r, front_end), residual), expected, strict=True
+        in_jax(lambda r: hpss(dsp_jax, r, front_end), residual), expected, strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -178,9 +206,9 @@ def test_hpss_variants_against_scipy(edge, power):
     h = scipy.ndimage.median_filter(residual, size=(1, 9), mode=mode) ** power
     p = scipy.ndimage.median_filter(residual, size=(17, 1), mode=mode) ** power
     expected = residual * h / (h + p + 1e-3), residual * p / (h + p + 1e-3)
-    for ours, theirs in zip(reference.hpss(residual, fe), expected, strict=True):
+    for ours, theirs in zip(hpss(dsp_numpy, residual, fe), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-    parts = in_jax(lambda r: dsp.hpss(r, fe), residual)
+    parts = in_jax(lambda r: hpss(dsp_jax, r, fe), residual)
     for ours, theirs in zip(parts, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
 
@@ -190,7 +218,7 @@ def test_soft_masks_of_any_power_have_true_and_finite_gradients(power):
     fe = FrontEnd(hpss_width=3, percussive_width=5, hpss_power=power)
 
     def loss(r):
-        return sum(jnp.sum(part**2) for part in dsp.hpss(r, fe))
+        return sum(jnp.sum(part**2) for part in hpss(dsp_jax, r, fe))
 
     silent = np.zeros((1, 12, 12), np.float32)
     silent[0, :6] = np.random.default_rng(0).uniform(0, 1, (6, 12))
@@ -237,20 +265,20 @@ def test_feature_variants_by_hand(joint, top_db):
     d = np.diff(clamped[0], axis=1, prepend=clamped[0][:, :1])
     d2 = np.diff(d, axis=1, prepend=0)
     expected = np.stack([np.abs(d), clamped[2], d2, clamped[0], clamped[1] - clamped[2]])
-    ours = reference.seven_channels(residual, fe, mel)
+    ours = seven_channels(dsp_numpy, residual, fe, mel)
     np.testing.assert_allclose(ours, expected, atol=1e-9)
     given = jnp.asarray(mel, jnp.float32)
-    in32 = in_jax(lambda r: dsp.seven_channels(r, fe, given), residual)
+    in32 = in_jax(lambda r: seven_channels(dsp_jax, r, fe, given), residual)
     np.testing.assert_allclose(in32, expected, atol=1e-3)
-    np.testing.assert_allclose(reference.mel_views(residual, fe, mel), views, atol=1e-9)
+    np.testing.assert_allclose(mel_views(dsp_numpy, residual, fe, mel), views, atol=1e-9)
 
 
 def test_hpss_separates_a_tone_from_a_click():
     residual = np.full((1025, 345), 1e-3)
     residual[100], residual[:, 200] = 1.0, 1.0
     for harmonic, percussive in (
-        reference.hpss(residual, FRONT_END),
-        in_jax(lambda r: dsp.hpss(r, FRONT_END), residual),
+        hpss(dsp_numpy, residual, FRONT_END),
+        in_jax(lambda r: hpss(dsp_jax, r, FRONT_END), residual),
     ):
         assert harmonic[100, 50] > 0.99
         assert percussive[100, 50] < 0.01
@@ -262,8 +290,8 @@ def test_parts_are_exactly_zero_on_digital_silence():
     residual = np.zeros((1025, 345), np.float32)
     residual[500, 100] = 1.0  # a lone bin: both medians are 0 there too
     for parts in (
-        reference.hpss(residual, FRONT_END),
-        in_jax(lambda r: dsp.hpss(r, FRONT_END), residual),
+        hpss(dsp_numpy, residual, FRONT_END),
+        in_jax(lambda r: hpss(dsp_jax, r, FRONT_END), residual),
     ):
         for part in parts:
             assert not part.any()
@@ -272,12 +300,12 @@ def test_parts_are_exactly_zero_on_digital_silence():
 def test_seven_channels():
     residual = oracle_magnitude(AUDIO) * 0.3
     expected = oracle_channels(residual)
-    exact = reference.seven_channels(residual, FRONT_END)
+    exact = seven_channels(dsp_numpy, residual, FRONT_END)
     assert exact.shape == (7, 128, 345)
     np.testing.assert_allclose(exact, expected, atol=1e-5)  # librosa's filters are float32
     for ours in (
-        reference.seven_channels(residual.astype(np.float32), FRONT_END),
-        in_jax(lambda r: dsp.seven_channels(r, FRONT_END), residual),
+        seven_channels(dsp_numpy, residual.astype(np.float32), FRONT_END),
+        in_jax(lambda r: seven_channels(dsp_jax, r, FRONT_END), residual),
     ):
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, expected, atol=5e-3)  # dB
@@ -287,8 +315,8 @@ def test_top_db_is_joint_over_the_three_views_but_not_over_segments():
     loud = oracle_magnitude(AUDIO)
     quiet = loud * 1e-3
     batch = jnp.asarray(np.stack([loud, quiet]), jnp.float32)
-    both = np.asarray(dsp.seven_channels(batch, FRONT_END))
-    alone = np.asarray(dsp.seven_channels(batch[1:], FRONT_END))
+    both = np.asarray(seven_channels(dsp_jax, batch, FRONT_END))
+    alone = np.asarray(seven_channels(dsp_jax, batch[1:], FRONT_END))
     np.testing.assert_array_equal(both[1], alone[0])
     views = both[0, :3]
     assert views.min() >= views.max() - 80.0001
@@ -308,8 +336,8 @@ def test_gradients_are_finite(kind, eps):
     }[kind]
 
     def loss(a):
-        residual = 0.25 * dsp.stft_magnitude(a, front_end)
-        return jnp.mean(dsp.seven_channels(residual, front_end) ** 2)
+        residual = 0.25 * dsp_jax.stft_magnitude(a, front_end)
+        return jnp.mean(seven_channels(dsp_jax, residual, front_end) ** 2)
 
     value, slope = jax.jit(jax.value_and_grad(loss))(jnp.asarray(audio, jnp.float32)[None])
     assert np.isfinite(value)
@@ -327,7 +355,7 @@ def test_gradient_at_a_lone_peak_in_near_silence_is_bounded(level, eps):
     residual[0, 500, 30] = 1.0
 
     def loss(r):
-        return jnp.mean(dsp.seven_channels(r, front_end) ** 2)
+        return jnp.mean(seven_channels(dsp_jax, r, front_end) ** 2)
 
     slope = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(residual, jnp.float32)))
     assert np.isfinite(slope).all()
@@ -342,7 +370,7 @@ def test_gradient_of_the_soft_mask_against_finite_differences():
         weight = jnp.asarray(rng.standard_normal((1, 40, 40)))
 
         def loss(r):
-            h, p = dsp.hpss(r, FRONT_END)
+            h, p = hpss(dsp_jax, r, FRONT_END)
             return jnp.sum(weight * h) + jnp.sum(weight**2 * p)
 
         slope = jnp.vdot(jax.grad(loss)(residual), direction)

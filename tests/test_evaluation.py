@@ -12,10 +12,14 @@ from sklearn import metrics as sk
 from artifactnet_jax.evaluation import (
     METRICS,
     RANKED,
-    _Sample,
+    Sample,
+    auc,
     choose_threshold,
-    compare,
     evaluate,
+    evaluate_pair,
+    operating_points,
+    threshold_at_fpr,
+    tpr_at_fpr,
 )
 
 
@@ -80,25 +84,86 @@ def test_limits_of_the_false_positive_rate() -> None:
     assert found["tpr_at_fpr5"] == pytest.approx(3 / 4)
 
 
+def test_a_point_on_a_straight_piece_of_the_roc_curve_counts() -> None:
+    """The diagonal in steps of 1/40: at an FPR of 2/40 it is 2/40."""
+    label, score = np.array([0, 1] * 40), np.repeat(np.arange(40) / 40, 2)
+    assert tpr_at_fpr(label, score, 0.05) == pytest.approx(2 / 40)
+    fpr, tpr, _ = sk.roc_curve(label, score)  # leaves that point out
+    assert tpr[fpr <= 0.05].max() == 1 / 40
+
+
+def test_tpr_at_an_fpr_of_weighted_and_tied_rows_is_the_best_of_all_thresholds() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        label = np.append(rng.integers(0, 2, 40), [0, 1])
+        score = np.round(rng.random(42), 1)
+        weight = rng.integers(0, 4, 42) / 4
+        weight[-2:] = 1
+        for most in (0.01, 0.05, 0.3):
+            best = 0.0
+            for threshold in score:
+                rates = [weight[(label == k) & (score >= threshold)].sum() for k in (0, 1)]
+                fpr, tpr = (n / weight[label == k].sum() for k, n in enumerate(rates))
+                best = max(best, tpr if fpr <= most else 0)
+            assert tpr_at_fpr(label, score, most, weight) == pytest.approx(best, abs=1e-12)
+
+
+def test_auc_of_weighted_and_tied_rows_is_scikit_learn() -> None:
+    rng = np.random.default_rng(4)
+    for digits in (1, 2, 8):
+        label = np.append(rng.integers(0, 2, 60), [0, 1])
+        logit = np.round(rng.normal(label, 1), digits)
+        weight = rng.random(62)
+        for own in (None, weight):
+            expected = sk.roc_auc_score(label, logit, sample_weight=own)
+            assert auc(label, logit, own) == pytest.approx(expected, abs=1e-12)
+    assert auc(label, label / 3) == 1
+    assert auc(label, -label) == 0
+    assert auc(label, np.zeros(62)) == 0.5
+    assert auc(np.ones(3), logit[:3]) is None
+
+
+def test_thresholds_are_scikit_learn_without_dropped_points() -> None:
+    """The thresholds of `roc_curve` at which no more than a share of the real rows is called AI."""
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        label = np.append(rng.integers(0, 2, 60), [0, 1])
+        score = np.round(rng.random(62), 1 if rng.random() < 0.5 else 2)
+        weight = rng.integers(1, 4, 62)
+        fpr, tpr, limits = sk.roc_curve(label, score, sample_weight=weight, drop_intermediate=False)
+        limits[0] = np.nextafter(score.max(), 2)
+        for most in (0.01, 0.05, 0.2):
+            expected = limits[fpr <= most + 1e-12].min()
+            assert threshold_at_fpr(label, score, most, weight) == expected
+        gain = (tpr - fpr).round(12)
+        assert (
+            operating_points(label, score, weight)["balanced"] == limits[gain == gain.max()].min()
+        )
+
+
 def test_calibration_error_within_a_bin() -> None:
     """0.61 and 0.65 share a bin: mean 0.63 against a share of 1/2. 1 is in the last bin."""
     found = values(evaluate(make([0.65, 1.0], [0.61]), 0.5, resamples=10)["overall"])
     assert found["ece"] == pytest.approx(2 / 3 * 0.13)
 
 
-def test_resamples_are_scikit_learn_with_weights() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_resamples_are_scikit_learn_with_weights(weighted: bool) -> None:
     rng = np.random.default_rng(1)
     label = rng.integers(0, 2, 120)
     score = np.round(np.clip(rng.normal(0.4 + 0.2 * label, 0.25), 0, 1), 2)  # with ties
     rows = make([float(s) for s in score[label == 1]], [float(s) for s in score[label == 0]])
-    sample = _Sample.of(rows)
+    sample = Sample.of(rows)
+    if weighted:  # some count nothing
+        sample = sample._replace(weight=np.maximum(rng.random(120) - 0.2, 0))
     counts = np.concatenate(list(sample.draws(40, 3)))
     assert counts.shape == (40, 120)
-    found = sample.resampled(counts, 0.45)
+    found = sample.resampled(sample.score >= 0.45, 40, 3)
     for k, drawn in enumerate(counts):
-        weight = drawn[sample.unit]
-        assert weight.sum() == 120
-        assert weight[sample.label == 1].sum() == label.sum()
+        times = drawn[sample.unit]
+        assert times.sum() == 120
+        assert times[sample.label == 1].sum() == label.sum()
+        weight = times * sample.weight
         y, s = sample.label, sample.score
         called = s >= 0.45
         fpr, tpr, _ = sk.roc_curve(y, s, sample_weight=weight, drop_intermediate=False)
@@ -117,7 +182,7 @@ def test_resamples_are_scikit_learn_with_weights() -> None:
             "ece": sum(
                 abs((weight * (s - y))[np.floor(s * 15).clip(max=14) == b].sum()) for b in range(15)
             )
-            / 120,
+            / weight.sum(),
         }
         assert set(expected) == set(METRICS)
         assert {n: found[n][k] for n in METRICS} == pytest.approx(expected, abs=1e-12)
@@ -145,7 +210,7 @@ def test_a_lineage_may_hold_both_classes() -> None:
         row["lineage"] = "pair " + row["id"][1]
     block = evaluate(rows, 0.5, resamples=300)["overall"]
     assert block["units"] == 3
-    sample = _Sample.of(rows)
+    sample = Sample.of(rows)
     for counts in sample.draws(50, 0):
         weight = counts[:, sample.unit]
         assert (weight[:, :3] == weight[:, 3:]).all()
@@ -315,11 +380,37 @@ def test_a_threshold_needs_both_classes_and_a_known_rule() -> None:
         choose_threshold(calibration(AI, REAL), "best")
 
 
+def test_operating_points_by_hand() -> None:
+    score = np.array([*np.arange(100) / 200, 0.3, 0.47, 0.6, 0.7])
+    label = np.array([0] * 100 + [1] * 4)
+    points = operating_points(label, score)
+    assert points == {
+        "fpr1": 0.495,
+        "fpr2": 0.49,
+        "fpr5": 0.475,  # at 0.47: six of a hundred
+        "balanced": 0.47,  # 3 of 4, and 6 of 100
+    }
+    assert ((score >= points["fpr5"]) & (label == 0)).sum() == 5
+
+
+def test_one_rule_for_a_threshold_at_an_fpr() -> None:
+    """Of `bench accuracy` and `texture`: the lowest score that is above all but two of 40 real."""
+    real, ai = np.linspace(0, 0.5, 40), np.linspace(0.3, 0.9, 40)
+    rows = calibration([float(x) for x in ai], [float(x) for x in real])
+    label, score = np.repeat([1, 0], 40), np.concatenate([ai, real])
+    chosen = choose_threshold(rows)
+    assert chosen == score[score > real[-3]].min() == pytest.approx(0.4846, abs=1e-4)
+    for weight in (None, np.full(80, 0.3)):
+        assert operating_points(label, score, weight)["fpr5"] == chosen
+    weight = np.where(score == real[-1], 5.0, 1.0)  # 5 of 44 alone: the next score is an AI track's
+    assert threshold_at_fpr(label, score, 0.05, weight) == ai[ai > real[-1]].min()
+
+
 def test_comparison_worked_by_hand() -> None:
     """A alone is right about five tracks, B alone about one: p = 2 (1 + 6) / 64."""
     a = make([0.9, 0.9, 0.9, 0.9, 0.1], [0.1, 0.1, 0.9, None])
     b = make([0.9, 0.1, 0.1, 0.1, 0.9], [0.9, 0.9, 0.9, 0.1])[::-1]
-    found = compare(a, b, threshold_a=0.5, threshold_b=0.5, resamples=500)
+    found = evaluate_pair(a, b, threshold_a=0.5, threshold_b=0.5, resamples=500)
     assert (found["n"], found["ai"], found["real"]) == (8, 5, 3)
     assert found["mcnemar"] == {"only_a_right": 5, "only_b_right": 1, "p": pytest.approx(14 / 64)}
     recall = found["metrics"]["recall"]
@@ -333,25 +424,25 @@ def test_a_difference_is_taken_on_the_same_resamples() -> None:
     """B is A plus one mistake in 40: the paired interval is that of one track in 40."""
     a = make([0.9] * 20 + [0.2] * 20, [0.1] * 10)
     b = [{**row, "score": 0.2} if row["id"] == "a0" else row for row in a]
-    entry = compare(a, b, threshold_a=0.5, threshold_b=0.5)["metrics"]["recall"]
+    entry = evaluate_pair(a, b, threshold_a=0.5, threshold_b=0.5)["metrics"]["recall"]
     assert entry["difference"] == pytest.approx(1 / 40)
     assert entry["interval"] == pytest.approx([0, 3 / 40])  # Poisson of mean 1: 98 % are up to 3
-    same = compare(a, a, threshold_a=0.5, threshold_b=0.5)
+    same = evaluate_pair(a, a, threshold_a=0.5, threshold_b=0.5)
     assert all(entry["interval"] == [0, 0] for entry in same["metrics"].values())
     assert same["mcnemar"]["p"] == 1
 
 
 def test_detectors_without_common_tracks_or_with_other_labels() -> None:
     a, b = make([0.9], [None]), make([None], [0.1])
-    found = compare(a, b, threshold_a=0.5, threshold_b=0.5)
+    found = evaluate_pair(a, b, threshold_a=0.5, threshold_b=0.5)
     assert (found["n"], found["reason"]) == (0, "no track was scored by both")
     b = [{**row, "score": 0.5, "label": 1 - row["label"]} for row in a]
     with pytest.raises(ValueError, match="track a0"):
-        compare(a, b, threshold_a=0.5, threshold_b=0.5)
+        evaluate_pair(a, b, threshold_a=0.5, threshold_b=0.5)
 
 
 def test_common_tracks_of_one_class() -> None:
     rows = make(AI, [])
-    found = compare(rows, rows, threshold_a=0.5, threshold_b=0.85, resamples=50)["metrics"]
+    found = evaluate_pair(rows, rows, threshold_a=0.5, threshold_b=0.85, resamples=50)["metrics"]
     assert found["auroc"]["reason"] == "no real track"
     assert found["recall"]["difference"] == pytest.approx(1 / 3)

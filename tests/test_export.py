@@ -15,11 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from artifactnet_jax import config as cfg
-from artifactnet_jax import reference
 from artifactnet_jax.convert.export import STAGES, build_onnx, export
 from artifactnet_jax.convert.graph import read_graph
-from artifactnet_jax.layers import layer, preset_tensors, shapes
-from artifactnet_jax.weights import Weights, random_tensors
+from artifactnet_jax.layers import layer, shapes
+from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.passes import folded
+from artifactnet_jax.weights import ForeignGraph, Weights, random_tensors
 from onnx_audio import segment
 
 TOLERANCE = 1e-5  # of a score
@@ -39,12 +40,12 @@ CNN = cfg.CNN(widths=(4, 6, 8), hidden=5)
 
 def make(front_end: cfg.FrontEnd = SMALL, unet: Any = V94, cnn: Any = CNN, **verdict: Any) -> Any:
     """Random weights whose scores of music lie well inside (0, 1)."""
-    config = cfg.Config("test", front_end, unet, cnn, cfg.Verdict(**verdict))
+    config = cfg.Config("test", front_end, unet, cnn, cfg.Decision(**verdict))
     tensors = random_tensors(config, seed=1)
     if isinstance(cnn, cfg.CNN):
         audio = music(front_end.segment_samples)[0]
         tensors["cnn.out.kernel"] *= 0.1
-        score = reference.Network(config, tensors)(audio)
+        score = NumpyNetwork(config, tensors)(audio)
         tensors["cnn.out.bias"] -= np.log(score / (1 - score)) - 0.3
     return Weights("test", config, tensors, "0" * 64, "CC0", {})
 
@@ -74,7 +75,7 @@ def run(model: Any, audio: np.ndarray, *outputs: str) -> list[np.ndarray]:
 
 
 def expected(weights: Weights, audio: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
-    network = reference.Network(weights.config, weights.tensors, dtype)
+    network = NumpyNetwork(weights.config, weights.tensors, dtype)
     return np.array([network(row.astype(dtype)) for row in audio])
 
 
@@ -104,15 +105,11 @@ def test_a_large_front_end_equals_the_numpy_pipeline() -> None:
 
 def test_stages_equal_the_numpy_pipeline_in_float64() -> None:
     weights, audio = make(), music(SMALL.segment_samples)[0]
-    fe, network = SMALL, reference.Network(weights.config, weights.tensors, np.float64)
-    magnitude = network.magnitude(audio.astype(np.float64))
-    mask = network.mask(magnitude)
-    residual = mask * magnitude
-    views = network.views(residual)
-    channels = reference.channels(views, fe, reference.loudest(views, fe))
-    truth = (magnitude, mask, residual, *reference.hpss(residual, fe), views, channels)
+    network = NumpyNetwork(weights.config, weights.tensors, np.float64)
+    truth = network.stages(audio.astype(np.float64))
     stages = run(build_onnx(weights, stages=True), audio[None], *STAGES)
-    for name, stage, value in zip(STAGES, stages, (*truth, network.logit(channels)), strict=True):
+    for name, stage in zip(STAGES, stages, strict=True):
+        value = truth[name]
         assert stage.shape == (1, *value.shape), name
         # Quiet bands lie near float32's rounding of the loud ones, 100 dB above.
         atol = {"views": 1e-2, "channels": 3e-3}.get(name, 3e-5)
@@ -276,11 +273,8 @@ def classifier(*ops: tuple[Any, ...]) -> cfg.Imported:
 @pytest.mark.parametrize("case", OPERATORS, ids=lambda case: case[0])
 def test_operators(case: tuple[Any, ...]) -> None:
     weights, audio = make(MAPS, SIGMOID, classifier(case)), music(MAPS.segment_samples)
-    network = reference.Network(weights.config, weights.tensors)
-    logits = [
-        network.classify(views, reference.loudest(views, MAPS))
-        for views in map(network.segment_views, audio)
-    ]
+    network = NumpyNetwork(weights.config, weights.tensors)
+    logits = [network.logit(segment) for segment in audio]
     # The kernels are scaled to keep the spread of their input, so that logits are of order 1.
     for precision, tolerance in PRECISIONS.items():
         model = build_onnx(weights, precision=precision, stages=True)
@@ -337,10 +331,10 @@ def test_a_tensor_is_no_constant_of_the_graph() -> None:
 def test_song_graph(aggregate: str, joint: Any) -> None:
     weights = make(dataclasses.replace(SMALL, joint=joint, top_db=25.0), aggregate=aggregate)
     score_of = load(build_onnx(weights, form="song"))
-    network = reference.Network(weights.config, weights.tensors)
+    network = NumpyNetwork(weights.config, weights.tensors)
     audio = np.stack([music(SMALL.segment_samples)[k % 3] * gain for k, gain in enumerate(GAINS)])
     for count in (1, 2, 5, 6):
-        views = np.stack([network.segment_views(row) for row in audio[:count]])
+        views = np.stack([network.segment_db(network.magnitude(row)) for row in audio[:count]])
         peaks = views.max(axis=(2, 3))
         if joint == "song":
             peaks[:] = peaks.max()
@@ -348,7 +342,7 @@ def test_song_graph(aggregate: str, joint: Any) -> None:
             peaks[:] = peaks.max(axis=0)
         else:
             peaks[:] = peaks.max(axis=1, keepdims=True)
-        logits = [network.classify(*pair) for pair in zip(views, peaks, strict=True)]
+        logits = [network.logit_of_db(*pair) for pair in zip(views, peaks, strict=True)]
         p = 1 / (1 + np.exp(-np.float64(logits)))
         rms = np.sqrt(np.mean(audio[:count] ** 2, axis=1, dtype=np.float64))
         truth = {"rms": p @ (rms / (rms.sum() + 1e-9)), "mean": p.mean(), "median": np.median(p)}
@@ -415,7 +409,7 @@ def test_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
         build_onnx(weights, precision="int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="were not recognised"):
-        build_onnx(dataclasses.replace(weights, graph={}))
+        build_onnx(ForeignGraph("g", weights.config, {}, "", "", {}, {}))
     with pytest.raises(ValueError, match="a template keeps its own form and precision"):
         export(weights, tmp_path / "out.onnx", form="song", template=tmp_path / "in.onnx")
     with pytest.raises(ValueError, match="hold no map back"):
@@ -500,7 +494,7 @@ VIEWS: dict[str, Any] = {"n_mels": H, "channels": MAPS.channels, "segment_sample
 
 
 def weights_value(weights: Weights, name: str) -> np.ndarray:
-    return preset_tensors(weights.config, weights.tensors)[name]
+    return folded(weights.config, weights.tensors)[1][name]
 
 
 def tuned(weights: Weights) -> Weights:

@@ -12,12 +12,15 @@ import onnxruntime
 import pytest
 
 from artifactnet_jax import config as cfg
-from artifactnet_jax import reference
+from artifactnet_jax import dsp_numpy
+from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.describe import describe
 from artifactnet_jax.convert.export import build_onnx, export
 from artifactnet_jax.convert.graph import read_graph
-from artifactnet_jax.convert.importer import Contract, import_model
-from artifactnet_jax.convert.parity import candidates
+from artifactnet_jax.convert.importer import import_model
+from artifactnet_jax.convert.verify import candidates
+from artifactnet_jax.forward import texture_statistics
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.texture import texture_shapes
 from artifactnet_jax.weights import Weights, parameter_counts, random_tensors
 from onnx_audio import segment
@@ -63,20 +66,18 @@ def faint() -> np.ndarray:
 
 def statistics(config: cfg.Config, audio: np.ndarray) -> np.ndarray:
     audio = audio.astype(np.float64)
-    magnitude = reference.stft_magnitude(audio, config.front_end)
-    return reference.texture_statistics(audio, magnitude, config)
+    magnitude = dsp_numpy.stft_magnitude(audio, config.front_end)
+    return texture_statistics(audio, magnitude, config, dsp_numpy)
 
 
 def truth(weights: Weights, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and what the texture head adds to them, in float64."""
-    network = reference.Network(weights.config, weights.tensors, np.float64)
+    network = NumpyNetwork(weights.config, weights.tensors, np.float64)
     logits, heads = [], []
     for row in audio.astype(np.float64):
         magnitude = network.magnitude(row)
-        views = network.views(network.mask(magnitude) * magnitude)
-        heads.append(network.texture(row, magnitude))
-        loudest = reference.loudest(views, weights.config.front_end)
-        logits.append(network.classify(views, loudest) + heads[-1])
+        heads.append(network.texture_logit(row, magnitude))
+        logits.append(network.logit_of_db(network.segment_db(magnitude)) + heads[-1])
     return np.array(logits), np.array(heads)
 
 
@@ -122,7 +123,7 @@ def test_segments_equal_the_numpy_pipeline(precision: Any) -> None:
     assert score.dtype == logit.dtype == np.float32
     atol = 1e-4 if precision == "fp32" else 5e-3
     np.testing.assert_allclose(logit, logits, atol=atol)
-    np.testing.assert_allclose(score, reference.sigmoid(logits), atol=atol)
+    np.testing.assert_allclose(score, dsp_numpy.sigmoid(logits), atol=atol)
     # The head itself is float32 in both: without it float16 is as far off.
     rest = build_onnx(without(weights), precision=precision, stages=True)
     np.testing.assert_allclose(logit - run(rest, audio, "logit")[0], heads, atol=1e-4)
@@ -133,8 +134,8 @@ def test_segments_equal_the_numpy_pipeline(precision: Any) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("aggregate", ["median", "rms"])
 def test_songs_equal_the_numpy_pipeline(aggregate: Any, precision: Any) -> None:
-    weights, audio = make(verdict=cfg.Verdict(aggregate=aggregate)), music()
-    scores = reference.sigmoid(truth(weights, audio)[0])
+    weights, audio = make(verdict=cfg.Decision(aggregate=aggregate)), music()
+    scores = dsp_numpy.sigmoid(truth(weights, audio)[0])
     rms = np.sqrt(np.mean(audio**2, axis=1, dtype=np.float64))
     expected = {"median": np.median(scores), "rms": scores @ rms / rms.sum()}[aggregate]
     (score,) = run(build_onnx(weights, form="song", precision=precision), audio)
@@ -148,9 +149,9 @@ def test_the_preset_equals_the_numpy_pipeline() -> None:
     model, audio = build_onnx(weights, stages=True), segment(3)[None]
     rest = build_onnx(without(weights), stages=True)
     added = run(model, audio, "logit")[0] - run(rest, audio, "logit")[0]
-    network = reference.Network(config, weights.tensors, np.float64)
+    network = NumpyNetwork(config, weights.tensors, np.float64)
     wide = audio[0].astype(np.float64)
-    expected = network.texture(wide, network.magnitude(wide))
+    expected = network.texture_logit(wide, network.magnitude(wide))
     np.testing.assert_allclose(added, [expected], atol=5e-5)
     head = 4 * sum(int(np.prod(shape)) for shape in texture_shapes(config).values())
     assert model.ByteSize() - rest.ByteSize() - head < 1e6 * len(cfg.Texture().resolutions)
@@ -168,7 +169,7 @@ def test_backends_and_the_lean_graph_agree() -> None:
         assert song is None
         atol = 5e-3 if candidate.name.endswith("16") else 1e-4
         np.testing.assert_allclose(stages["logit"], logits, atol=atol, err_msg=candidate.name)
-        np.testing.assert_allclose(scores, reference.sigmoid(logits), atol=atol)
+        np.testing.assert_allclose(scores, dsp_numpy.sigmoid(logits), atol=atol)
 
 
 def test_an_exported_graph_is_taken_back_as_it_is(tmp_path: Path) -> None:
@@ -208,10 +209,9 @@ def test_the_form_without_the_head_gives_the_logit_of_the_network():
     weights, audio = make(), music()[:2]
     session = onnxruntime.InferenceSession(build_onnx(weights, form="network").SerializeToString())
     assert [value.name for value in session.get_outputs()] == ["logit"]
-    exact = reference.Network(weights.config, weights.tensors, np.float64)
+    exact = NumpyNetwork(weights.config, weights.tensors, np.float64)
     expected = []
     for row in audio.astype(np.float64):
-        views = exact.segment_views(row)
-        expected.append(exact.classify(views, reference.loudest(views, weights.config.front_end)))
+        expected.append(exact.logit_of_db(exact.segment_db(exact.magnitude(row))))
     (found,) = session.run(None, {"audio": audio})
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -21,9 +21,15 @@ from artifactnet_jax.cli import build_parser, main
 from artifactnet_jax.config import CNN
 from artifactnet_jax.data.manifest import ManifestError, Row, write_manifest
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.train import finetune, loop, mine
-from artifactnet_jax.weights import Weights, load_weights, random_tensors, save_weights
+from artifactnet_jax.weights import (
+    ForeignGraph,
+    Weights,
+    load_weights,
+    random_tensors,
+    save_weights,
+)
 from audio_files import write
 from tiny_model import TINY
 
@@ -287,7 +293,7 @@ def compared(*sources: tuple[str, int, int, int, int]) -> dict[tuple[str, str], 
         for k, one in enumerate(tracks(source, label, n)):
             rows.append(one)
             before[one.path], after[one.path] = (0.2 + 0.6 * (k < m) for m in (was, now))
-    return {(c.label, c.source): c for c in finetune.compare("keep", rows, before, after, 0.5)}
+    return {(c.label, c.source): c for c in finetune.evaluate("keep", rows, before, after, 0.5)}
 
 
 @pytest.mark.parametrize(
@@ -595,8 +601,9 @@ def test_it_refuses_in_one_line(command, music, tmp_path, monkeypatch, changes, 
 
 
 def test_a_foreign_graph_cannot_be_trained(music, monkeypatch):
-    graph = dataclasses.replace(load_weights(music / "w.safetensors"), graph={"nodes": []})
-    monkeypatch.setattr(finetune, "open_weights", lambda path: graph)
+    native = load_weights(music / "w.safetensors")
+    graph = ForeignGraph("g", native.config, {}, "", "", {}, {"nodes": []})
+    monkeypatch.setattr(finetune.training, "open_model", lambda path: graph)
     line = [str(argument) for argument in arguments(music, music / "x.safetensors")]
     with pytest.raises(CommandError, match="only native models can be trained"):
         finetune.run(build_parser().parse_args(line))

@@ -37,7 +37,7 @@ HEAVY |= {
     "sqlalchemy",
 }
 
-WITH_JAX = {"dsp.py", "model.py", "xla.py"}
+WITH_JAX = {"dsp_jax.py", "model.py", "xla.py"}
 WITH_JAX |= {"median_xla.py", "median_pallas.py", "texture_xla.py"}
 
 SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]
@@ -90,6 +90,18 @@ assert set(artifactnet_jax.__all__) <= set(dir(artifactnet_jax))
     assert not modules_after(code, tmp_path) & HEAVY
 
 
+@pytest.mark.parametrize("module", ["backends.xla", "train.run", "bench.training"])
+def test_importing_a_module_leaves_the_environment(tmp_path, module):
+    pytest.importorskip("orbax.checkpoint")
+    code = f"""
+import os, jax, orbax.checkpoint, sklearn.metrics  # these set some of their own
+before = dict(os.environ)
+import artifactnet_jax.{module}
+assert dict(os.environ) == before
+"""
+    modules_after(code, tmp_path)
+
+
 def test_scoring_with_numpy_never_loads_jax(tmp_path, tracks, weights_path):
     arguments = ["score", "--backend", "numpy", "--weights", str(weights_path), str(tracks)]
     code = f"from artifactnet_jax.cli import main; assert main({arguments!r}) == 0"
@@ -136,7 +148,7 @@ import artifactnet_jax.kernels, artifactnet_jax.bench
 
 
 def test_reading_an_onnx_file_needs_no_jax(tmp_path):
-    code = "import artifactnet_jax.convert.graph, artifactnet_jax.convert.cache"
+    code = "import artifactnet_jax.convert.import_cache, artifactnet_jax.convert.export_cache"
     assert not modules_after(code, tmp_path) & {"jax", "flax", "onnx", "onnxruntime"}
 
 

@@ -1,4 +1,4 @@
-"""Networks of layers: every operator in both executors against onnxruntime, presets, shapes."""
+"""Networks of layers: every operator in both executors against onnxruntime, shapes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from artifactnet_jax import layers as nets
-from artifactnet_jax import reference
-from artifactnet_jax.config import CNN, Config, FrontEnd, Imported, UNet, flops
+from artifactnet_jax import numpy_network
+from artifactnet_jax.config import Config
 from artifactnet_jax.layers import Layer, layer, shapes
-from artifactnet_jax.weights import Weights, parameter_counts, parameter_shapes, random_tensors
+from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.operators import evaluate
+from artifactnet_jax.passes import folded
+from artifactnet_jax.presets import flops, parameter_shapes
+from artifactnet_jax.weights import Weights, parameter_counts, random_tensors
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -23,8 +27,8 @@ jnp = jax.numpy
 nnx = pytest.importorskip("flax.nnx")
 from artifactnet_jax import model as m  # noqa: E402
 from artifactnet_jax.backends.xla import build_model  # noqa: E402
+from networks import PATCH, SMALL, as_layers, noise, zoo  # noqa: E402
 
-HIGHEST = jax.lax.Precision.HIGHEST
 Array = np.ndarray
 few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 sizes = st.integers(1, 9)
@@ -61,16 +65,21 @@ def in_onnxruntime(nodes: list[tuple], x: Array, constants: dict[str, Array], op
 
 def in_flax(layers: tuple[Layer, ...], tensors: dict[str, Array], dtype: Any = jnp.float32) -> Any:
     """The network as a Flax module filled with these tensors."""
-    network = m.LayerNetwork(layers, m.Layers(nnx.Rngs(0), dtype, HIGHEST))
+    network = m.ListNetwork(layers, rngs=nnx.Rngs(0), dtype=dtype, flat=True)
     for name, value in tensors.items():
-        getattr(network, name)[...] = jnp.asarray(value, jnp.float32)
+        network.variable(name)[...] = jnp.asarray(value, jnp.float32)
     return network
+
+
+def nchw(network: Any, x: Any) -> Any:
+    """The module's value of maps [B, C, H, W], or of vectors [B, C]."""
+    return jnp.moveaxis(network.run(jnp.moveaxis(x, 1, -1)), -1, 1)
 
 
 def in_numpy(layers: tuple[Layer, ...], tensors: dict[str, Array], x: Array, dtype: Any) -> Array:
     """One example [C, H, W] or [C] through the NumPy executor."""
     tensors = {name: value.astype(dtype) for name, value in tensors.items()}
-    out = reference.run(layers, tensors, np.moveaxis(x, 0, -1).astype(dtype))
+    out = numpy_network.run(layers, tensors, np.moveaxis(x, 0, -1).astype(dtype))
     assert out.dtype == dtype
     return np.moveaxis(out, -1, 0)
 
@@ -98,7 +107,7 @@ def check(
         ours = np.stack([in_numpy((one,), named, each, dtype) for each in x])
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=atol * scale)
     if flax:
-        out = in_flax((one,), named)(jnp.asarray(x, jnp.float32))
+        out = nchw(in_flax((one,), named), jnp.asarray(x, jnp.float32))
         assert out.dtype == jnp.float32
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=atol * scale)
 
@@ -353,7 +362,7 @@ def test_depth_to_space_and_back(order):
     check(one, x, [("DepthToSpace", ["x"], "y", {"blocksize": 2, "mode": order})])
     back = layer("b", "space_to_depth", ["l"], attrs)
     np.testing.assert_array_equal(in_numpy((one, back), {}, x[0], np.float32), x[0])
-    np.testing.assert_array_equal(in_flax((one, back), {})(jnp.asarray(x)), x)
+    np.testing.assert_array_equal(nchw(in_flax((one, back), {}), jnp.asarray(x)), x)
     if order == "DCR":
         one = layer("l", "space_to_depth", ["input"], attrs)
         x = draw(0, 2, 3, 4, 6)
@@ -367,7 +376,7 @@ def test_depth_to_space_of_oblong_patches():
     out = in_numpy((one,), {}, x, np.float32)
     for c, r, s in np.ndindex(2, 2, 3):
         np.testing.assert_array_equal(out[c, r::2, s::3], x[c * 6 + r * 3 + s])
-    np.testing.assert_array_equal(in_flax((one,), {})(jnp.asarray(x)[None])[0], out)
+    np.testing.assert_array_equal(nchw(in_flax((one,), {}), jnp.asarray(x)[None])[0], out)
 
 
 def test_transpose_and_flatten():
@@ -419,7 +428,7 @@ def test_elementwise(op, shape):
 
 def test_every_operator_of_the_table_is_tested_and_known_to_both_executors():
     assert set(nets.ELEMENTWISE) == {op.strip() for op in ELEMENTWISE}
-    assert set(nets.ELEMENTWISE) == set(reference.ELEMENTWISE) == set(m.ELEMENTWISE)
+    assert set(nets.ELEMENTWISE) == set(numpy_network.ELEMENTWISE) == set(m.ELEMENTWISE)
 
 
 @pytest.mark.parametrize(("low", "high"), [(None, 0.5), (-0.5, None), (-0.5, 0.5)])
@@ -486,7 +495,7 @@ def test_arithmetic_of_two_maps(op):
     ]
     expected = in_onnxruntime(nodes, x, {}, 18)
     np.testing.assert_allclose(in_numpy(net, {}, x[0], np.float32), expected[0], rtol=1e-5)
-    np.testing.assert_allclose(in_flax(net, {})(jnp.asarray(x)), expected, rtol=1e-5)
+    np.testing.assert_allclose(nchw(in_flax(net, {}), jnp.asarray(x)), expected, rtol=1e-5)
 
 
 def test_erf_to_the_last_digits():
@@ -494,8 +503,8 @@ def test_erf_to_the_last_digits():
 
     x = np.concatenate([np.linspace(-8, 8, 4001), [0.0, 1e-30, -1e-9]])
     exact = np.array([math.erf(v) for v in x])
-    np.testing.assert_allclose(reference.erf(x), exact, atol=4e-15)
-    np.testing.assert_allclose(reference.erf(x.astype(np.float32)), exact, atol=3e-7)
+    np.testing.assert_allclose(numpy_network.erf(x), exact, atol=4e-15)
+    np.testing.assert_allclose(numpy_network.erf(x.astype(np.float32)), exact, atol=3e-7)
 
 
 def test_no_value_is_overwritten_while_it_is_needed():
@@ -519,7 +528,7 @@ def test_no_value_is_overwritten_while_it_is_needed():
     np.testing.assert_allclose(in_numpy(net, tensors, x, np.float32), expected, atol=1e-5)
     np.testing.assert_array_equal(x, before)
     spares: dict[str, bool] = {}
-    nets.evaluate(net, x, lambda one, inputs, spare: spares.setdefault(one.name, spare) and x)
+    evaluate(net, x, lambda one, inputs, spare: spares.setdefault(one.name, spare) and x)
     assert {name for name, spare in spares.items() if spare} == {"s", "u"}
 
 
@@ -566,37 +575,9 @@ def test_flops_by_hand():
     assert nets.layer_flops(net, (3, 4, 6)) == 2 * (6 * 12 * 5 + 6 * 5 * 28 + 14)
 
 
-SMALL = Config(
-    "small",
-    FrontEnd(
-        segment_samples=4_096,
-        n_fft=256,
-        hop=128,
-        stft_pad=128,
-        n_mels=16,
-        hpss_width=5,
-        percussive_width=5,
-    ),
-    UNet(widths=(4,), bottleneck=6),
-    CNN(widths=(4, 6), hidden=5),
-)
-PATCH = dataclasses.replace(
-    SMALL, unet=UNet(patch=(4, 2), stem=5, widths=(4,), bottleneck=6, input_scale="log")
-)
-
-
 def imported(config: Config) -> tuple[Config, dict[str, Array]]:
     """A preset written as layers, and its tensors."""
-    unet, cnn = nets.preset_layers(config)
-    again = dataclasses.replace(config, unet=Imported(unet, 0.5), cnn=Imported(cnn))
-    return again, nets.preset_tensors(config, random_tensors(config, 3))
-
-
-def noise(config: Config, n: int, seed: int = 0) -> Array:
-    rng = np.random.default_rng(seed)
-    tone = np.sin(np.arange(config.front_end.segment_samples) * 0.05)
-    x = rng.standard_normal((n, config.front_end.segment_samples)) * 0.1 + 0.3 * tone
-    return x.astype(np.float32)
+    return as_layers(config), folded(config, random_tensors(config, 3))[1]
 
 
 @pytest.mark.parametrize("config", [SMALL, PATCH], ids=["plain", "patch"])
@@ -607,7 +588,7 @@ def test_presets_as_layers_equal_the_modules(config):
     names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(network))}
     assert names == set(parameter_shapes(again))
     audio = noise(config, 1)
-    exact = reference.Network(again, tensors, np.float64)
+    exact = NumpyNetwork(again, tensors, np.float64)
     magnitude = exact.magnitude(audio[0].astype(np.float64))
     mask = exact.mask(magnitude)
     channels = noise(config, 1)[0, : 7 * 16 * 32].reshape(7, 16, 32)
@@ -619,8 +600,8 @@ def test_presets_as_layers_equal_the_modules(config):
     single = jnp.asarray(magnitude, jnp.float32)[None]
     ours = jax.jit(lambda x: network.mask(x))(single)
     np.testing.assert_allclose(ours[0], mask, atol=2e-5)
-    logit = jax.jit(lambda x: network.decide(x))(channels[None])
-    np.testing.assert_allclose(logit[0], exact.logit(channels.astype(np.float64)), atol=1e-4)
+    logit = jax.jit(lambda x: network.classify(x))(channels[None])
+    np.testing.assert_allclose(logit[0], exact.classify(channels.astype(np.float64)), atol=1e-4)
     assert flops(again) == flops(config)
     assert Config.from_dict(again.to_dict()) == again
     hash(again)
@@ -635,56 +616,10 @@ def test_an_imported_unet_with_a_preset_cnn():
     }
     assert {k: v.shape for k, v in tensors.items()} == parameter_shapes(mixed)
     audio = noise(SMALL, 1)
-    expected = reference.Network(SMALL, own)(audio[0])
-    assert reference.Network(mixed, tensors)(audio[0]) == expected
+    expected = NumpyNetwork(SMALL, own)(audio[0])
+    assert NumpyNetwork(mixed, tensors)(audio[0]) == expected
     model = build_model(Weights("x", mixed, tensors, "", "", {}))
     np.testing.assert_allclose(jax.jit(lambda a: model(a))(audio)[0], expected, atol=1e-5)
-
-
-def zoo() -> Config:
-    """A small UNet and CNN with what the presets lack, as layers."""
-    c = {"padding": ((1, 1), (1, 1))}
-    up = {"mode": "linear", "coordinates": "half_pixel", "rounding": "floor"}
-    norm = {leaf: (4,) for leaf in ("scale", "bias", "mean", "var")}
-    unet = (
-        layer("log", "add", ["input"], {"value": 1e-3}),
-        layer("log.ln", "log", ["log"]),
-        layer("in", "conv", ["log.ln"], c, {"kernel": (3, 3, 1, 4), "bias": (4,)}),
-        layer("in.norm", "batch_norm", ["in"], {}, norm),
-        layer("in.act", "gelu", ["in.norm"]),
-        layer("down", "avg_pool", ["in.act"], {"kernel": (2, 2), "strides": (2, 2)}),
-        layer("mid", "conv", ["down"], c, {"kernel": (3, 3, 4, 8)}),
-        layer("mid.norm", "group_norm", ["mid"], {"groups": 2}, {"scale": (8,), "bias": (8,)}),
-        layer("mid.act", "mish", ["mid.norm"]),
-        layer("mid.pool", "mean", ["mid.act"], {"axes": "hw"}),
-        layer("mid.gate", "conv", ["mid.pool"], {}, {"kernel": (1, 1, 8, 8)}),
-        layer("mid.sigmoid", "sigmoid", ["mid.gate"]),
-        layer("mid.out", "mul", ["mid.act", "mid.sigmoid"]),
-        layer("up", "resize", ["mid.out"], {**up, "size": (65, 45), "scales": (65 / 32, 45 / 22)}),
-        layer("cat", "concat", ["up", "in.act"], {"axis": "c"}),
-        layer("out", "conv", ["cat"], c, {"kernel": (3, 3, 12, 1), "bias": (1,)}),
-        layer("sigmoid", "sigmoid", ["out"]),
-        layer("mask", "mul", ["sigmoid"], {"value": 0.5}),
-    )
-    cnn = (
-        layer("conv", "conv", ["input"], c, {"kernel": (3, 3, 3, 6)}),
-        layer("act", "prelu", ["conv"], {}, {"slope": (6,)}),
-        layer("pool", "max", ["act"], {"axes": "hw"}),
-        layer("out", "conv", ["pool"], {}, {"kernel": (1, 1, 6, 1), "bias": (1,)}),
-    )
-    front_end = FrontEnd(
-        segment_samples=44 * 64,
-        n_fft=128,
-        hop=64,
-        stft_pad=64,
-        n_mels=16,
-        window="given",
-        mel_scale="given",
-        channels=("ratio", "mel_res", "flux"),
-        hpss_width=3,
-        percussive_width=5,
-    )
-    return Config("zoo", front_end, Imported(unet, 0.5), Imported(cnn))
 
 
 def test_an_imported_network_with_given_tensors():
@@ -700,10 +635,10 @@ def test_an_imported_network_with_given_tensors():
     assert "front_end.window" not in trained
     assert parameter_counts(config)["cnn"] == 9 * 3 * 6 + 6 + 6 + 1
     audio = noise(config, 3)
-    exact = reference.Network(config, tensors, np.float64)
+    exact = NumpyNetwork(config, tensors, np.float64)
     expected = [float(exact(each.astype(np.float64))) for each in audio]
     np.testing.assert_allclose(jax.jit(lambda a: model(a))(audio), expected, atol=1e-5)
-    single = reference.Network(config, tensors)
+    single = NumpyNetwork(config, tensors)
     np.testing.assert_allclose([single(each) for each in audio], expected, atol=1e-5)
 
 
@@ -723,14 +658,30 @@ def test_gradients_through_imported_networks_are_finite():
             assert np.abs(np.asarray(grads["unet"]["in.kernel"][...])).max() > 0
 
 
+def test_an_imported_network_computes_in_float64():
+    x = np.linspace(-1, 1, 24).reshape(1, 3, 4, 2) + 1e-12
+    net = (
+        layer("c", "conv", ["input"], {}, {"kernel": (1, 1, 2, 3)}),
+        layer("n", "batch_norm", ["c"], {}, dict.fromkeys(("scale", "bias", "mean", "var"), (3,))),
+        layer("r", "relu", ["n"]),
+        layer("m", "mean", ["r"], {"axes": "hw"}),
+    )
+    with jax.enable_x64(True):
+        network = in_flax(net, {"c.kernel": np.ones((1, 1, 2, 3))})
+        out = np.asarray(network.run(jnp.asarray(x)))
+    assert out.dtype == np.float64
+    expected = np.maximum(x.sum(-1) / np.sqrt(1 + 1e-5), 0).mean()
+    np.testing.assert_allclose(out, expected, rtol=1e-12)
+
+
 def test_resize_slices_have_the_gradient_of_their_matrix():
     # Linear in x, so the cotangent of x is the transposed interpolation matrix times that of y.
     for coordinates in ("half_pixel", "asymmetric", "align_corners"):
         attrs = {"size": (6, 1), "scales": (2.0, 1.0), "mode": "linear", "coordinates": coordinates}
         network = in_flax((layer("l", "resize", ["input"], attrs),), {})
-        matrix = np.asarray(network(jnp.eye(3)[:, None, :, None]))[:, 0, :, 0].T
+        matrix = np.asarray(nchw(network, jnp.eye(3)[:, None, :, None]))[:, 0, :, 0].T
         y = draw(0, 1, 1, 6, 1)
-        slope = jax.grad(lambda x: jnp.sum(network(x) * y))(jnp.zeros((1, 1, 3, 1)))  # noqa: B023
+        slope = jax.grad(lambda x: jnp.sum(nchw(network, x) * y))(jnp.zeros((1, 1, 3, 1)))  # noqa: B023
         np.testing.assert_allclose(slope[0, 0, :, 0], matrix.T @ y[0, 0, :, 0], atol=1e-6)
 
 
@@ -745,9 +696,9 @@ def test_batch_norm_in_training_mode_is_that_of_flax():
         getattr(ours, mode)()
         getattr(theirs, mode)()
         expected = jnp.moveaxis(theirs(jnp.moveaxis(x, 1, -1)), -1, 1)
-        np.testing.assert_allclose(ours(x), expected, atol=1e-4)
+        np.testing.assert_allclose(nchw(ours, x), expected, atol=1e-4)
     for leaf in ("mean", "var"):
-        running = getattr(ours, f"n.{leaf}")[...]
+        running = ours.variable(f"n.{leaf}")[...]
         np.testing.assert_allclose(running, getattr(theirs, leaf)[...], rtol=1e-5)
 
 

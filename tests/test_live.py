@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from artifactnet_jax import live, reference, texture
+from artifactnet_jax import dsp_numpy, live, texture
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.config import Config, FrontEnd
 from artifactnet_jax.decode import Decoded
@@ -137,22 +137,22 @@ def test_shared_frames_equal_those_of_each_window(edge, monkeypatch):
     ends += [front_end, FrontEnd(segment_samples=20_000, n_fft=600, hop=250, stft_pad=0)]
     audio = np.random.default_rng(0).standard_normal(80_000).astype(np.float32)
     computed: list[int] = []
-    plain = reference._magnitude
+    plain = dsp_numpy._magnitude
 
     def counted(frames: np.ndarray, *args: Any) -> np.ndarray:
         computed.append(len(frames))
         return plain(frames, *args)
 
-    monkeypatch.setattr(reference, "_magnitude", counted)
+    monkeypatch.setattr(dsp_numpy, "_magnitude", counted)
     for each in ends:
-        shared = reference.StreamStft()
+        shared = dsp_numpy.StreamStft()
         for start in (0, 2048, 6144, 6144, 6244, 2048, 4096, 40_960):
             shared.start = start
             window = audio[start : start + 20_000]
             computed.clear()
             out = shared(window, each)
             done = sum(computed)
-            np.testing.assert_array_equal(out, reference.stft_magnitude(window, each))
+            np.testing.assert_array_equal(out, dsp_numpy.stft_magnitude(window, each))
             if start == 4096 and 2048 % each.hop == 0:  # one grid step after the one before
                 assert done <= 2048 // each.hop + 2 * -(-each.n_fft // each.hop)
 
@@ -344,10 +344,11 @@ def test_a_source_that_breaks_off_is_told(run, stdin, tmp_path):
     assert "no such file" in err
 
 
+@pytest.mark.slow
 @posix
 def test_ctrl_c_ends_with_the_summary(tiny):
     options = ["--weights", str(tiny), "--backend", "numpy", "--format", "jsonl"]
-    line = [sys.executable, "-m", "artifactnet_jax.cli", "live", *options, "-"]
+    line = [sys.executable, "-m", "artifactnet_jax", "live", *options, "-"]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     # A parent that runs in the background may have passed on that SIGINT is ignored.
     wanted = signal.signal(signal.SIGINT, signal.default_int_handler)

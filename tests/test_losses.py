@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from artifactnet_jax import dsp
+from artifactnet_jax import dsp_jax
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.train import losses
 
@@ -25,7 +25,7 @@ def noise(n: int, batch: int = 2, scale: float = 0.1) -> np.ndarray:
 @pytest.mark.parametrize("n", [8192, 10_000])
 def test_a_constant_mask_gives_the_audio_back_scaled(n):
     audio = noise(n)
-    spectrum = dsp.stft(jnp.asarray(audio), FrontEnd())
+    spectrum = dsp_jax.stft(jnp.asarray(audio), FrontEnd())
     mask = jnp.full(spectrum.shape, 0.25, jnp.float32)
     out = np.asarray(losses.masked_audio(spectrum, mask, FrontEnd(), n))
     covered = n // 512 * 512 - 512  # the last frame's window ends in a slope to 0
@@ -34,7 +34,7 @@ def test_a_constant_mask_gives_the_audio_back_scaled(n):
 
 def test_masked_audio_is_librosas_inverse():
     audio = noise(8192)
-    spectrum = dsp.stft(jnp.asarray(audio), FrontEnd())
+    spectrum = dsp_jax.stft(jnp.asarray(audio), FrontEnd())
     mask = RNG.uniform(0, 0.5, spectrum.shape).astype(np.float32)
     out = losses.masked_audio(spectrum, jnp.asarray(mask), FrontEnd(), 8192)
     expected = librosa.istft(np.asarray(spectrum) * mask, n_fft=2048, hop_length=512, length=8192)
@@ -127,7 +127,7 @@ def test_gradient_of_the_distillation_loss_against_finite_differences():
     audio, target = (RNG.standard_normal((1, 4096)) * 0.1 for _ in range(2))
     logits = RNG.standard_normal((1, 1025, 9))
     with jax.enable_x64(True):
-        spectrum = dsp.stft(jnp.asarray(audio), FrontEnd())
+        spectrum = dsp_jax.stft(jnp.asarray(audio), FrontEnd())
 
     def loss(z):
         out = losses.masked_audio(spectrum, 0.5 * jax.nn.sigmoid(z), FrontEnd(), 4096)

@@ -26,11 +26,11 @@ from artifactnet_jax.data import manifest
 from artifactnet_jax.data.manifest import (
     ManifestError,
     Row,
-    assign_splits,
-    check_rows,
     read_manifest,
     write_manifest,
 )
+from artifactnet_jax.data.splits import assign_splits, check_rows
+from artifactnet_jax.text import SOME_FAILED, CommandError
 
 PARTS = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
@@ -272,7 +272,9 @@ plain = words.map(str.strip)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_what_is_written_comes_back(tmp_path, suffix, data):
     paths = data.draw(st.lists(names, min_size=1, max_size=4, unique=True))
@@ -346,8 +348,9 @@ def test_where_a_manifest_cannot_be_written(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(manifest, "replace_file", full)
-    with pytest.raises(ManifestError, match=r"m\.csv: cannot be written: No space left .*; free"):
+    with pytest.raises(CommandError, match=r"write to .*m\.csv: No space left .*; free") as error:
         write_manifest(tmp_path / "m.csv", [row("a.wav")])
+    assert error.value.code == SOME_FAILED
 
 
 # --- splits ----------------------------------------------------------------------------------

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from artifactnet_jax import layers, reference
+from artifactnet_jax import dsp_numpy, numpy_network
 from artifactnet_jax.config import CNN, Config, FrontEnd, UNet
-from artifactnet_jax.weights import Weights, parameter_shapes, random_tensors
+from artifactnet_jax.layers import layer
+from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.operators import apply, depth_to_space, space_to_depth
+from artifactnet_jax.presets import Figure, parameter_shapes
+from artifactnet_jax.weights import Weights, random_tensors
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -51,7 +55,7 @@ def scipy_conv(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def test_conv_in_numpy_is_a_correlation():
     rng = np.random.default_rng(0)
     x, kernel, bias = (rng.standard_normal(s) for s in ((9, 7, 3), (3, 3, 3, 4), (4,)))
-    ours = reference.conv(x, kernel, bias, padding=((1, 1), (1, 1)))
+    ours = numpy_network.conv(x, kernel, bias, padding=((1, 1), (1, 1)))
     np.testing.assert_allclose(ours, scipy_conv(x, kernel) + bias, atol=1e-12)
 
 
@@ -64,60 +68,80 @@ def test_down_in_numpy_is_a_strided_correlation():
         for c in range(3):
             window = padded[2 * r : 2 * r + 4, 2 * c : 2 * c + 4]
             expected[r, c] = np.einsum("hwi,hwio->o", window, kernel) + bias
-    ours = reference.conv(x, kernel, bias, (2, 2), ((1, 1), (1, 1)))
+    ours = numpy_network.conv(x, kernel, bias, (2, 2), ((1, 1), (1, 1)))
     np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
+def drawn(block: str, *sizes: int) -> m.ListNetwork:
+    """One block of the figure, and its Flax module."""
+    figure = Figure()
+    getattr(figure, block)("x", *sizes)
+    return m.ListNetwork(tuple(figure.layers), rngs=nnx.Rngs(0))
+
+
 def test_up_is_a_transposed_convolution():
-    up = m.Up(3, 5, m.Layers(nnx.Rngs(0), jnp.float32, jax.lax.Precision.HIGHEST))
+    up = drawn("up", 3, 5)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 4, 6, 3)).astype(np.float32)
-    up.bias[...] = jnp.asarray(rng.standard_normal(5), jnp.float32)
-    kernel = np.asarray(up.conv.kernel[...]).reshape(3, 2, 2, 5)
+    up.x.bias[...] = jnp.asarray(rng.standard_normal(5), jnp.float32)
+    kernel = np.asarray(up.x.conv.kernel[...]).reshape(3, 2, 2, 5)
     # The definition: every input position stamps kernel * value on its own 2x2 output square.
     expected = np.zeros((1, 8, 12, 5))
     for r in range(4):
         for c in range(6):
             stamp = np.einsum("i,ihwo->hwo", x[0, r, c], kernel)
             expected[0, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2] += stamp
-    np.testing.assert_allclose(up(jnp.asarray(x)), expected + np.asarray(up.bias[...]), atol=1e-5)
+    expected += np.asarray(up.x.bias[...])
+    np.testing.assert_allclose(jax.jit(lambda x: up.run(x))(jnp.asarray(x)), expected, atol=1e-5)
 
 
 def test_depth_to_space_puts_row_column_feature_in_order():
     x = np.arange(2 * 3 * 8).reshape(1, 2, 3, 8)
-    out = np.asarray(m.depth_to_space(jnp.asarray(x), 2, 2))
+    out = np.asarray(depth_to_space(jnp.asarray(x), 2, 2))
     assert out.shape == (1, 4, 6, 2)
     assert out[0, 0, 0].tolist() == [0, 1]
     assert out[0, 0, 1].tolist() == [2, 3]
     assert out[0, 1, 0].tolist() == [4, 5]
-    np.testing.assert_array_equal(layers.rearrange(x[0], 2, 2, "DCR"), out[0])
-    np.testing.assert_array_equal(layers.patches(out[0], 2, 2), x[0])
+    np.testing.assert_array_equal(depth_to_space(x[0], 2, 2, "DCR"), out[0])
+    np.testing.assert_array_equal(space_to_depth(out[0], 2, 2), x[0])
 
 
 def test_max_pool_drops_the_odd_edge():
     x = np.arange(5 * 7, dtype=np.float32).reshape(1, 5, 7, 1)
     expected = x[0, :4, :6, 0].reshape(2, 2, 3, 2).max(axis=(1, 3))
-    np.testing.assert_array_equal(m.max_pool(jnp.asarray(x))[0, :, :, 0], expected)
+    pool = layer("p", "max_pool", ["input"], {"kernel": (2, 2), "strides": (2, 2)})
+    np.testing.assert_array_equal(apply(pool, [jnp.asarray(x)], {}, jnp)[0, :, :, 0], expected)
 
 
-def test_residual_block_against_scipy():
-    layers = m.Layers(nnx.Rngs(0), jnp.float32, jax.lax.Precision.HIGHEST)
-    block = m.ResidualBlock(2, 3, layers)
-    block.norm1.mean[...] = jnp.asarray([0.1, -0.2, 0.3])
-    block.norm2.var[...] = jnp.asarray([0.5, 2.0, 1.5])
-    block.eval()
+def batch_norm(h, norm):
+    mean, var = np.asarray(norm.mean[...]), np.asarray(norm.var[...])
+    scaled = (h - mean) / np.sqrt(var + 1e-5)
+    return scaled * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
+
+
+def two_convs(x, block):
+    h = scipy_conv(x, np.asarray(block.conv1.kernel[...]))
+    h = np.maximum(batch_norm(h, block.norm1), 0)
+    return batch_norm(scipy_conv(h, np.asarray(block.conv2.kernel[...])), block.norm2)
+
+
+@pytest.mark.parametrize("block", ["residual_block", "gated_block"])
+def test_blocks_against_scipy(block):
+    network = drawn(block, *((2, 3) if block == "residual_block" else (2,)))
+    own, c = network.x, 3 if block == "residual_block" else 2
+    own.norm1.mean[...] = jnp.asarray([0.1, -0.2, 0.3][:c])
+    own.norm2.var[...] = jnp.asarray([0.5, 2.0, 1.5][:c])
     x = np.random.default_rng(0).standard_normal((6, 5, 2))
-
-    def norm(h, layer):
-        mean, var = np.asarray(layer.mean[...]), np.asarray(layer.var[...])
-        scaled = (h - mean) / np.sqrt(var + 1e-5)
-        return scaled * np.asarray(layer.scale[...]) + np.asarray(layer.bias[...])
-
-    h = np.maximum(norm(scipy_conv(x, np.asarray(block.conv1.kernel[...])), block.norm1), 0)
-    h = norm(scipy_conv(h, np.asarray(block.conv2.kernel[...])), block.norm2)
-    shortcut = x @ np.asarray(block.shortcut.kernel[...])[0, 0]
-    expected = np.maximum(h + shortcut + np.asarray(block.shortcut.bias[...]), 0)
-    np.testing.assert_allclose(block(jnp.asarray(x, jnp.float32)[None])[0], expected, atol=1e-5)
+    h = two_convs(x, own)
+    if block == "residual_block":
+        shortcut = x @ np.asarray(own.shortcut.kernel[...])[0, 0]
+        expected = np.maximum(h + shortcut + np.asarray(own.shortcut.bias[...]), 0)
+    else:
+        gate = h @ np.asarray(own.gate.kernel[...])[0, 0] + np.asarray(own.gate.bias[...])
+        expected = np.maximum(x + h / (1 + np.exp(-gate)), 0)
+    np.testing.assert_allclose(
+        network.run(jnp.asarray(x, jnp.float32)[None])[0], expected, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("config", [Config.v94(), Config.edge()], ids=lambda c: c.preset)
@@ -136,24 +160,30 @@ def test_module_tree_is_what_the_weights_file_expects(config):
 @pytest.mark.parametrize("config", [SMALL, SMALL_PATCH], ids=["plain", "patch"])
 def test_jax_and_numpy_agree_stage_by_stage(config):
     w, x = weights(config), audio(config)
-    network = reference.Network(config, w.tensors, np.float64)
+    network = NumpyNetwork(config, w.tensors, np.float64)
     model = build_model(w)
-    magnitude = reference.stft_magnitude(x[0].astype(np.float64), config.front_end)
-    mask = network.mask(magnitude)
+    stages = network.stages(x[0].astype(np.float64))
+    magnitude, mask = stages["magnitude"], stages["mask"]
+    np.testing.assert_array_equal(
+        magnitude, dsp_numpy.stft_magnitude(x[0].astype(np.float64), config.front_end)
+    )
     np.testing.assert_allclose(
-        model.unet(jnp.asarray(magnitude, jnp.float32)[None])[0], mask, atol=1e-4
+        jax.jit(lambda x: model.unet(x))(jnp.asarray(magnitude, jnp.float32)[None])[0],
+        mask,
+        atol=1e-4,
     )
     assert mask.shape == magnitude.shape
     assert 0 <= mask.min() < mask.max() <= 0.5
-    channels = reference.seven_channels(mask * magnitude, config.front_end)
-    logit = network.logit(channels)
     np.testing.assert_allclose(
-        model.cnn(jnp.asarray(channels, jnp.float32)[None])[0], logit, rtol=1e-4, atol=1e-4
+        jax.jit(lambda x: model.cnn(x))(jnp.asarray(stages["channels"], jnp.float32)[None])[0],
+        stages["logit"],
+        rtol=1e-4,
+        atol=1e-4,
     )
     scores = np.asarray(jax.jit(lambda a: model(a))(jnp.asarray(x)))
     for score, segment in zip(scores, x, strict=True):
         assert score == pytest.approx(network(segment.astype(np.float64)), abs=1e-4)
-        single = reference.Network(config, w.tensors)(segment)
+        single = NumpyNetwork(config, w.tensors)(segment)
         assert single.dtype == np.float32
         assert score == pytest.approx(single, abs=1e-4)
 
@@ -162,8 +192,9 @@ def test_jax_and_numpy_agree_stage_by_stage(config):
 def test_the_mask_is_bounded_for_any_input(scale):
     config = dataclasses.replace(SMALL, unet=dataclasses.replace(SMALL.unet, input_scale=scale))
     model = build_model(weights(config))
+    unet = jax.jit(lambda x: model.unet(x))
     for gain in (0.0, 1e-6, 1.0, 1e4):
-        mask = np.asarray(model.unet(jnp.full((1, 1025, 44), gain)))
+        mask = np.asarray(unet(jnp.full((1, 1025, 44), gain)))
         assert np.isfinite(mask).all()
         assert mask.min() >= 0.0
         assert mask.max() <= 0.5
@@ -176,8 +207,11 @@ def test_scores_are_finite_and_in_range_on_hard_input():
     cases[1] = 1.0
     cases[2, n // 2] = 1.0
     cases[3] = np.where(np.arange(n) % 2, 1.0, -1.0)
-    network = reference.Network(SMALL_PATCH, weights(SMALL_PATCH).tensors)
-    for scores in (np.asarray(model(jnp.asarray(cases))), np.array([network(c) for c in cases])):
+    network = NumpyNetwork(SMALL_PATCH, weights(SMALL_PATCH).tensors)
+    for scores in (
+        np.asarray(jax.jit(lambda a: model(a))(cases)),
+        np.array([network(c) for c in cases]),
+    ):
         assert np.isfinite(scores).all()
         assert ((scores >= 0) & (scores <= 1)).all()
 

@@ -406,6 +406,7 @@ def test_a_graph_survives_json_and_safetensors(written: Written) -> None:
     same(graph, graph_from_dict(json.loads(text), load(save(tensors))))
 
 
+@pytest.mark.slow
 def test_module_needs_no_onnx() -> None:
     code = (
         "import sys; sys.modules['onnx'] = None\n"

@@ -9,11 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from artifactnet_jax.backends import engine, load_backend
-from artifactnet_jax.convert.cache import metadata
+from artifactnet_jax.backends import engine
 from artifactnet_jax.convert.export import build_onnx
+from artifactnet_jax.convert.export_cache import metadata
 from artifactnet_jax.convert.quantise import kept_float, quantise
-from artifactnet_jax.detector import Detector, open_weights
+from artifactnet_jax.detector import Detector
+from artifactnet_jax.models import load_backend, open_model
 from artifactnet_jax.weights import load_weights
 
 
@@ -69,7 +70,7 @@ def test_scores_are_near_those_of_float32_and_do_not_depend_on_the_batch(
 ):
     model, out = build_onnx(load_weights(weights_path)), tmp_path / "int8.onnx"
     onnx.save(quantise(model, segments), out)
-    backend = load_backend("onnxruntime", open_weights(out, "onnxruntime"))
+    backend = load_backend("onnxruntime", open_model(out, "onnxruntime"))
     expected, found = run(model, segments), backend(segments)
     assert not np.array_equal(expected, found)
     np.testing.assert_allclose(found, expected, atol=0.1)  # random weights magnify rounding
@@ -149,4 +150,4 @@ def test_such_a_graph_runs_in_onnxruntime_alone(weights_path, tracks, command, s
     assert done.code == 2
     assert "an exported graph, which numpy cannot run: use --backend onnxruntime" in done.err
     with pytest.raises(ValueError, match="is int8, for onnxruntime on a CPU: export it again"):
-        engine.recipe_for(open_weights(out), "tensorrt", "no matter which", precision="int8")
+        engine.recipe_for(open_model(out), "tensorrt", "no matter which", precision="int8")

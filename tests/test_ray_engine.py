@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from artifactnet_jax import ray_engine
-from artifactnet_jax.results import CommandError
+from artifactnet_jax.catalogue import Folder, list_entries, utf8
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.weights import load_weights
 from audio_files import noise, write
 
@@ -99,7 +100,7 @@ def test_a_catalogue_from_its_first_run_to_its_third(tmp_path, tracks, score, ca
 
     alone = score(music, remote / "7.flac").rows
     for path, row in alone.items():
-        name = ray_engine._utf8(Path(path).name)
+        name = utf8(Path(path).name)
         other = found[name]
         if "error" in row:
             assert other["verdict"] == "error"
@@ -134,8 +135,8 @@ def test_a_catalogue_from_its_first_run_to_its_third(tmp_path, tracks, score, ca
 
 def test_rows_that_cannot_be_compared_do_not_share_a_folder(tmp_path):
     common = {"threshold": 0.5, "plan": "all"}
-    ray_engine.Folder(str(tmp_path / "new" / "out")).begin(common, resume=False)
-    again = ray_engine.Folder(f"file://{tmp_path}/new/out")
+    Folder(str(tmp_path / "new" / "out")).begin(common, resume=False)
+    again = Folder(f"file://{tmp_path}/new/out")
     with pytest.raises(CommandError, match="--resume goes on"):
         again.begin(common, resume=False)
     with pytest.raises(CommandError, match="rows with other plan: give the same"):
@@ -144,7 +145,7 @@ def test_rows_that_cannot_be_compared_do_not_share_a_folder(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     with pytest.raises(CommandError, match="is not empty"):
-        ray_engine.Folder(str(tmp_path / "mine")).begin(common, resume=True)
+        Folder(str(tmp_path / "mine")).begin(common, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_a_killed_worker_loses_nothing_and_a_long_track_holds_nobody_back(
 
     for k in range(18):
         write(tmp_path, f"{k}.wav", noise(4 + k % 3 * 4, seed=k))
-    entries = ray_engine.list_entries([str(tmp_path)])
+    entries = list_entries([str(tmp_path)])
     first, may_end = str(tmp_path / "0.wav"), tmp_path / "may end"
     assert next(iter(entries)) == first
     monkeypatch.setattr(ray_engine, "_Scorer", Long)
@@ -243,7 +244,7 @@ def test_a_file_that_kills_every_worker_is_a_row(tmp_path, weights_path, monkeyp
     for k in range(3):
         write(tmp_path, f"{k}.wav", noise(4, seed=k))
     write(tmp_path, "poison.wav", noise(4, seed=9))
-    entries = ray_engine.list_entries([str(tmp_path)])
+    entries = list_entries([str(tmp_path)])
     pool = ray_engine.Pool(workers=1)
     rows = list(ray_engine.score_many(entries, load_weights(weights_path), "numpy", pool=pool))
     assert sorted(row["path"] for row in rows) == list(entries)
@@ -263,9 +264,9 @@ def test_what_there_is_in_stores_folders_and_manifests(tmp_path, tracks):
     sound = (tracks / "a.wav").read_bytes()
     for name in ("/shop/a.wav", "/shop/deep/b c.flac", "/shop/deep/cover.jpg"):
         memory.pipe(name, sound)
-    listed = ray_engine.list_entries(["memory://shop"], recursive=True)
+    listed = list_entries(["memory://shop"], recursive=True)
     assert list(listed) == ["memory://shop/a.wav", "memory://shop/deep/b c.flac"]
-    assert list(ray_engine.list_entries(["memory://shop"])) == ["memory://shop/a.wav"]
+    assert list(list_entries(["memory://shop"])) == ["memory://shop/a.wav"]
     with ray_engine._open("memory://shop/deep/b c.flac") as file:
         assert file.name == "memory://shop/deep/b c.flac"
         assert ray_engine._digest(file) == sha256(tracks / "a.wav")
@@ -273,22 +274,22 @@ def test_what_there_is_in_stores_folders_and_manifests(tmp_path, tracks):
 
     odd = tmp_path / "odd %20 #1?.wav"
     odd.write_bytes(sound)
-    assert list(ray_engine.list_entries([f"file://{tmp_path}"])) == [f"file://{odd}"]
+    assert list(list_entries([f"file://{tmp_path}"])) == [f"file://{odd}"]
     with ray_engine._open(f"file://{odd}") as file:
         assert file.read() == sound
 
     where = f"file://{tracks}"
-    assert list(ray_engine.list_entries([where])) == [
+    assert list(list_entries([where])) == [
         f"{where}/{name}" for name in ("a.wav", "b.wav", "c.flac")
     ]
     table = pa.table({"path": ["a.wav", f"{where}/b.wav", None], "sha256": ["AB", None, None]})
     pq.write_table(table, tracks.parent / "m.parquet")
-    assert ray_engine.list_entries([str(tracks.parent / "m.parquet")]) == {
+    assert list_entries([str(tracks.parent / "m.parquet")]) == {
         str(tracks.parent / "a.wav"): "ab",
         f"{where}/b.wav": "",
     }
     (tmp_path / "list.txt").write_text(f"s3://far/away.mp3\n{tracks}/c.flac\n")
-    assert list(ray_engine.list_entries([f"@{tmp_path}/list.txt"])) == [
+    assert list(list_entries([f"@{tmp_path}/list.txt"])) == [
         "s3://far/away.mp3",
         str(tracks / "c.flac"),
     ]

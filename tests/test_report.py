@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import importlib.util
 import io
@@ -16,14 +17,15 @@ import scipy.signal
 import soundfile
 
 pytest.importorskip("av")
+pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from artifactnet_jax import report as report_verb
+from artifactnet_jax import report_page
 from artifactnet_jax.audio import read_mono
-from artifactnet_jax.config import Config
-from artifactnet_jax.config import Verdict as Rules
+from artifactnet_jax.config import Config, Decision
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.reference import effective_bandwidth
+from artifactnet_jax.dsp_numpy import effective_bandwidth
 from artifactnet_jax.results import SegmentScore, Verdict
 from artifactnet_jax.weights import Weights
 from audio_files import encode, noise, write
@@ -208,7 +210,7 @@ def test_what_a_track_is_filled_up_with_is_not_drawn():
 
 
 def weights_with(**changes: Any) -> Weights:
-    config = Config("x", verdict=Rules(**changes.pop("verdict", {})))
+    config = Config("x", verdict=Decision(**changes.pop("verdict", {})))
     return Weights("x", config, {}, "0", "none", changes.pop("provenance", {}))
 
 
@@ -281,14 +283,33 @@ def test_a_silent_track_has_a_page_without_a_score(made, album):
     assert "Undecided" in Reader(page).texts["span"]
 
 
-def test_limits_are_those_of_the_card():
-    card = (Path(__file__).parent.parent / "MODEL_CARD.md").read_text()
-    part = card.split("## Where it fails\n")[1].split("\n## ")[0]
-    limits = report_verb.card_limits()
-    assert len(limits) == part.count("\n- ") + part.startswith("- ") > 3
-    words = " ".join(part.replace("`", "").split())
-    assert all(limit.split(":")[0] in words for limit in limits)
-    assert not any("](" in limit or "`" in limit for limit in limits)
+@pytest.mark.parametrize(
+    ("provenance", "expected"),
+    [
+        ({}, []),
+        ({"limits": []}, []),
+        ({"limits": "not a list"}, []),
+        ({"limits": ["Never in <March>.", "Nor at sea."]}, ["Never in <March>.", "Nor at sea."]),
+    ],
+)
+def test_limits_are_those_of_the_weights(provenance, expected):
+    assert report_verb.limits(weights_with(provenance=provenance)) == expected
+
+
+def test_the_page_shows_the_limits_or_that_there_are_none(tmp_path, tiny):
+    from artifactnet_jax.weights import load_weights, write_weights
+
+    audio = write(tmp_path, "x.wav", noise(1, channels=1))
+    stated = load_weights(tiny)
+    provenance = {**stated.provenance, "limits": ["Never in <March>."]}
+    write_weights(dataclasses.replace(stated, provenance=provenance), tmp_path / "stated")
+    for path, text in ((tiny, "These weights state no limits"), (tmp_path / "stated", "<March>")):
+        detector = Detector(path, "numpy")
+        html_text, data = report_verb.make_page(detector, detector.score(audio))
+        (tmp_path / "page.html").write_text(html_text)
+        seen = Reader(tmp_path / "page.html").texts
+        assert text in seen["p"] + seen["li"]
+        assert data["limits"] == list(provenance["limits"] if path != tiny else [])
 
 
 def test_weights_that_run_as_a_graph_show_their_input_alone():
@@ -334,13 +355,13 @@ def test_a_page_of_a_day_stays_small_and_says_what_it_left_out(tmp_path, tiny):
     path = write(tmp_path, "x.wav", noise(3, channels=1))
     detector = Detector(tiny, "numpy")
     verdict = verdict_of(0.75, 21_600, path=str(path))
-    text, data = report_verb.make_page(detector, verdict, [])
+    text, data = report_verb.make_page(detector, verdict)
     assert len(text.encode()) < report_verb.PAGE_BYTES
     assert data["audio"]["shortened"]
     assert data["audio"]["kbit_s"] == 16
     assert "of 24:00:00" in text
     assert "Of 1 of 21600 segments" in text  # of those chosen the file has but one
-    assert f"{21_600 / 6 - report_verb.LISTED:,.0f} more are in the JSON file" in text
+    assert f"{21_600 / 6 - report_page.LISTED:,.0f} more are in the JSON file" in text
     assert len(data["result"]["segments"]) == 21_600
 
 

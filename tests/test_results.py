@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from artifactnet_jax import results
-from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate, printable
+from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
+from artifactnet_jax.text import printable
 
 VERDICT = Verdict(
     path="song.wav",

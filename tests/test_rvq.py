@@ -20,11 +20,12 @@ import soundfile
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
-from artifactnet_jax.data.manifest import Row, check_rows, read_manifest
-from artifactnet_jax.results import CommandError
-from artifactnet_jax.train import autoencoder, losses, rvq
+from artifactnet_jax.data.manifest import Row, read_manifest
+from artifactnet_jax.data.splits import check_rows
+from artifactnet_jax.text import CommandError
+from artifactnet_jax.train import autoencoder, losses, rvq, rvq_model
 from artifactnet_jax.train.autoencoder import Codebooks, Codec
-from artifactnet_jax.train.rvq import Model, Track
+from artifactnet_jax.train.rvq_model import Model, Track
 from audio_files import write
 
 SMALL = Codec((8, 4), (8, 12), latent=6, codes=16, depth=3, kernel=3, dilations=(1, 2))
@@ -52,7 +53,7 @@ def _little(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: dict[str, Any] = {"BATCH": 2, "CROP": 4096, "CHUNK": 2**14, "MEASURED_CROP": 2**13}
     sizes |= {"VECTORS_PER_CODE": 1, "UNQUANTISED": 0.0}
     for name, value in sizes.items():
-        monkeypatch.setattr(rvq, name, value)
+        monkeypatch.setattr(rvq_model, name, value)
     sizes = {"LLOYD": 2, "KBPS": (1.0, 500.0), "LAYOUTS": (((16,), (8,)), ((32,), (12,)))}
     for name, value in sizes.items():
         monkeypatch.setattr(autoencoder, name, value)
@@ -63,8 +64,8 @@ def random_model(codec: Codec, seed: int = 0) -> Model:
     """Random tensors whose codes and audio are not trivial."""
     rng = np.random.default_rng(seed)
     tensors = {
-        rvq._name(path): rng.normal(0, 0.2, leaf.shape).astype(np.float32)
-        for path, leaf in nnx.to_flat_state(rvq._split(codec)[1])
+        rvq_model._name(path): rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+        for path, leaf in nnx.to_flat_state(rvq_model._split(codec)[1])
     }
     shape = (codec.depth, codec.codes, codec.latent)
     tensors["codebooks"] = rng.normal(0, 0.5, shape).astype(np.float32)
@@ -88,7 +89,7 @@ def test_codecs_differ_and_fewer_are_the_beginning_of_more(monkeypatch):
     assert {codec.activation for codec in found[:4]} == {"snake", "elu"}
     assert len({codec.hop for codec in found}) >= 4
     assert all(autoencoder.KBPS[0] <= codec.kbps <= autoencoder.KBPS[1] for codec in found)
-    assert all(rvq.CHUNK % codec.hop == rvq.CROP % codec.hop == 0 for codec in found)
+    assert all(rvq_model.CHUNK % codec.hop == rvq_model.CROP % codec.hop == 0 for codec in found)
 
 
 def test_figures_of_a_codec():
@@ -168,7 +169,7 @@ def test_context_bounds_what_a_sample_reaches(untrained):
 
     @jax.jit
     def make(audio):
-        net = rvq._network(SMALL, tensors)
+        net = rvq_model._network(SMALL, tensors)
         return net.decode(net.encode(audio))
 
     audio = np.random.default_rng(0).normal(0, 0.1, (1, n)).astype(np.float32)
@@ -290,7 +291,7 @@ def test_codes_are_all_that_the_decoder_needs(untrained):
     tensors = {k: jnp.asarray(v) for k, v in untrained.tensors.items()}
     books = tensors.pop("codebooks")
     latent = autoencoder.dequantise(codes, books).reshape(2, -1, 6)
-    decoded = jax.jit(lambda latent: rvq._network(SMALL, tensors).decode(latent))(latent)
+    decoded = jax.jit(lambda latent: rvq_model._network(SMALL, tensors).decode(latent))(latent)
     assert_allclose(decoded, made, atol=1e-5)
 
 
@@ -300,21 +301,21 @@ def test_codes_are_all_that_the_decoder_needs(untrained):
 def test_training_learns_a_clip_and_repeats(monkeypatch):
     clip = track(20_000)
     said: list[int] = []
-    monkeypatch.setattr(rvq, "UNQUANTISED", 0.3)
-    monkeypatch.setattr(rvq, "RATE_OF_LEARNING", 4e-3)
-    model = rvq.train(TINY, [clip], 200, 0, said.append)
-    figures = rvq.measure(model, [clip])
+    monkeypatch.setattr(rvq_model, "UNQUANTISED", 0.3)
+    monkeypatch.setattr(rvq_model, "RATE_OF_LEARNING", 4e-3)
+    model = rvq_model.train(TINY, [clip], 200, 0, said.append)
+    figures = rvq_model.measure(model, [clip])
     assert figures["si_sdr"] > 4  # at the start about -40
     assert 0 < figures["used"] <= 1
-    again = rvq.train(TINY, [clip], 200, 0)
+    again = rvq_model.train(TINY, [clip], 200, 0)
     assert all(np.array_equal(again.tensors[name], t) for name, t in model.tensors.items())
     assert said == [*range(20, 201, 20)]
 
 
 def test_crops_have_the_level_that_is_asked_for(monkeypatch):
-    monkeypatch.setattr(rvq, "BATCH", 64)
-    batch = rvq.crops([track(4096), track(9000, 1)], np.random.default_rng(0))
-    rms = 20 * np.log10(np.sqrt(np.mean(batch**2, axis=1)) / rvq.LEVEL)
+    monkeypatch.setattr(rvq_model, "BATCH", 64)
+    batch = rvq_model.crops([track(4096), track(9000, 1)], np.random.default_rng(0))
+    rms = 20 * np.log10(np.sqrt(np.mean(batch**2, axis=1)) / rvq_model.LEVEL)
     whole = rms[np.abs(batch[:, -1]) > 0]
     assert batch.shape == (64, 4096)
     assert -12 < whole.min() < -2  # the short track is at +-6 dB, the other one comes and goes
@@ -324,14 +325,14 @@ def test_crops_have_the_level_that_is_asked_for(monkeypatch):
 def test_compare_is_what_it_says():
     rng = np.random.default_rng(0)
     real = rng.normal(0, 0.1, (4, 30_000))
-    half = rvq.compare(0.5 * real, real)
+    half = rvq_model.distances(0.5 * real, real)
     down = 20 * np.log10(0.5)
     assert half["si_sdr"] > 100
     assert (half["lsd"], half["mel"]) == (pytest.approx(-down, 1e-3), pytest.approx(-down, 1e-3))
     assert half["high"] == pytest.approx(down, 1e-6)
-    noisy = rvq.compare(real + rng.normal(0, 0.01, real.shape), real)
+    noisy = rvq_model.distances(real + rng.normal(0, 0.01, real.shape), real)
     assert noisy["si_sdr"] == pytest.approx(20, abs=0.3)
-    silent = rvq.compare(real[:1], np.zeros((1, 30_000)))
+    silent = rvq_model.distances(real[:1], np.zeros((1, 30_000)))
     assert all(np.isnan(value) for value in silent.values())
 
 
@@ -340,13 +341,15 @@ def test_compare_is_what_it_says():
 
 def test_chunks_are_the_whole(untrained):
     one = track(20_003)
-    whole = list(rvq.resynthesise(untrained, one, chunk=32 * 700))
+    whole = list(rvq_model.resynthesise(untrained, one, chunk=32 * 700))
     assert len(whole) == 1
     assert whole[0].shape == (20_003,)
     for chunk in (32, 32 * 63):
         some = one if chunk > 32 else Track(ROW, one.audio[:500], one.gain)
-        expected = whole[0] if chunk > 32 else next(rvq.resynthesise(untrained, some, 32 * 700))
-        pieces = list(rvq.resynthesise(untrained, some, chunk))
+        expected = (
+            whole[0] if chunk > 32 else next(rvq_model.resynthesise(untrained, some, 32 * 700))
+        )
+        pieces = list(rvq_model.resynthesise(untrained, some, chunk))
         assert {len(piece) for piece in pieces[:-1]} == {chunk}
         assert_allclose(np.concatenate(pieces), expected, atol=1e-5 * np.abs(expected).max())
 
@@ -356,7 +359,7 @@ def test_a_positive_has_the_length_and_level_of_its_original(untrained, tmp_path
     stereo[:, 1] //= 2
     mono = stereo.mean(1) / 32768
     one = Track(ROW, stereo, 0.1 / float(np.sqrt(np.mean(mono**2))))
-    rvq.write_positive(untrained, one, str(tmp_path / "a.flac"))
+    rvq_model.write_positive(untrained, one, str(tmp_path / "a.flac"))
     info = soundfile.info(tmp_path / "a.flac")
     assert (info.samplerate, info.channels, info.subtype) == (44_100, 1, "PCM_16")
     made, _ = soundfile.read(tmp_path / "a.flac")
@@ -367,7 +370,7 @@ def test_a_positive_has_the_length_and_level_of_its_original(untrained, tmp_path
 
 @pytest.mark.parametrize("allowed", [0, 100, 3000])
 def test_a_full_disk_ends_it_and_leaves_nothing(untrained, tmp_path, monkeypatch, allowed):
-    real = rvq.whole_file
+    real = rvq_model.whole_file
 
     class Full:
         def __init__(self, file):
@@ -383,9 +386,9 @@ def test_a_full_disk_ends_it_and_leaves_nothing(untrained, tmp_path, monkeypatch
         with real(path) as file:
             yield Full(file)
 
-    monkeypatch.setattr(rvq, "whole_file", saved)
+    monkeypatch.setattr(rvq_model, "whole_file", saved)
     with pytest.raises(CommandError, match=r"a\.flac: .*No space left on device.*free space"):
-        rvq.write_positive(untrained, track(20_000), str(tmp_path / "a.flac"))
+        rvq_model.write_positive(untrained, track(20_000), str(tmp_path / "a.flac"))
     assert not list(tmp_path.iterdir())
 
 
@@ -394,8 +397,8 @@ def test_a_full_disk_ends_it_and_leaves_nothing(untrained, tmp_path, monkeypatch
 
 def test_a_model_comes_back_as_it_was(untrained, tmp_path):
     path = str(tmp_path / "m.safetensors")
-    rvq.save_model(path, untrained)
-    found = rvq.load_model(path)
+    rvq_model.save_model(path, untrained)
+    found = rvq_model.load_model(path)
     assert found.codec == SMALL
     assert found.figures == untrained.figures
     assert found.tensors.keys() == untrained.tensors.keys()
@@ -417,11 +420,11 @@ def _misshapen(model: Model) -> Model:
 @pytest.mark.parametrize("change", [None, _without, _misshapen])
 def test_a_damaged_model_is_refused(untrained, tmp_path, change):
     path = tmp_path / "m.safetensors"
-    rvq.save_model(str(path), change(untrained) if change else untrained)
+    rvq_model.save_model(str(path), change(untrained) if change else untrained)
     if change is None:
         path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(CommandError, match=r"m\.safetensors: not a model .*delete it"):
-        rvq.load_model(str(path))
+        rvq_model.load_model(str(path))
 
 
 # --- the verb --------------------------------------------------------------------------------
@@ -499,7 +502,7 @@ def test_positives_and_resuming(rvq_command, data, monkeypatch):
 
     # Killed while it trained the second model and wrote a track: the rest stays as it is.
     models = [out / "models" / f"{name}.safetensors" for name in names]
-    tensors = rvq.load_model(str(models[1])).tensors
+    tensors = rvq_model.load_model(str(models[1])).tensors
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.flac")}
     kept = models[0].stat().st_mtime_ns, models[0].read_bytes()
     lost = sorted(before)[0]
@@ -509,7 +512,7 @@ def test_positives_and_resuming(rvq_command, data, monkeypatch):
     assert again.code == 1
     assert trained[2:] == [(names[1], 3, 4)]
     assert (models[0].stat().st_mtime_ns, models[0].read_bytes()) == kept
-    for name, tensor in rvq.load_model(str(models[1])).tensors.items():
+    for name, tensor in rvq_model.load_model(str(models[1])).tensors.items():
         assert_array_equal(tensor, tensors[name])
     for path, (when, content) in before.items():
         assert path.read_bytes() == content
@@ -519,7 +522,7 @@ def test_positives_and_resuming(rvq_command, data, monkeypatch):
 
     other = rvq_command("--models", 2, "--per-track", 1)
     assert other.code == 2
-    assert "per_track was 2 there, and is 1 now" in other.err
+    assert "holds another run (per_track 2 there, 1 here)" in other.err
     own = rvq_command("--data", out / "manifest.csv", "--models", 2, "--per-track", 2)
     assert own.code == 2
     assert "it is what the command writes" in own.err
@@ -548,7 +551,7 @@ def test_without_splits_a_tenth_of_the_groups_is_kept_back():
 
 
 def test_training_that_diverges_is_left_out(rvq_command, monkeypatch):
-    monkeypatch.setattr(rvq, "crops", lambda *_: np.full((2, 4096), np.nan, np.float32))
+    monkeypatch.setattr(rvq_model, "crops", lambda *_: np.full((2, 4096), np.nan, np.float32))
     done = rvq_command("--models", 1)
     assert done.code == 1
     assert "it is left out" in done.err

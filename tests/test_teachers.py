@@ -19,7 +19,7 @@ from conftest import Command
 
 from artifactnet_jax.data import teachers
 from artifactnet_jax.data.teachers import Builtin, HTDemucsOnnx, Teacher, open_teacher
-from artifactnet_jax.results import NO_BACKEND, SOME_FAILED, USAGE, CommandError
+from artifactnet_jax.text import NO_BACKEND, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import residuals
 from audio_files import noise, write
 
@@ -447,11 +447,11 @@ def test_residuals_of_another_teacher_need_another_folder(run, tmp_path, monkeyp
     assert run().code == 0
     graph = save_graph(tmp_path / "tiny.onnx", 0.5, 0.25)
     outcome = run("--teacher", graph)
-    assert (outcome.code, "by teacher builtin" in outcome.err) == (USAGE, True)
+    assert (outcome.code, "teacher builtin there" in outcome.err) == (USAGE, True)
     assert "--out" in outcome.err
     monkeypatch.setattr(Builtin, "SHARE", 0.4)
     outcome = run()
-    assert (outcome.code, "other weights or settings" in outcome.err) == (USAGE, True)
+    assert (outcome.code, "another run (digest" in outcome.err) == (USAGE, True)
     (tmp_path / "out" / "teacher.json").write_text("{")
     assert run().code == USAGE
 

@@ -11,9 +11,10 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
-from artifactnet_jax import reference, texture, texture_xla
+from artifactnet_jax import dsp_numpy, texture, texture_xla
 from artifactnet_jax.config import Config, FrontEnd, Texture
 from artifactnet_jax.model import ArtifactNet
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.weights import random_tensors
 from tiny_model import TINY
 
@@ -125,7 +126,7 @@ def test_numpy_and_jax_agree_in_float32():
     audio = np.stack([music(1), music(2)]).astype(np.float32)
     for n_fft, hop in HEAD.resolutions:
         front_end = texture.front_end(FrontEnd(segment_samples=RATE), n_fft, hop)
-        magnitude = np.stack([reference.stft_magnitude(x, front_end) for x in audio])
+        magnitude = np.stack([dsp_numpy.stft_magnitude(x, front_end) for x in audio])
         assert magnitude.shape[1] == n_fft // 2 + 1
         exact = np.stack([oracle(m.astype(np.float64), n_fft) for m in magnitude])
         single = np.stack([texture.statistics(m, n_fft, HEAD, RATE) for m in magnitude])
@@ -145,7 +146,7 @@ def test_level_makes_no_difference():
 @pytest.mark.parametrize("audio", [np.zeros(RATE), np.eye(1, RATE, RATE // 2)[0]])
 def test_silence_and_a_click_give_finite_statistics(audio):
     front_end = texture.front_end(FrontEnd(segment_samples=RATE), 2048, 512)
-    magnitude = reference.stft_magnitude(audio.astype(np.float32), front_end)
+    magnitude = dsp_numpy.stft_magnitude(audio.astype(np.float32), front_end)
     assert np.isfinite(texture.statistics(magnitude, 2048, HEAD, RATE)).all()
     compiled = texture_xla.statistics(jnp.asarray(magnitude)[None], 2048, HEAD, RATE)
     assert np.isfinite(compiled).all()
@@ -155,8 +156,8 @@ def test_the_head_adds_its_logit():
     config = dataclasses.replace(TINY, texture=dataclasses.replace(HEAD, hidden=(5,)))
     tensors = random_tensors(config, 3)
     audio = music(4, RATE).astype(np.float32)
-    both = reference.Network(config, tensors)
-    alone = reference.Network(
+    both = NumpyNetwork(config, tensors)
+    alone = NumpyNetwork(
         TINY, {name: t for name, t in tensors.items() if not name.startswith("texture.")}
     )
     magnitudes = [magnitude_of(audio.astype(np.float64), *r) for r in HEAD.resolutions]
@@ -179,7 +180,7 @@ def test_a_new_head_is_silent_and_a_song_rule_refuses_it():
     config = dataclasses.replace(TINY, texture=HEAD)
     model = ArtifactNet(config, rngs=nnx.Rngs(0))
     audio = jnp.asarray(music(0, RATE).astype(np.float32))[None]
-    assert float(model.texture(audio, model.magnitude(audio))[0]) == 0.0
+    assert float(model.texture_logit(audio, model.magnitude(audio))[0]) == 0.0
     with pytest.raises(ValueError, match="one by one"):
         dataclasses.replace(config, front_end=dataclasses.replace(TINY.front_end, joint="song"))
 

@@ -27,7 +27,8 @@ from artifactnet_jax.bench.candidates import (
 )
 from artifactnet_jax.bench.rounds import Reading, interleaved, percentiles, ratios
 from artifactnet_jax.config import Config, UNet
-from artifactnet_jax.results import CommandError, Failure
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import CommandError
 from artifactnet_jax.weights import Weights, load_weights, random_tensors
 from audio_files import noise, write
 from tiny_model import TINY, save_tiny
@@ -581,7 +582,7 @@ def test_a_dtype_that_a_backend_has_not(command, quick, tiny, clips):
 
 
 def test_a_backend_that_is_not_installed(command, monkeypatch):
-    missing = ("nowhere:Backend", ("no_such_package",), "extra", (3, 10))
+    missing = backends.Needs(("no_such_package",), "extra")
     monkeypatch.setitem(backends.BACKENDS, "later", missing)
     done = command("bench", "throughput", "--backends", "later")
     assert done.code == 3

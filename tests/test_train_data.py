@@ -23,12 +23,14 @@ pytest.importorskip("grain")
 
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.config import Config
-from artifactnet_jax.data import records
+from artifactnet_jax.data import decoded, records
 from artifactnet_jax.data.augment import CODECS, RATE, Augment, encode_decode, to_int16
+from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row
-from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
+from artifactnet_jax.data.records import Examples, FixedExamples, batches
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.results import CommandError, Failure
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import CommandError
 from audio_files import noise, write
 
 SAMPLES = 8_192
@@ -111,7 +113,7 @@ def test_the_mix_of_what_is_kept_is_what_is_scored(tmp_path, cache, name, rate):
 def test_a_recording_is_decoded_once(tmp_path, cache, monkeypatch):
     path = write(tmp_path, "a.wav", noise(0.2))
     first = np.array(cache.get(path))
-    monkeypatch.setattr(records, "open_audio", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoded, "open_audio", lambda path: pytest.fail("decoded again"))
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(AudioCache(tmp_path / "cache").get("a.wav"), first)
 

@@ -15,7 +15,7 @@ import pytest
 
 from artifactnet_jax.data import manifest
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.train import loop, phases, run
+from artifactnet_jax.train import loop, phases, run, steps
 from artifactnet_jax.train.phases import PHASES, SettingsError
 from artifactnet_jax.weights import load_weights, save_weights
 from audio_files import write
@@ -153,14 +153,14 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_weights(train, tmp_path, monkeyp
 
 def test_a_signal_that_comes_late_waits_for_the_next_step(train, tmp_path, monkeypatch):
     """Between the decision to save and the end of the step nothing may be lost."""
-    write_row = run._Loop._write
+    write_row = steps.Loop._write
 
     def late(self, row):
         if row["step"] == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         write_row(self, row)
 
-    monkeypatch.setattr(run._Loop, "_write", late)
+    monkeypatch.setattr(steps.Loop, "_write", late)
     stopped = train("cnn", "stopped")
     assert stopped.code == 130
     assert "stopped at step 5" in stopped.err
@@ -187,11 +187,17 @@ def test_random_weights_of_a_preset(train, tmp_path):
     ("phase", "changes", "message"),
     [
         ("cnn", {"stepz": 3}, "no setting 'stepz'"),
-        ("cnn", {"rate": "fast"}, "rate=fast: not of type float"),
-        ("cnn", {"steps": 2.5}, "steps=2.5: not of type int"),
+        ("cnn", {"rate": "fast"}, "rate='fast': it must be a number above 0"),
+        ("cnn", {"steps": 2.5}, "steps=2.5: it must be a whole number above 0"),
         ("cnn", {"steps": 0}, "steps=0: it must be above 0"),
-        ("cnn", {"dtype": "float16"}, "use one of float32, bfloat16"),
-        ("cnn", {"versions": "wav,flac"}, "no codec ['flac']"),
+        ("cnn", {"dtype": "float16"}, "it must be one of float32, bfloat16"),
+        (
+            "cnn",
+            {"versions": "wav,flac"},
+            "it must be a list, each one of wav, mp3, aac, opus",
+        ),
+        ("cnn", {"rate": "nan"}, "rate=nan: it must be a number above 0"),
+        ("cnn", {"boundary": 1}, "boundary=1.0: it must be between 0 and 1"),
         ("cnn", {"consistency": 1}, "consistency needs at least two versions"),
         ("cnn", {"augment.clip_p": 2}, "augment.clip_p = 2.0 is not a probability"),
         ("distill", {}, "no versions, draws"),
@@ -300,7 +306,9 @@ def test_several_manifests_are_one(train, music, tmp_path):
         path.write_text("\n".join([lines[0], *part]) + "\n")
     rows = manifest.read_manifests([str(path) for path in halves])
     assert rows == manifest.read_manifests([str(music / "music.csv")])
-    with pytest.raises(run.ManifestError, match=r"first\.csv: .*0\.wav is in another manifest too"):
+    with pytest.raises(
+        manifest.ManifestError, match=r"first\.csv: .*0\.wav is in another manifest too"
+    ):
         manifest.read_manifests([str(music / "music.csv"), str(halves[0])])
 
 
@@ -377,11 +385,11 @@ def test_a_full_disk_says_what_to_do(train, tmp_path, monkeypatch, where):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if where == "checkpoints":
-        monkeypatch.setattr(run.ocp.CheckpointManager, "save", full)
+        monkeypatch.setattr(steps.ocp.CheckpointManager, "save", full)
     elif where == "weights":
         monkeypatch.setattr(run, "save_weights", full)
     else:
-        monkeypatch.setattr(run, "to_json", full)
+        monkeypatch.setattr(steps, "to_json", full)
     done = train("cnn", "run", steps=3)
     assert done.code == 1
     assert "No space left on device" in done.err

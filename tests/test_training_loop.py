@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,11 +18,12 @@ from flax import nnx
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.backends.xla import build_model
-from artifactnet_jax.layers import layer, preset_layers
+from artifactnet_jax.layers import layer
+from artifactnet_jax.passes import folded
 from artifactnet_jax.train import loop
 from artifactnet_jax.train.loop import Trainer
 from artifactnet_jax.train.phases import PHASES, Settings, SettingsError
-from artifactnet_jax.weights import Weights, random_tensors
+from artifactnet_jax.weights import Weights, load_weights, random_tensors, save_weights
 from tiny_model import TINY
 
 SECONDS = 0.25
@@ -146,12 +148,60 @@ def test_the_step_computes_what_the_model_does():
     assert float(found["mask_mean"]) == pytest.approx(float(model.mask(magnitude).mean()), rel=1e-5)
 
 
+def test_the_share_of_bins_without_a_gradient_of_the_soft_masks():
+    """Both medians lie below the floor where half of each crop is silent, and nowhere else."""
+    trainer = trainer_of("head")
+    state, batch = trainer.initial(), batch_of(trainer)
+    assert float(trainer.watch(state, batch)["flat_bins"]) < 0.01
+    batch["audio"][..., trainer.samples // 2 :] = 0
+    assert float(trainer.watch(state, batch)["flat_bins"]) == pytest.approx(0.5, abs=0.2)
+    batch["audio"][...] = 0
+    assert float(trainer.watch(state, batch)["flat_bins"]) == 1
+
+
+# tests/training.json was written by commit c339728, whose networks were Flax modules: shape, sum
+# and sum of magnitudes of the random weights of a seed, and two steps of phase joint.
+BEFORE = json.loads((Path(__file__).parent / "training.json").read_text())
+
+
+def test_random_weights_of_a_seed_are_those_of_the_modules_before():
+    head = cfg.Texture(resolutions=((512, 128),), hidden=(3,))
+    model = loop.ArtifactNet(dataclasses.replace(TINY, texture=head), rngs=nnx.Rngs(4))
+    found = {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
+    assert set(found) == set(BEFORE["random"])
+    for name, (shape, total, size) in BEFORE["random"].items():
+        value = np.asarray(found[name], np.float64)
+        assert list(value.shape) == shape
+        assert value.sum() == pytest.approx(total, rel=1e-6, abs=1e-6), name
+        assert np.abs(value).sum() == pytest.approx(size, rel=1e-6), name
+
+
+def test_two_steps_from_a_seed_are_those_of_the_modules_before():
+    """Loss, gradient and statistics, with dropout; and the tree of a checkpoint, which resumes."""
+    before = BEFORE["joint"]
+    trainer = Trainer(TINY, None, settings_of("joint"))
+    state = trainer.initial()
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    tree = [[jax.tree_util.keystr(p), list(v.shape), str(v.dtype)] for p, v in leaves]
+    assert tree == before["state"]
+    batch = batch_of(trainer)
+    for known in before["metrics"]:
+        state, metrics = trainer.step(state, batch)
+        found = {name: float(np.mean(np.asarray(v, np.float64))) for name, v in metrics.items()}
+        assert 0 <= found.pop("flat_bins") <= 1
+        assert found == pytest.approx(known, rel=1e-4, abs=1e-6)
+    for name, size in before["statistics"].items():
+        assert float(np.abs(state.statistics[name]).sum()) == pytest.approx(size, rel=1e-4), name
+    moved = sum(float(np.abs(np.asarray(v, np.float64)).sum()) for v in state.moving.values())
+    assert moved == pytest.approx(before["moving"], rel=1e-5)
+
+
 def test_phase_codec_shrinks_the_cross_codec_delta():
     """From a classifier whose scores swing with the codec, on a toy set."""
     tensors = random_tensors(TINY)
     tensors["cnn.out.kernel"] *= 20
     tensors["cnn.out.bias"] += 12  # scores of this batch on both sides of 0.5
-    settings = settings_of("codec", rate=3e-3, seconds=0.15)
+    settings = settings_of("codec", learning_rate=3e-3, seconds=0.15)
     trainer = Trainer(TINY, tensors, settings)
     state, batch = trainer.initial(), batch_of(trainer)
     before = trainer.watch(state, batch)
@@ -203,7 +253,7 @@ def test_the_average_is_exponential():
 def test_the_first_update_is_adamw_by_hand():
     """Bias-corrected moments of one gradient: the step is its sign, less the decay of kernels."""
     trainer = trainer_of(
-        "head", clip=1e9, rate=1e-2, warmup=0.0, weight_decay=0.1, label_smoothing=0
+        "head", clip=1e9, learning_rate=1e-2, warmup=0.0, weight_decay=0.1, label_smoothing=0
     )
     state = trainer.initial()
     before = copied(state.moving)
@@ -217,7 +267,7 @@ def test_the_first_update_is_adamw_by_hand():
 
 
 def test_parts_have_their_own_rates():
-    trainer = trainer_of("codec", unet_rate=0.0)
+    trainer = trainer_of("codec", unet_learning_rate_scale=0.0)
     state = trainer.initial()
     before, batch = copied(state.moving), batch_of(trainer)
     state, _ = trainer.step(state, batch)
@@ -226,7 +276,9 @@ def test_parts_have_their_own_rates():
 
 
 def test_the_schedule_warms_up_and_ends_low():
-    settings = settings_of("cnn", rate=2e-3, steps=100, warmup=0.1, final_rate=0.05, accumulate=2)
+    settings = settings_of(
+        "cnn", learning_rate=2e-3, steps=100, warmup=0.1, final_learning_rate=0.05, accumulate=2
+    )
     rate = loop.schedule(settings)
     assert float(rate(0)) == pytest.approx(2e-3 / 5)
     assert float(rate(5)) == pytest.approx(2e-3)
@@ -301,7 +353,7 @@ def test_a_batch_must_divide_by_the_devices():
 
 def test_unknown_parts_are_named():
     with pytest.raises(SettingsError, match=r"moves=unet\.nothing: the model has no such part"):
-        trainer_of("cnn", moves=("unet.nothing",))
+        trainer_of("cnn", trainable=("unet.nothing",))
 
 
 def as_layers(config: cfg.Config, unet: tuple, tensors: dict) -> Trainer:
@@ -312,7 +364,7 @@ def as_layers(config: cfg.Config, unet: tuple, tensors: dict) -> Trainer:
 
 
 def test_constants_of_a_converted_graph_do_not_move():
-    layers, _ = preset_layers(TINY)
+    layers = folded(TINY)[0]["unet"]
     last = layers[-1]
     scaled = (*layers, layer("scaled", "mul", (last.name,), tensors={"value": (1,)}))
     config = dataclasses.replace(TINY, unet=cfg.Imported(scaled, 0.5))
@@ -324,7 +376,7 @@ def test_constants_of_a_converted_graph_do_not_move():
 
 
 def test_a_converted_model_takes_whole_segments_and_no_scaffolding():
-    layers, _ = preset_layers(TINY)
+    layers = folded(TINY)[0]["unet"]
     config = dataclasses.replace(TINY, unet=cfg.Imported(layers, 0.5))
     with pytest.raises(SettingsError, match="takes seconds=1 only"):
         Trainer(config, None, settings_of("codec", seconds=0.5))
@@ -332,14 +384,21 @@ def test_a_converted_model_takes_whole_segments_and_no_scaffolding():
         Trainer(config, None, settings_of("joint", seconds=1.0))
 
 
-def test_statistics_of_folded_norms_stay():
-    """A converted preset has its norms in its convolutions, and identities in their place."""
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_statistics_of_folded_norms_stay(dtype, tmp_path):
+    """A converted preset has its norms in its convolutions, and identities in their place.
+
+    A weights file keeps that mark, one in float16 too.
+    """
     tensors = random_tensors(TINY)
     for name in tensors:
         if ".norm" in name:
             kind = name.rsplit(".", 1)[1]
             value = {"scale": 1.0, "var": 1 - 1e-5}.get(kind, 0.0)
             tensors[name] = np.full_like(tensors[name], value)
+    facts = {"name": "f", "licence": "x", "provenance": {}, "dtype": dtype}
+    save_weights(tmp_path / "f.safetensors", TINY, tensors, **facts)
+    tensors = load_weights(tmp_path / "f.safetensors").tensors
     trainer = Trainer(TINY, tensors, settings_of("codec"))
     assert trainer.frozen_statistics
     assert not trainer_of("codec").frozen_statistics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -12,14 +13,15 @@ import onnxruntime
 import pytest
 
 from artifactnet_jax.audio import Segment
-from artifactnet_jax.config import Config, Verdict
+from artifactnet_jax.config import Config, Decision
 from artifactnet_jax.convert import verify
-from artifactnet_jax.convert.cache import load_onnx
+from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.graph import ConvertError
-from artifactnet_jax.convert.importer import Contract
+from artifactnet_jax.convert.import_cache import load_onnx
 from artifactnet_jax.convert.parity import BACKENDS, STAGES, Candidate, Comparison, Errors, aligned
 from artifactnet_jax.convert.verify import short
-from artifactnet_jax.weights import Weights, parameter_shapes, write_weights
+from artifactnet_jax.presets import parameter_shapes
+from artifactnet_jax.weights import Weights, write_weights
 from audio_files import write
 from onnx_audio import segments
 
@@ -164,9 +166,7 @@ def test_other_weights_fail_at_the_stage_that_departs(command, tmp_path, part, d
     names = [n for n in parameter_shapes(weights.config) if n.startswith(f"{part}.")]
     name = [n for n in names if n.endswith(".kernel")][-1]
     tensors = {**weights.tensors, name: -3 * weights.tensors[name]}
-    tuned = Weights(
-        "tuned", weights.config, tensors, "", weights.licence, weights.provenance, weights.graph
-    )
+    tuned = dataclasses.replace(weights, name="tuned", tensors=tensors)
     write_weights(tuned, tmp_path / "tuned.safetensors")
     path = write(tmp_path, "x.wav", np.round(segments(1).T * 32_767).astype(np.int16))
     args = ("verify", SEGMENT, tmp_path / "tuned.safetensors", "--backends", "numpy")
@@ -199,10 +199,10 @@ def test_probe_is_audio():
 def test_weights_know_which_of_several_outputs_is_the_score(command, monkeypatch):
     weights = load_onnx(SEGMENT)
 
-    def refuse(path: Any) -> Weights:
+    def refuse(path: Any) -> Any:
         raise ConvertError("choose one output")
 
-    monkeypatch.setattr("artifactnet_jax.convert.cache.load_onnx", refuse)
+    monkeypatch.setattr("artifactnet_jax.convert.import_cache.load_onnx", refuse)
     assert verify._converted(str(SEGMENT), weights) is weights
     for path, given in ((SEGMENT, None), (SONG, weights)):
         with pytest.raises(ConvertError, match="choose one output"):
@@ -260,7 +260,7 @@ class Said:
 
 def compare(scores: list[float], contract: Contract, shift: float, **rules: Any) -> Comparison:
     """A comparison of one track with these scores; the candidate's lie `shift` higher."""
-    verdict = Verdict(**rules)
+    verdict = Decision(**rules)
     config = Config(preset="converted", verdict=verdict)
     weights = Weights("x", config, {}, "", "none", {})
     candidate = Candidate("numpy", Said(contract, shift))
@@ -320,7 +320,7 @@ def test_song_is_one_call_and_its_own_score():
 
 def test_song_without_weight_has_no_score_of_ours():
     silent = Segment(0.0, np.zeros(8, np.float32), 0.0, 0.0)
-    config = Config(preset="converted", verdict=Verdict(aggregate="rms", rms_eps=0.0))
+    config = Config(preset="converted", verdict=Decision(aggregate="rms", rms_eps=0.0))
     weights = Weights("x", config, {}, "", "none", {})
     candidate = Candidate("numpy", lambda audio: ({}, audio[:, 0], None))
     comparison: Any = Comparison(Said(by(None, song=True)), weights, [candidate])  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.config import CHANNELS, CNN, Config, FrontEnd, Imported, Verdict
+from artifactnet_jax.config import CHANNELS, CNN, Config, Decision, FrontEnd, Imported
 from artifactnet_jax.layers import INPUT, Layer, layer, shapes
 from artifactnet_jax.weights import Weights, random_tensors, weights_digest
 
@@ -163,7 +163,7 @@ def member(seed: int, kinds: dict[str, Any], front_end: FrontEnd, **verdict: Any
         front_end=front_end,
         unet=Imported(tuple(network.layers), 0.5),
         cnn=CNN(widths=(4, 6, 8), hidden=8),
-        verdict=Verdict(**verdict),
+        verdict=Decision(**verdict),
     )
     tensors = random_tensors(config, seed)
     tensors |= {f"unet.{name}": array for name, array in network.tensors.items()}

@@ -23,18 +23,25 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from artifactnet_jax import config as cfg
-from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError
+from artifactnet_jax.backends import BackendError
 from artifactnet_jax.backends.cuda import Device, find_device
+from artifactnet_jax.convert.export import build_onnx
 from artifactnet_jax.files import cache_folder, replace_file
-from artifactnet_jax.results import brief
-from artifactnet_jax.weights import Weights, WeightsError
+from artifactnet_jax.text import brief
+from artifactnet_jax.weights import (
+    ENGINE_SUFFIX,
+    Engine,
+    ForeignGraph,
+    Model,
+    WeightsError,
+)
 
 FORMAT = "artifactnet-jax/engine/1"
 REVISION = 1  # of the graph and of how it is built: raise it when the same source builds otherwise
@@ -100,7 +107,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def write_engine(path: str | os.PathLike[str], recipe: Recipe, weights: Weights, plan: Any) -> None:
+def write_engine(path: str | os.PathLike[str], recipe: Recipe, weights: Model, plan: Any) -> None:
     """Write an engine file atomically; `plan` is a buffer. OSError where that fails."""
     from safetensors.numpy import save
 
@@ -116,8 +123,8 @@ def write_engine(path: str | os.PathLike[str], recipe: Recipe, weights: Weights,
     replace_file(path, save({"plan": np.frombuffer(plan, np.uint8)}, metadata=header))
 
 
-def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, Weights]:
-    """What an engine is of, and its weights, without tensors. WeightsError: it is no engine."""
+def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, Engine]:
+    """What an engine file is of, and the engine. WeightsError: it is none."""
     return _read(path)[:2]
 
 
@@ -126,7 +133,7 @@ def read_plan(path: str | os.PathLike[str]) -> bytes:
     return _read(path)[2]()
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[Recipe, Weights, Any]:
+def _read(path: str | os.PathLike[str]) -> tuple[Recipe, Engine, Callable[[], bytes]]:
     from safetensors import SafetensorError, safe_open
 
     where = os.fspath(path)
@@ -151,7 +158,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Recipe, Weights, Any]:
             data: bytes = file.get_tensor("plan").tobytes()
         return data
 
-    return recipe, Weights(name, config, {}, sha256, licence, provenance, file=where), plan
+    return recipe, Engine(name, config, sha256, licence, provenance, where), plan
 
 
 # --- building ------------------------------------------------------------------------------------
@@ -203,7 +210,7 @@ def load_library(name: str) -> Any:
 def logger(trt: Any) -> Any:
     """A logger for TensorRT that says nothing, and knows the last error."""
 
-    class Logger(trt.ILogger):
+    class Logger(trt.ILogger):  # type: ignore[misc]  # of a module without types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.error = ""
@@ -233,7 +240,7 @@ def device_for(library: str, device: Device | str) -> str:
 
 
 def recipe_for(
-    weights: Weights,
+    weights: Model,
     library: str,
     device: Device | str,
     *,
@@ -247,8 +254,9 @@ def recipe_for(
     Raises ValueError for weights that no engine can be made of, and for what TensorRT for RTX does
     not build (1.7 without a GPU); BackendError as `device_for`.
     """
-    if weights.graph is not None or weights.config.front_end.joint.startswith("song"):
-        what = "a foreign graph" if weights.graph is not None else "of a model that joins a song"
+    foreign = isinstance(weights, ForeignGraph)
+    if foreign or weights.whole_song:
+        what = "a foreign graph" if foreign else "of a model that joins a song"
         raise ValueError(
             f"weights {weights.name!r} are {what}: TensorRT scores segments one by one"
         )
@@ -258,15 +266,14 @@ def recipe_for(
             "TensorRT for RTX builds neither version-compatible nor refittable engines"
         )
     source = weights.sha256
-    if weights.file is not None:
-        own = str(weights.provenance.get("precision"))
+    if isinstance(weights, Engine):
+        own = weights.precision
         if own == "int8":
             cure = "export it again in fp16"
             raise ValueError(f"{weights.file} is int8, for onnxruntime on a CPU: {cure}")
         if own != precision:
             raise ValueError(f"{weights.file} is {own}, not {precision}: export it again")
-        with open(weights.file, "rb") as file:
-            source = hashlib.sha256(file.read()).hexdigest()
+        source = hashlib.sha256(Path(weights.file).read_bytes()).hexdigest()
     return Recipe(
         source=source,
         library=library,
@@ -280,17 +287,15 @@ def recipe_for(
     )
 
 
-def to_onnx(weights: Weights, precision: str) -> bytes:
+def to_onnx(weights: Model, precision: Any) -> bytes:
     """The graph of weights as ONNX: the file itself where they are one.
 
     BackendError: the onnx package is missing. ValueError: there is no such graph.
     """
-    if weights.file is not None:
-        with open(weights.file, "rb") as file:
-            return file.read()
+    if isinstance(weights, Engine):
+        return Path(weights.file).read_bytes()
     try:
-        build = importlib.import_module("artifactnet_jax.convert.export").build_onnx
-        data: bytes = build(weights, precision=precision).SerializeToString()
+        data: bytes = build_onnx(weights, precision=precision).SerializeToString()
     except ImportError as error:
         cure = "pip install onnx, or export the weights elsewhere and name the ONNX file here"
         raise BackendError(f"an engine of a weights file needs {error.name}: {cure}") from error
@@ -404,7 +409,7 @@ def cached_engine(wanted: Recipe, folder: Path) -> tuple[Path | None, str]:
 
 
 def make_engine(
-    weights: Weights, recipe: Recipe, path: Path, reason: str, *, workspace: int | None = None
+    weights: Model, recipe: Recipe, path: Path, reason: str, *, workspace: int | None = None
 ) -> None:
     """Build an engine into a file, and say so on stderr. BackendError, ValueError, OSError."""
     why = f" ({reason})" if reason else ""

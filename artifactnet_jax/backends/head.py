@@ -1,7 +1,7 @@
 """The texture head in NumPy, beside a network that another library runs on the CPU.
 
-Measured (docs/speed.md): onnxruntime takes more than twice NumPy's time for the head, and XLA five
-sixths of its compile time. On a GPU the head stays in the program.
+Measured (docs/experiments.md): onnxruntime takes more than twice NumPy's time for the head, and XLA
+five sixths of its compile time. On a GPU the head stays in the program.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from artifactnet_jax.reference import StreamStft, stft_magnitude, texture_logit
+from artifactnet_jax import dsp_numpy, texture
+from artifactnet_jax.dsp_numpy import StreamStft, stft_magnitude
+from artifactnet_jax.forward import texture_statistics
 from artifactnet_jax.weights import Weights
 
 
@@ -44,5 +46,8 @@ class HostHead:
         return one
 
     def _one(self, audio: np.ndarray, stft: Callable[..., Any] = stft_magnitude) -> np.ndarray:
+        head = self._config.texture
+        assert head is not None
         magnitude = stft(audio, self._config.front_end)
-        return texture_logit(audio, magnitude, self._config, self._tensors, stft)
+        statistics = texture_statistics(audio, magnitude, self._config, dsp_numpy, stft)
+        return np.asarray(texture.logit(statistics, head, self._tensors, dsp_numpy))

@@ -1,4 +1,4 @@
-"""The `numpy` backend: the reference pipeline in float32. No jax."""
+"""The `numpy` backend: `NumpyNetwork` in float32. No jax."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.reference import Network, StreamStft, channels, hpss, loudest, sigmoid
+from artifactnet_jax.dsp_numpy import StreamStft, sigmoid
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.weights import Weights
 
 
@@ -28,11 +29,12 @@ class NumpyBackend:
             raise ValueError(f"backend 'numpy' computes in float32, not {dtype}")
         self.dtype = dtype
         self.batch_size = batch_size or cpu_count()
-        self._network = Network(weights.config, weights.tensors)
+        self._network = NumpyNetwork(weights.config, weights.tensors)
         self._pool = ThreadPoolExecutor(cpu_count())
         self._libraries = ThreadpoolController()  # looks for BLAS once, not at every batch
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [B] of float32 audio [B, segment_samples]."""
         with self._libraries.limit(limits=1, user_api="blas"):
             return np.array(list(self._pool.map(self._network, audio)), np.float32)
 
@@ -50,47 +52,26 @@ class NumpyBackend:
             stft.start = position
             with self._libraries.limit(limits=1, user_api="blas"):
                 magnitude = network.magnitude(audio)
-                texture = self._pool.submit(network.texture, audio, magnitude)
-                views = network.views(network.mask(magnitude) * magnitude)
-                logit = network.classify(views, loudest(views, network.config.front_end))
-                return float(np.float32(sigmoid(logit + texture.result())))
+                texture = self._pool.submit(network.texture_logit, audio, magnitude)
+                mel_db = network.segment_db(magnitude)
+                logit = network.logit_of_db(mel_db) + texture.result()
+                return float(np.float32(sigmoid(logit)))
 
         return score
 
     def song(self, audio: np.ndarray) -> np.ndarray:
         """P(AI) float32 [n] of the segments [n, N] of one song, under the config's joint rule."""
-        network, front_end = self._network, self._network.config.front_end
-        if not front_end.joint.startswith("song"):
+        network = self._network
+        if not network.config.front_end.joint.startswith("song"):
             return self(audio)
         with self._libraries.limit(limits=1, user_api="blas"):
-            views = list(self._pool.map(network.segment_views, audio))
-            peaks = np.max([loudest(each, front_end) for each in views], axis=0)
-            logits = self._pool.map(lambda each: network.classify(each, peaks), views)
+            mel_db = list(self._pool.map(lambda x: network.segment_db(network.magnitude(x)), audio))
+            reference_db = np.max([network.reference_db(each) for each in mel_db], axis=0)
+            logits = self._pool.map(lambda each: network.logit_of_db(each, reference_db), mel_db)
             return np.array([sigmoid(logit) for logit in logits], np.float32)
 
     def stages(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """Every stage of one segment [N] scored by itself.
-
-        magnitude, mask, residual, H, P [n_bins, T], views [3, n_mels, T] in dB before the clamp,
-        channels [C, n_mels, T], logit and score ().
-        """
-        network, front_end = self._network, self._network.config.front_end
+        """Every stage of one segment [N] scored by itself: `Forward.stages`, and its score ()."""
         with self._libraries.limit(limits=1, user_api="blas"):
-            magnitude = network.magnitude(audio)
-            mask = network.mask(magnitude)
-            residual = mask * magnitude
-            harmonic, percussive = hpss(residual, front_end)
-            views = network.views(residual)
-            features = channels(views, front_end, loudest(views, front_end))
-            logit = network.logit(features) + network.texture(audio, magnitude)
-        return {
-            "magnitude": magnitude,
-            "mask": mask,
-            "residual": residual,
-            "H": harmonic,
-            "P": percussive,
-            "views": views,
-            "channels": features,
-            "logit": logit,
-            "score": sigmoid(logit),
-        }
+            found = self._network.stages(audio)
+        return found | {"score": sigmoid(found["logit"])}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from artifactnet_jax.backends import ENGINE_SUFFIX, BackendError
+from artifactnet_jax.backends import BackendError
 from artifactnet_jax.backends import engine as engines
 from artifactnet_jax.backends.cuda import Cuda, CudaError
 from artifactnet_jax.files import cache_folder
-from artifactnet_jax.weights import Weights
+from artifactnet_jax.weights import Engine, Weights
 
 PRECISIONS = {"float32": "fp32", "float16": "fp16"}
 
@@ -33,7 +33,9 @@ class TensorRTBackend:
 
     name = "tensorrt"
 
-    def __init__(self, weights: Weights, dtype: str = "float32", batch_size: int | None = None):
+    def __init__(
+        self, weights: Weights | Engine, dtype: str = "float32", batch_size: int | None = None
+    ):
         if dtype not in PRECISIONS:
             raise ValueError(f"backend 'tensorrt' computes in float32 or float16, not {dtype}")
         wanted = batch_size or engines.BATCH
@@ -44,10 +46,10 @@ class TensorRTBackend:
         except CudaError as error:
             raise BackendError(f"backend 'tensorrt': {error}; use --backend numpy") from error
 
-    def _find(self, weights: Weights, precision: str, batch: int) -> Path:
+    def _find(self, weights: Weights | Engine, precision: str, batch: int) -> Path:
         """The engine to run. One that is missing is built, and stderr says why."""
         device = self._cuda.device
-        if weights.file is not None and weights.file.endswith(ENGINE_SUFFIX):
+        if isinstance(weights, Engine) and weights.compiled:
             recipe, _ = engines.read_recipe(weights.file)
             here = dataclasses.replace(
                 recipe,
@@ -59,8 +61,8 @@ class TensorRTBackend:
                 cure = f"build it again here: artifactnet-jax build W -o {weights.file}"
                 raise BackendError(f"{weights.file} does not run here: {reason}; {cure}")
             return Path(weights.file)
-        if weights.file is not None:
-            precision = weights.provenance["precision"]
+        if isinstance(weights, Engine):
+            precision = weights.precision
         library = engines.find_library()
         recipe = engines.recipe_for(weights, library, device, precision=precision, batches=[batch])
         path, reason = engines.cached_engine(recipe, cache_folder("engines"))

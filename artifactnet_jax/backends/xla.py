@@ -4,7 +4,7 @@ Every call runs the same executable on the same number of segments, padded with 
 recompiles whatever the length or number of files, and a segment's score cannot depend on the batch
 it came in, bit for bit. (Buckets of several sizes compile to different programs, whose sums differ
 in the last bits.) On a CPU the executable takes one segment, and as many run at once as there are
-processors: XLA by itself leaves the second core half idle (docs/speed.md). On a GPU it takes
+processors: XLA by itself leaves the second core half idle (docs/experiments.md). On a GPU it takes
 `GPU_SEGMENTS`. Where the maximum of the top-dB clamp is that of a whole song there are two such
 executables: one up to the views whose maxima are taken, one from there. On a CPU a texture head is
 NumPy's part (`head`).
@@ -20,20 +20,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# A detector must leave room for the other users of the device; only effective before jax starts.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from artifactnet_jax import dsp
-from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.backends.head import HostHead
+from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.files import cache_folder
 from artifactnet_jax.model import ArtifactNet
-from artifactnet_jax.reference import sigmoid
 from artifactnet_jax.weights import Weights
 
 CPU_SEGMENTS = 1
@@ -50,7 +46,7 @@ def build_model(weights: Weights, dtype: str = "float32") -> ArtifactNet:
     arrays = jax.device_put([weights.tensors[".".join(map(str, path))] for path, _ in leaves])
     filled = [(path, leaf.replace(a)) for (path, leaf), a in zip(leaves, arrays, strict=True)]
     nnx.update(model, nnx.from_flat_state(filled))
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return model
 
 
@@ -76,6 +72,7 @@ class XlaBackend:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"backend 'xla' computes in float32 or bfloat16, not {dtype}")
         self.dtype = dtype
+        leave_memory()
         _keep_compiled()
         self.device = jax.devices()[0]
         on_cpu = self.device.platform == "cpu"
@@ -94,9 +91,8 @@ class XlaBackend:
         audio = (n, fe.segment_samples)
         self._by_song = fe.joint.startswith("song")
         if self._by_song:
-            views = (n, 3, fe.n_mels, fe.n_frames)
-            self._views = self._compile(_views, audio)
-            self._classify = self._compile(_classify, views, (n, 3))
+            self._mel_db = self._compile(_song_db, audio)
+            self._classify = self._compile(_classify, (n, 3, fe.n_mels, fe.n_frames), (n, 3))
         else:
             model = ArtifactNet.logit if self._head else ArtifactNet.__call__
             self._run = self._compile(model, audio)
@@ -104,7 +100,7 @@ class XlaBackend:
     def _compile(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
         """`function` of the model and float32 arrays of these shapes, ahead of time."""
 
-        def forward(state: nnx.State, *arrays: jax.Array) -> Any:
+        def forward(state: nnx.State[Any, Any], *arrays: jax.Array) -> Any:
             return function(nnx.merge(self._graph, state), *arrays)
 
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -125,10 +121,11 @@ class XlaBackend:
         # Dispatch on a CPU is too, but one after the other; a thread waits for its own.
         return self._pool.map(lambda chunk: jax.block_until_ready(program(chunk)), chunks)
 
-    def _scores(self, chunk: np.ndarray) -> jax.Array:
-        return self._classify(*self._views(chunk)) if self._by_song else self._run(chunk)
+    def _scores(self, chunk: np.ndarray) -> Any:
+        return self._classify(*self._mel_db(chunk)) if self._by_song else self._run(chunk)
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """P(AI) float32 [B] of float32 audio [B, segment_samples]."""
         out = self._each(self._scores, self._chunks(audio))
         added = self._head and self._head(audio)  # while XLA is at work
         values = np.concatenate([np.asarray(part) for part in out])[: len(audio)]
@@ -138,58 +135,33 @@ class XlaBackend:
         """P(AI) float32 [n] of the segments [n, N] of one song, under the config's joint rule."""
         if not self._by_song:
             return self(audio)
-        views, peaks = zip(*self._each(self._views, self._chunks(audio)), strict=True)
+        mel_db, peaks = zip(*self._each(self._mel_db, self._chunks(audio)), strict=True)
         # The segments that fill up the last chunk are no part of the song.
-        loudest = np.concatenate([np.asarray(part) for part in peaks])[: len(audio)].max(axis=0)
-        joint = np.tile(loudest, (self._segments, 1))
-        out = self._each(lambda part: self._classify(part, joint), views)
+        highest = np.concatenate([np.asarray(part) for part in peaks])[: len(audio)].max(axis=0)
+        joint = np.tile(highest, (self._segments, 1))
+        out = self._each(lambda part: self._classify(part, joint), mel_db)
         return np.concatenate([np.asarray(part) for part in out])[: len(audio)]
 
     def stages(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """Every stage of one segment [N] scored by itself.
+        """Every stage of one segment [N] scored by itself: `Forward.stages`, and its score ().
 
-        magnitude, mask, residual, H, P [n_bins, T], views [3, n_mels, T] in dB before the clamp,
-        channels [C, n_mels, T], logit and score (). Compiled at the first call, on its own.
+        Compiled at the first call, on its own.
         """
         if self._stages is None:
-            self._stages = self._compile(_stages, (1, len(audio)))
+            self._stages = self._compile(ArtifactNet.stages, (1, len(audio)))
         batch = np.asarray(audio, np.float32)[None]
         values = {name: np.asarray(value) for name, value in self._stages(batch).items()}
         if self._head is not None:
-            values["logit"] = values["logit"] + self._head(batch)
-            values["score"] = sigmoid(values["logit"])
+            values["texture_logit"] = self._head(batch)
+            values["logit"] = values["logit"] + values["texture_logit"]
+        values["score"] = sigmoid(values["logit"])
         return {name: value[0] for name, value in values.items()}
 
 
-def _views(model: ArtifactNet, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
-    magnitude = model.magnitude(audio)
-    views = model.views(model.mask(magnitude) * magnitude)
-    return views, dsp.loudest(views, model.config.front_end)
+def _song_db(model: ArtifactNet, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
+    mel_db = model.segment_db(model.magnitude(audio))
+    return mel_db, model.reference_db(mel_db)
 
 
-def _classify(model: ArtifactNet, views: jax.Array, loudest: jax.Array) -> jax.Array:
-    return nnx.sigmoid(model.classify(views, loudest))
-
-
-def _stages(model: ArtifactNet, audio: jax.Array) -> dict[str, jax.Array]:
-    front_end = model.config.front_end
-    magnitude = model.magnitude(audio)
-    mask = model.mask(magnitude)
-    residual = mask * magnitude
-    harmonic, percussive = dsp.hpss(residual, front_end)
-    views = model.views(residual)
-    channels = dsp.channels(views, front_end, dsp.loudest(views, front_end))
-    logit = model.decide(channels)
-    if model.texture is not None:
-        logit = logit + model.texture(audio, magnitude)
-    return {
-        "magnitude": magnitude,
-        "mask": mask,
-        "residual": residual,
-        "H": harmonic,
-        "P": percussive,
-        "views": views,
-        "channels": channels,
-        "logit": logit,
-        "score": nnx.sigmoid(logit),
-    }
+def _classify(model: ArtifactNet, mel_db: jax.Array, reference_db: jax.Array) -> jax.Array:
+    return nnx.sigmoid(model.logit_of_db(mel_db, reference_db))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import av
 import numpy as np
@@ -22,10 +22,12 @@ import soxr
 
 from artifactnet_jax.audio import to_mono
 from artifactnet_jax.config import FrontEnd
+from artifactnet_jax.decode import to_float
 
 RATE = FrontEnd.sample_rate  # Hz
 MARGIN = RATE // 10  # samples on either side of a crop that are changed along and then cut away
-CODECS = ("wav", "mp3", "aac", "opus")  # of phase `codec`
+Codec = Literal["wav", "mp3", "aac", "opus"]
+CODECS: tuple[Codec, ...] = get_args(Codec)  # of phase `codec`
 PEAK = 0.99  # what a change of level leaves at most
 QUIETER_DB = 20.0  # a mix this much below the mean of the channels is not used
 
@@ -53,14 +55,14 @@ def encode_decode(audio: np.ndarray, codec: str, kbps: int) -> np.ndarray:
     """
     audio = np.clip(audio, -1, 1)
     if codec == "wav":
-        return to_int16(audio).astype(np.float32) / np.float32(32768)
+        return to_float(to_int16(audio))
     pcm = np.ascontiguousarray(audio.reshape(len(audio), -1), np.float32)
     decoded = _vorbis(pcm, kbps) if codec == "vorbis" else _through_av(pcm, codec, kbps)
     return _fit(decoded, len(pcm)).reshape(audio.shape)
 
 
 def to_int16(audio: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] -> int16 at 2^15, rounded: noise of -101 dBFS rms."""
+    """Float in [-1, 1] -> int16 at 2^15, rounded: noise of -101 dBFS rms."""
     return np.clip(np.rint(audio * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 
@@ -101,7 +103,8 @@ def _vorbis(pcm: np.ndarray, kbps: int) -> np.ndarray:
         for start in range(0, len(pcm), 4096):  # long writes overflow the encoder's stack
             output.write(pcm[start : start + 4096])
     file.seek(0)
-    return soundfile.read(file, dtype="float32", always_2d=True)[0]
+    audio: np.ndarray = soundfile.read(file, dtype="float32", always_2d=True)[0]
+    return audio
 
 
 def _fit(audio: np.ndarray, length: int) -> np.ndarray:
@@ -214,7 +217,9 @@ def biquad(hz: np.ndarray, kind: str, centre: float, gain_db: float) -> np.ndarr
         )
         bottom = (plus + minus + root, -2 * (s * (a - 1) + (a + 1) * cos), plus + minus - root)
     z = np.exp(-2j * np.pi * hz / RATE)
-    return (top[0] + top[1] * z + top[2] * z**2) / (bottom[0] + bottom[1] * z + bottom[2] * z**2)
+    above, below = (c[0] + c[1] * z + c[2] * z**2 for c in (top, bottom))
+    response: np.ndarray = above / below
+    return response
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a manifest's rows to batches: decoded-audio cache, stratified sampling, crops, loader.
+"""From a manifest's rows to batches: stratified sampling, crops, loader.
 
 Everything is a function of (arguments, index): batch number k of a run is the same batch whether
 the run came there in one go or was resumed, and for any number of workers.
@@ -8,249 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, BinaryIO
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
-import soxr
 
-from artifactnet_jax.audio import Meter, to_mono
-from artifactnet_jax.config import Verdict
+from artifactnet_jax.audio import to_mono
 from artifactnet_jax.data.augment import MARGIN, RATE, Augment, Chain, to_int16
+from artifactnet_jax.data.decoded import AudioCache, read_array, write_array
 from artifactnet_jax.data.manifest import Row
-from artifactnet_jax.decode import AudioError, Decoded, open_audio
-from artifactnet_jax.files import cache_folder, whole_file
-from artifactnet_jax.results import SOME_FAILED, USAGE, CommandError, Failure, printable
+from artifactnet_jax.decode import AudioError, to_float
+from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, printable
 
-MIN_S = 0.1  # s; shorter recordings are refused: a crop of them is all padding
 SILENCE = 10 ** (-50 / 20)  # full scale, rms; a quieter crop is drawn again
 TRIES = 8  # draws of a crop's start; the loudest of them is taken in the end
 WATCH_KBPS = 128  # kbit/s of the lossy versions of fixed examples, as in the paper
 ENDLESS = 2**62  # length of `Examples`
-_REVISION = 1  # of what is cached: raise it whenever the same file gives something else
-
-
-class AudioCache:
-    """Decoded recordings on disk: int16 [n, 1 or 2] at 44.1 kHz, memory-mapped.
-
-    Mono and stereo are kept as they are, more channels are mixed to mono; resampling is that of
-    scoring. Rounding to 16 bits adds noise of -101 dBFS rms. An entry belongs to a file's path,
-    size and time of change. Entries appear whole or not at all, so several processes may share the
-    folder; deleting it costs time only. `folder`: None is the user's cache folder.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str] | None = None):
-        if folder is None:
-            folder = cache_folder("audio")
-        self.folder = os.path.abspath(folder)
-        with _storing(self.folder):
-            os.makedirs(self.folder, 0o700, exist_ok=True)
-
-    def key(self, path: str | os.PathLike[str]) -> str:
-        """What a recording is known by: digest of path, size and time of change. AudioError."""
-        try:
-            known = os.stat(path)
-        except (OSError, ValueError):
-            with open_audio(path):  # says what is wrong
-                raise AudioError("not-found", "no such file: check the path") from None
-        name = os.fsencode(os.path.abspath(path))
-        facts = f"/{known.st_size}/{known.st_mtime_ns}/{RATE}/{_REVISION}".encode()
-        return hashlib.blake2b(name + facts, digest_size=20).hexdigest()
-
-    def get(self, path: str | os.PathLike[str]) -> np.ndarray:
-        """int16 [n, 1 or 2], read-only; decoded the first time. AudioError, CommandError."""
-        with _named(path):
-            key = self.key(path)
-            audio = self.entry(key)
-            if audio is None:
-                with _written(self._path(key)) as file:
-                    _decode_into(path, file)
-                audio = self.entry(key)
-            assert audio is not None
-            return audio
-
-    def entry(self, key: str) -> np.ndarray | None:
-        """The same by key, if it is there and whole."""
-        audio = read_array(self._path(key))
-        if audio is None or audio.dtype != np.int16 or audio.ndim != 2:
-            return None
-        return audio
-
-    def _path(self, key: str) -> str:
-        return os.path.join(self.folder, f"{key}.npy")
-
-
-@contextlib.contextmanager
-def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """An AudioError's message begins with the name of the file."""
-    try:
-        yield
-    except AudioError as error:
-        name = printable(os.fsdecode(path))
-        raise AudioError(error.kind, f"{name}: {error}") from None
-
-
-@contextlib.contextmanager
-def _storing(folder: str) -> Iterator[None]:
-    """A disk that takes no more ends the command."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cure = "free space, or name a folder on another disk with --cache"
-        cause = "the disk is full" if full else str(error.strerror)
-        text = f"{printable(folder)}: cannot keep decoded audio: {cause}; {cure}"
-        raise CommandError(text, SOME_FAILED) from error
-
-
-@contextlib.contextmanager
-def _written(path: str) -> Iterator[BinaryIO]:
-    """A binary file that appears as `path` once it is whole."""
-    folder = os.path.dirname(path)
-    with _storing(folder):
-        os.makedirs(folder, 0o700, exist_ok=True)
-        with whole_file(path) as file:
-            yield file
-
-
-def read_array(path: str) -> np.ndarray | None:
-    """A memory-mapped .npy, None if it is missing or damaged."""
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-
-
-def write_array(path: str, array: np.ndarray) -> None:
-    """An .npy file, whole or not at all; CommandError where the disk takes no more."""
-    with _written(path) as file:
-        np.save(file, array)
-
-
-def _decode_into(path: str | os.PathLike[str], file: Any) -> None:
-    """Decode a recording blockwise into an open .npy file."""
-    with open_audio(path) as decoded:
-        channels = 2 if decoded.channels == 2 else 1
-
-        def header(n: int) -> None:  # of the same size for every n
-            file.seek(0)
-            shape = {"descr": "<i2", "fortran_order": False, "shape": (n, channels)}
-            np.lib.format.write_array_header_1_0(file, shape)
-
-        header(0)
-        n = 0
-        for block in _resampled(decoded, channels):
-            file.write(to_int16(block).tobytes())
-            n += len(block)
-        if n == 0:
-            raise AudioError("no-audio", "the audio has no samples: export it again")
-        header(n)
-
-
-def _resampled(decoded: Decoded, channels: int) -> Generator[np.ndarray, None, None]:
-    """float32 blocks [m, channels] at 44.1 kHz, not clipped yet; AudioError as in scoring."""
-    meter = Meter()
-    stream = None
-    if decoded.rate != RATE:
-        stream = soxr.ResampleStream(decoded.rate, RATE, channels, "float32", "HQ")
-    for block in meter.watch(decoded.blocks):
-        if block.shape[1] != 2 or channels != 2:  # a broadcast may change its channels midway
-            block = np.repeat(to_mono(block)[:, None], channels, axis=1)
-        if stream is not None:
-            block = stream.resample_chunk(np.clip(block, -1e6, 1e6))
-        yield block
-    if stream is not None:
-        yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
-    meter.end(decoded)
-
-
-def prepare(
-    rows: Sequence[Row],
-    cache: AudioCache,
-    *,
-    max_bad: float,
-    jobs: int,
-    tell: Callable[[Row | Failure], None] = lambda result: None,
-    residual: bool = False,
-) -> tuple[list[Row], list[Failure]]:
-    """Decode every row into the cache, `jobs` at a time; returns the good rows and the failures.
-
-    Bad are recordings that cannot be read, last under 0.1 s or are silent throughout and, with
-    `residual`, rows whose residual is missing, no float16 or float32 vector, or of another length.
-    `tell` is called with every row done or its Failure, in the order of completion. CommandError:
-    more than the fraction `max_bad` is bad, which ends it as soon as it is certain; or a full disk.
-    """
-    results: list[Row | Failure | None] = [None] * len(rows)
-    failures: list[Failure] = []
-    with ThreadPoolExecutor(jobs, "artifactnet-prepare") as pool:
-        try:
-            tasks = {pool.submit(_check, row, cache, residual): k for k, row in enumerate(rows)}
-            for task in as_completed(tasks):
-                result = results[tasks[task]] = task.result()
-                tell(result)
-                if isinstance(result, Failure):
-                    failures.append(result)
-                    if len(failures) > max_bad * len(rows):
-                        raise CommandError(_too_many(failures, len(rows), max_bad), SOME_FAILED)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    good = [result for result in results if isinstance(result, Row)]
-    return good, [result for result in results if isinstance(result, Failure)]
-
-
-def _too_many(failures: list[Failure], rows: int, max_bad: float) -> str:
-    first = "; ".join(failure.message for failure in failures[:3])
-    share = f"more than the fraction {max_bad:g} of the {rows} rows cannot be used"
-    return f"{share}: mend them or take them out of the manifest ({first})"
-
-
-def _check(row: Row, cache: AudioCache, residual: bool) -> Row | Failure:
-    try:
-        audio = cache.get(row.path)
-        with _named(row.path):
-            if len(audio) < MIN_S * RATE:
-                text = f"lasts {len(audio) / RATE:.3f} s, under {MIN_S:g} s: leave it out"
-                raise AudioError("short", text)
-            if not _audible(audio):
-                raise AudioError("silent", "silent throughout: leave it out")
-            if residual:
-                _check_residual(row, len(audio))
-    except AudioError as error:
-        return Failure(row.path, error.kind, str(error))
-    return row
-
-
-def _audible(audio: np.ndarray) -> bool:
-    """Whether the mix to mono, which may cancel out, ever exceeds the level of silence."""
-    for start in range(0, len(audio), RATE):
-        if np.abs(to_mono(_to_float(audio[start : start + RATE]))).max() > Verdict.silence_peak:
-            return True
-    return False
-
-
-def _check_residual(row: Row, length: int) -> None:
-    cure = "run artifactnet-jax residuals on this manifest, and train on the one it writes"
-    if not row.residual:
-        raise AudioError("residual", f"has no residual: {cure}")
-    found = read_array(row.residual)
-    name = printable(row.residual)
-    if found is None:
-        raise AudioError("residual", f"its residual {name} is missing or damaged: {cure}")
-    if found.dtype not in (np.float16, np.float32) or found.shape != (length,):
-        what = f"{found.dtype} {list(found.shape)}, not float [{length}]"
-        raise AudioError("residual", f"its residual {name} is {what}: {cure}")
+_REVISION = 1  # of draws on disk: raise it whenever the same file gives something else
 
 
 class Crops:
-    """Crops of rows, from the cache, and what chains of changes make of them."""
+    """Crops of rows, from the cache, through chains of changes."""
 
     def __init__(self, rows: Sequence[Row], cache: AudioCache, samples: int, store: str):
         self._rows, self._cache, self._samples, self._store = list(rows), cache, samples, store
@@ -278,7 +61,7 @@ class Crops:
         audio, length = self.audio(k), chain.source_samples(self._samples)
         start = _audible_start(audio, length, rng, near)
         first, stop = max(0, start - MARGIN), min(len(audio), start + length + MARGIN)
-        changed = chain.apply(_to_float(audio[first:stop]))
+        changed = chain.apply(to_float(audio[first:stop]))
         skip = round((start - first) / chain.speed)
         crop = changed[:, skip : skip + self._samples]
         return np.pad(crop, ((0, 0), (0, self._samples - crop.shape[1])))
@@ -286,7 +69,7 @@ class Crops:
     def _pair(
         self, k: int, rng: np.random.Generator, chain: Chain, near: int | None = None
     ) -> dict[str, np.ndarray]:
-        """The same crop of row k and of its residual, at the level and gain of the chain."""
+        """One crop of row k and of its residual, at the level and gain of the chain."""
         audio, name = self.audio(k), self._rows[k].residual
         residual = read_array(name)
         if residual is None or len(residual) != len(audio):
@@ -294,7 +77,7 @@ class Crops:
             raise CommandError(f"{cause}: run artifactnet-jax residuals again", SOME_FAILED)
         start = _audible_start(audio, self._samples, rng, near)
         stop = start + self._samples
-        mono = to_mono(_to_float(audio[start:stop]))
+        mono = to_mono(to_float(audio[start:stop]))
         gain = chain.level(mono) * np.float32(10 ** (chain.gain_db / 20))
         pair = {"audio": mono, "residual": residual[start:stop].astype(np.float32)}
         short = self._samples - len(mono)
@@ -309,7 +92,7 @@ class Crops:
     def _stored(
         self, k: int, name: str, versions: int, make: Callable[[np.random.Generator], np.ndarray]
     ) -> np.ndarray:
-        """What `make` gives for a draw of row k, float32 [versions, samples] in 16 bits.
+        """A draw of row k by `make`, float32 [versions, samples] in 16 bits.
 
         It is read, or made and written.
         """
@@ -318,10 +101,10 @@ class Crops:
         if stored is None or stored.shape != (versions, self._samples):
             stored = to_int16(make(self.generator(k, name)))
             write_array(path, stored)
-        return _to_float(stored)
+        return to_float(stored)
 
     def path(self, k: int, name: str) -> str:
-        """Where what is made once of a draw of row k is kept."""
+        """File that keeps a draw of row k."""
         key = hashlib.blake2b(f"{self._keys[k]}/{name}".encode(), digest_size=20).hexdigest()
         return os.path.join(self._store, key[:2], f"{key[2:]}.npy")
 
@@ -395,7 +178,7 @@ class Examples(Crops):
         return self._item(k, audio=self._stored(k, name, max(1, len(self._versions)), make))
 
     def chain(self, i: int) -> Chain:
-        """The changes of example i, if draws are fresh: no row, and so no label, has a part."""
+        """The changes of example i where draws are fresh. They depend on no row and no label."""
         return self._chain(np.random.default_rng((self._seed, int(i), 1)))
 
     def _chain(self, rng: np.random.Generator) -> Chain:
@@ -450,10 +233,6 @@ class FixedExamples(Crops, Sequence[dict[str, np.ndarray]]):
         return self._item(k, audio=self._stored(k, name, len(versions), make))
 
 
-def _to_float(pcm: np.ndarray) -> np.ndarray:
-    return pcm.astype(np.float32) / np.float32(32768)
-
-
 def _key(cache: AudioCache, row: Row) -> str:
     try:
         return cache.key(row.path)
@@ -501,7 +280,7 @@ def _audible_start(
     best, loudest = 0, -1.0
     for _ in range(TRIES if last > 0 else 0):
         start = int(rng.integers(low, high + 1))
-        mono = to_mono(_to_float(audio[start : start + length]))
+        mono = to_mono(to_float(audio[start : start + length]))
         rms = math.sqrt(float(np.dot(mono, mono)) / len(mono))
         if rms > loudest:
             best, loudest = start, rms

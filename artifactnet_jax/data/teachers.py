@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.decode import to_float
 from artifactnet_jax.kernels import median_filter
-from artifactnet_jax.results import NO_BACKEND, USAGE, CommandError, brief
+from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief
 
 SAMPLE_RATE = 44_100  # Hz
 OVERLAP = 0.25  # of a segment with the next one, in the separators (Demucs' own default)
@@ -64,11 +65,6 @@ def open_teacher(spec: str, weights: str | None = None) -> Teacher:
     raise CommandError(f"--teacher {spec}: no such teacher; give {names}", USAGE)
 
 
-def _float(audio: np.ndarray) -> np.ndarray:
-    """int16 or float32 samples as float32, full scale 1."""
-    return audio * np.float32(2**-15) if audio.dtype == np.int16 else audio.astype(np.float32)
-
-
 class Builtin:
     """The floor under tones and clicks: a residual by the two medians of HPSS, in NumPy alone.
 
@@ -101,7 +97,7 @@ class Builtin:
         size, context = self.BLOCK * self.HOP, self.CONTEXT * self.HOP
         for start in range(0, len(audio), size):
             stop = min(start + size, len(audio))
-            inner = _float(audio[max(0, start - context) : stop + context]).mean(axis=1)
+            inner = to_float(audio[max(0, start - context) : stop + context]).mean(axis=1)
             left = max(0, context - start)
             right = stop - start + 2 * context - left - len(inner)
             piece = np.pad(inner, (left, right), mode="reflect")
@@ -158,7 +154,7 @@ def _overlap_add(audio: np.ndarray, segment: int, separate: Separate) -> Iterato
         count = min(segment, len(audio) - offset)
         left = (segment - count) // 2
         first = offset - left
-        inner = _float(audio[max(0, first) : first + segment])
+        inner = to_float(audio[max(0, first) : first + segment])
         mix = np.zeros((2, segment), np.float32)  # one channel is doubled
         mix[:, max(0, -first) : max(0, -first) + len(inner)] = inner.T
         if mix.any():  # else its stems are zero
@@ -242,7 +238,9 @@ class HTDemucsOnnx:
         mix_name, spectrogram_name, *outputs = self._names
         feeds = {mix_name: mix[None], spectrogram_name: _spectrogram(mix)}
         spectra, waves = self._session.run(outputs, feeds)
-        return waves[0].sum(axis=0) + _waveform(spectra[0].sum(axis=0), mix.shape[1])
+        wave: np.ndarray = waves[0].sum(axis=0)
+        wave += _waveform(spectra[0].sum(axis=0), mix.shape[1])
+        return wave
 
 
 def _spectrogram(mix: np.ndarray) -> np.ndarray:
@@ -322,7 +320,8 @@ class Demucs:
         batch = torch.from_numpy(mix)[None]
         with torch.inference_mode():
             stems = apply_model(self._model, batch, shifts=0, split=False, device=self._device)
-        return stems[0].sum(dim=0).cpu().numpy()
+        total: np.ndarray = stems[0].sum(dim=0).cpu().numpy()
+        return total
 
 
 def _digest(*parts: Any) -> str:

@@ -8,22 +8,19 @@ import io
 import itertools
 import json
 import math
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
@@ -33,9 +30,20 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from artifactnet_jax import __version__, results
+from artifactnet_jax.serve.answers import (
+    HANDLERS,
+    ApiError,
+    Batch,
+    Health,
+    Info,
+    Upload,
+    Uploaded,
+    problem,
+    problems,
+)
 from artifactnet_jax.serve.service import RateLimit, Service
 from artifactnet_jax.serve.store import LOCAL, Key, StateError
-from artifactnet_jax.serve.uploads import BadUpload, DiskFull, Multipart
+from artifactnet_jax.serve.uploads import Multipart
 
 PAGE = Path(__file__).parent / "page"
 FEED_BYTES = 2**20  # of a body that are collected before they are written
@@ -58,93 +66,9 @@ HEADERS = {
 }
 
 
-class ApiError(Exception):
-    """Ends a request: an HTTP status, a kind for machines, and one line that says what to do."""
-
-    def __init__(self, status: int, kind: str, message: str, headers: dict[str, str] | None = None):
-        super().__init__(message)
-        self.status, self.kind, self.headers = status, kind, headers or {}
-
-
-class Cause(BaseModel):
-    kind: str
-    message: str
-
-
-class Problem(BaseModel):
-    error: Cause
-
-
-class Counts(BaseModel):
-    ai: int
-    real: int
-    undecided: int
-
-
-class Batch(BaseModel):
-    """State and counts of a batch; times are seconds since the epoch."""
-
-    id: str
-    state: Literal["open", "running", "done"]
-    created: float
-    committed: float | None
-    finished: float | None
-    files: int
-    bytes: int
-    scored: int
-    failed: int
-    verdicts: Counts
-
-
-class Uploaded(BaseModel):
-    """A file that is stored. `name` is the client's; control characters in it are escaped."""
-
-    id: str
-    name: str
-    bytes: int
-    sha256: str
-
-
-class Upload(BaseModel):
-    files: list[Uploaded]
-
-
-class Info(BaseModel):
-    """What scores here (null while the worker is being restarted), and the limits."""
-
-    version: str
-    engine: dict[str, Any] | None
-    limits: dict[str, float]
-
-
-class Health(BaseModel):
-    status: Literal["ok", "no-worker", "no-database", "stopping"]
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documentation of what can go wrong, besides what always can."""
-    texts = {
-        400: "malformed body",
-        401: "no valid token",
-        403: "a request that another site's page made",
-        404: "no such batch",
-        408: "the upload stalled",
-        409: "not in this state of the batch",
-        413: "over a limit",
-        415: "not multipart/form-data",
-        422: "a parameter or file that cannot be used",
-        429: "too many requests, or files waiting: see Retry-After",
-        503: "stopping, or no database",
-        504: "no result in time",
-        507: "disk or quota full",
-    }
-    always = (401, 403, 429, 503)
-    found = {n: {"model": Problem, "description": texts[n]} for n in (*always, *statuses)}
-    return dict(sorted(found.items()))
-
-
 def _service(request: Request) -> Service:
-    return request.app.state.service
+    service: Service = request.app.state.service
+    return service
 
 
 def _client(request: Request) -> str:
@@ -591,7 +515,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.rate = RateLimit(service.limits.requests)
     app.add_middleware(Gate, service=service)
-    for kind, handler in _HANDLERS.items():
+    for kind, handler in {**HANDLERS, HTTPException: _on_http_error}.items():
         app.add_exception_handler(kind, handler)
     app.include_router(router)
     if (PAGE / "index.html").is_file():
@@ -604,44 +528,6 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def _problem(
-    status: int, kind: str, message: str, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    body = {"error": {"kind": kind, "message": message}}
-    return JSONResponse(body, status, dict(headers or {}))
-
-
-def _on_api_error(_: Request, error: Any) -> Response:
-    return _problem(error.status, error.kind, str(error), error.headers)
-
-
-def _on_bad_upload(_: Request, error: Any) -> Response:
-    return _problem(error.status, error.kind, str(error))
-
-
-def _on_disk_full(_: Request, error: Any) -> Response:
-    return _problem(507, "disk-full", str(error))
-
-
-def _on_state_error(_: Request, error: Any) -> Response:
-    status = {"not-found": 404, "too-many": 413}.get(error.kind, 409)
-    return _problem(status, error.kind, str(error))
-
-
-def _on_database_error(_: Request, error: Any) -> Response:
-    if "disk is full" in str(error) or "No space left" in str(error):
-        return _problem(507, "disk-full", "the service's disk is full: tell who runs it")
-    print(f"artifactnet-jax: database: {results.printable(results.brief(error))}", file=sys.stderr)
-    text = "the database does not answer: try again later"
-    return _problem(503, "database", text, {"retry-after": "10"})
-
-
-def _on_invalid(_: Request, error: Any) -> Response:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return _problem(422, "invalid", results.printable(f"{where}: {first['msg']}"))
-
-
 def _on_http_error(request: Request, error: Any) -> Response:
     kind = {404: "not-found", 405: "method"}.get(error.status_code, "http")
     headers = dict(error.headers or {})
@@ -652,18 +538,7 @@ def _on_http_error(request: Request, error: Any) -> Response:
             if isinstance(route, APIRoute) and route.matches(request.scope)[0] != Match.NONE
         ]
         headers["allow"] = ", ".join(sorted({m for route in matching for m in route.methods or ()}))
-    return _problem(error.status_code, kind, str(error.detail), headers)
-
-
-_HANDLERS: dict[Any, Any] = {
-    ApiError: _on_api_error,
-    BadUpload: _on_bad_upload,
-    DiskFull: _on_disk_full,
-    StateError: _on_state_error,
-    DBAPIError: _on_database_error,
-    RequestValidationError: _on_invalid,
-    HTTPException: _on_http_error,
-}
+    return problem(error.status_code, kind, str(error.detail), headers)
 
 
 class Gate:
@@ -673,6 +548,7 @@ class Gate:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, as ASGI has it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

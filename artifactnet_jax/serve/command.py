@@ -8,7 +8,6 @@ import contextlib
 import ipaddress
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -20,10 +19,10 @@ from typing import Any, NoReturn
 
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import NO_BACKEND, OK, USAGE, CommandError, brief
+from artifactnet_jax.files import make_folder, replace_file, writing
 from artifactnet_jax.serve.limits import DecodeLimits, Limits
 from artifactnet_jax.serve.store import Store, new_id
+from artifactnet_jax.text import NO_BACKEND, OK, USAGE, CommandError, brief
 
 DATABASE = "ARTIFACTNET_DATABASE"  # in the environment: a password is not in the command line then
 DRAIN_S = 10  # what a stop waits for answers under way
@@ -139,11 +138,7 @@ def _root(args: argparse.Namespace) -> Path:
     """The folder for everything that is kept, made if it is missing, readable by nobody else."""
     os.umask(0o077)
     root = Path(args.root).absolute()
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.disk_usage(root)
-    except OSError as error:
-        raise CommandError(f"--root {root}: {error.strerror}: name another folder", USAGE) from None
+    make_folder(root, "--root", 0o700)
     if not os.access(root, os.W_OK):
         raise CommandError(f"--root {root}: no permission to write there", USAGE)
     return root
@@ -153,7 +148,8 @@ def _place(root: Path) -> str:
     """What a root is called in its database, wherever it is moved to."""
     path = root / "id"
     if not path.exists():
-        replace_file(path, new_id().encode())
+        with writing(path):
+            replace_file(path, new_id().encode())
     return path.read_text()
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax.decode import AudioError, Blocks, Decoded, open_audio
-from artifactnet_jax.results import printable
 from artifactnet_jax.serve.limits import DecodeLimits
+from artifactnet_jax.text import printable
 
 MESSAGE_BYTES = 2**20  # of audio in a message, at most
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -53,6 +53,7 @@ class Sandboxed:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Decoded]:
+        """Decoded audio, from a process of its own. AudioError."""
         ours, theirs = self._forks.Pipe(duplex=False)
         process = self._forks.Process(target=_decode, args=(self._path, theirs, self._limits))
         with ours:

@@ -16,10 +16,10 @@ import prometheus_client as prometheus
 from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 
-from artifactnet_jax.results import SOME_FAILED, CommandError, brief, printable
 from artifactnet_jax.serve.limits import DecodeLimits, Limits
 from artifactnet_jax.serve.store import Store
 from artifactnet_jax.serve.uploads import Disk
+from artifactnet_jax.text import SOME_FAILED, CommandError, brief, printable
 
 GRACE_S = 20.0  # what a stop waits for the files at hand
 TIDY_S = 60.0  # between removals of what has expired
@@ -35,7 +35,7 @@ class Settings:
     quota: int  # bytes of audio on disk
     limits: Limits
     decode: DecodeLimits
-    detector: dict[str, Any]  # arguments of `score.open_detector`
+    detector: dict[str, Any]  # arguments of `console.detectors.open_detector`
 
 
 class Metrics:

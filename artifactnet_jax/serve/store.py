@@ -85,8 +85,10 @@ _places = sa.Table("places", _metadata, sa.Column("id", sa.String(32), primary_k
 
 
 class StateError(Exception):
-    """The batch is not in a state for this. `kind`: "not-found", "committed", "empty", "too-many",
-    "key-reused"."""
+    """The batch is not in a state for this.
+
+    `kind`: "not-found", "committed", "empty", "too-many", "key-reused".
+    """
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -297,7 +299,7 @@ class Store:
         status = self.status(owner, batch)
         if status["state"] != "open":
             raise StateError("committed", "the batch is committed: create another")
-        return status["files"]
+        return int(status["files"])
 
     def rows_after(self, batch: str, position: int, most: int) -> list[tuple[int, str | None]]:
         """(position, row) of files in order of upload, after a position; no row yet: None."""

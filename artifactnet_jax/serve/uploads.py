@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from artifactnet_jax.results import printable
 from artifactnet_jax.serve.store import File, new_id
+from artifactnet_jax.text import printable
 
 NAME_CHARS = 500  # of a client's name that are kept
 SPARE_BYTES = 64 * 2**20  # kept free on the disk, for the database
@@ -110,6 +110,7 @@ class Incoming:
             self._file: BinaryIO = open(self._path, "xb")  # noqa: SIM115
 
     def write(self, data: bytes) -> None:
+        """Add bytes to the file. DiskFull."""
         self._disk.reserve(len(data))
         self.bytes += len(data)
         with full():
@@ -126,6 +127,7 @@ class Incoming:
         return File(self._id, name, self.bytes, self._digest.hexdigest())
 
     def discard(self) -> None:
+        """Remove the file, kept or not."""
         with contextlib.suppress(OSError):  # what is in its buffer does not fit either
             self._file.close()
         for path in (self._path, self._disk.folder / self._id):
@@ -187,6 +189,7 @@ class Multipart:
             self._parser = MultipartParser(options[b"boundary"], callbacks)
 
     def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body. BadUpload, DiskFull."""
         with _parsing():
             self._parser.write(data)
 
@@ -205,6 +208,7 @@ class Multipart:
         self._incoming.clear()
 
     def discard(self) -> None:
+        """Remove the files that `keep` has not left to the database."""
         for incoming in self._incoming:
             incoming.discard()
 

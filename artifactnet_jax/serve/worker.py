@@ -41,11 +41,11 @@ def main() -> None:
         with contextlib.suppress(BrokenPipeError):  # the server was killed: finish what is at hand
             replies.write(json.dumps(said).encode() + b"\n")
 
-    from artifactnet_jax.results import CommandError
-    from artifactnet_jax.score import open_detector
+    from artifactnet_jax.console.detectors import open_detector
     from artifactnet_jax.serve.limits import DecodeLimits
     from artifactnet_jax.serve.store import Store
     from artifactnet_jax.serve.uploads import lock
+    from artifactnet_jax.text import CommandError
 
     os.nice(NICE)
     root = Path(settings["root"])
@@ -160,7 +160,7 @@ class Worker:
         self._tell(file=file.id, batch=file.batch, verdict=verdict, audio_s=seconds, **timings)
 
     def _complain(self, error: Exception) -> None:
-        from artifactnet_jax.results import brief, printable
+        from artifactnet_jax.text import brief, printable
 
         text = printable(brief(error))
         print(f"artifactnet-jax: worker: database: {text}; trying again", file=sys.stderr)

@@ -82,10 +82,12 @@ class Codec:
         reach = sum(frame * (2 * units + 2) + 2 * frame for frame in frames)
         reach += 2 * self.hop + LAST_KERNEL // 2  # around the quantiser, and at 44.1 kHz
         reach += 2**DECAY
-        return math.ceil(reach / self.hop) * self.hop
+        frames_reached: int = math.ceil(reach / self.hop)
+        return frames_reached * self.hop
 
     @property
     def name(self) -> str:
+        """Strides, codes, decoder and activation: different codecs have different names."""
         strides = "x".join(map(str, self.strides))
         return f"{strides}-{self.codes}x{self.depth}-{self.decoder}-{self.activation}"
 
@@ -149,6 +151,7 @@ class Activation(nnx.Module):
         self.frequency = nnx.Param(jnp.ones(features)) if kind == "snake" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, features] -> the same shape."""
         if self.frequency is None:
             return nnx.elu(x)
         a = self.frequency[...][None, None, :]
@@ -163,6 +166,7 @@ class Random:
         self._unused = nnx.Rngs(0)
 
     def normal(self, shape: tuple[int, ...], variance: float) -> jax.Array:
+        """Normal numbers of mean 0."""
         draws = self._rng.standard_normal(shape, np.float32)
         return jnp.asarray(draws * np.float32(math.sqrt(variance)))
 
@@ -189,6 +193,7 @@ class ResidualUnit(nnx.Module):
         self.conv2 = random.conv(features, features, 1, zero=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, features] -> the same shape."""
         return x + self.conv2(self.activation2(self.conv1(self.activation1(x))))
 
 
@@ -231,6 +236,7 @@ class Upsample(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(o))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, i] -> [B, T * stride, o]."""
         matrix, (before, after) = _interpolation(*self.shape)
         stride, (_, i, o) = self.shape[0], self.kernel.shape
         whole = jnp.einsum("lk,kio->lio", jnp.asarray(matrix), self.kernel[...])

@@ -5,7 +5,7 @@ weights OUT it writes OUT.report.json, and a folder OUT.run from which it goes o
 
 scores-*.jsonl         a row per track; a file for each set of weights
 train                  run folder of the training
-candidate.safetensors  the weights that were judged
+candidate.safetensors  the weights that were evaluated
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -24,27 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
-from artifactnet_jax import __version__, score
+from artifactnet_jax import __version__
 from artifactnet_jax.config import REGRESSION
+from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
     Row,
-    assign_splits,
-    check_rows,
     read_manifest,
 )
-from artifactnet_jax.data.records import AudioCache
-from artifactnet_jax.detector import Detector, open_weights
-from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.data.splits import assign_splits, check_rows
+from artifactnet_jax.detector import Detector
+from artifactnet_jax.evaluation import auc
+from artifactnet_jax.files import check_output, make_folder, write_json, writing
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
 from artifactnet_jax.train.loop import Trainer
-from artifactnet_jax.train.phases import Settings, SettingsError
-from artifactnet_jax.weights import Weights, WeightsError, weights_digest, write_weights
+from artifactnet_jax.train.phases import Settings
+from artifactnet_jax.weights import Weights, weights_digest, write_weights
 
 DEFAULTS = ("steps=300", "batch=8", "watch_every=100", "checkpoint_every=100")  # over the phase's
 PARTS = {"train": 0.6, "test": 0.3, "validation": 0.1}  # the first ones, of a very small set
@@ -63,7 +62,7 @@ Scores = Mapping[str, float]  # by path; what is silent or cannot be read has no
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What became of the tracks of one source and label; pairs are before and after."""
+    """Tracks of one source and label, before and after; `judged`: held to the limit of `worse`."""
 
     of: str  # "hard" or "keep"
     source: str
@@ -79,15 +78,11 @@ def run(args: argparse.Namespace) -> int:
     """Adapt the weights that the arguments name; returns the exit code. CommandError."""
     settings, weights = _model(args)
     threshold = weights.config.verdict.threshold
-    try:
-        hard, keep, warnings = _held_out(*_rows(args))
-    except (ManifestError, ValueError) as error:
-        raise CommandError(str(error), USAGE) from error
+    hard, keep, warnings = _held_out(*_rows(args))
     for text in warnings:
         print(printable(f"warning: {text}"), file=sys.stderr)
     folder = Path(f"{args.out}.run")
-    with score.writing(str(folder)):
-        folder.mkdir(exist_ok=True)
+    make_folder(folder, "--out")
     scorer, seconds = _Scorer(args, folder), _Seconds()
 
     ranked, before = _mine(hard, keep, weights, settings, scorer)
@@ -102,18 +97,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(said, file=sys.stderr)
 
-    outcome = training.train(
-        args.phase,
-        settings,
-        training_rows(ranked, keep, settings.source_power),
-        folder / "train",
-        config=weights.config,
-        weights=weights,
-        cache=AudioCache(args.cache),
-        quiet=args.quiet,
-        one_class=not keep,
-    )
-    tuned = open_weights(outcome.weights)
+    chosen = training_rows(ranked, keep, settings.source_power)
+    outcome = _trained(args, settings, weights, chosen, folder / "train")
+    tuned = training.native_weights(outcome.weights)
     seconds.stop("training")
     alpha, shift, adapted = _choose(weights, tuned, hard, keep, before, scorer)
     seconds.stop("choosing")
@@ -123,11 +109,11 @@ def run(args: argparse.Namespace) -> int:
     held = held or hard
     test = [row for row in keep if row.split == "test"]
     after = scorer([*held, *test], adapted)
-    changes = compare("hard", held, before, after, threshold, judge=False)
-    changes += compare("keep", test, before, after, threshold)
+    changes = evaluate("hard", held, before, after, threshold, limited=False)
+    changes += evaluate("keep", test, before, after, threshold)
     seconds.stop("checking")
     worse = [f"{change.label} {change.source}" for change in changes if change.worse]
-    found = {
+    entry = {
         "written": not worse or args.accept_worse,
         "worse": worse,
         "warnings": warnings,
@@ -136,28 +122,25 @@ def run(args: argparse.Namespace) -> int:
         "shift": round(shift, 6),
         "threshold": threshold,
         "tracks": {
-            name: dict(Counter(row.split for row in part))
-            for name, part in (("hard", hard), ("keep", keep))
+            name: dict(Counter(row.split for row in rows))
+            for name, rows in (("hard", hard), ("keep", keep))
         },
         "changes": [dataclasses.asdict(change) for change in changes],
         "auc": [_auc([*held, *test], scores) for scores in (before, after)],
         "note": note,
     }
-    adapted = _signed(adapted, args.out, found)
+    adapted = _signed(adapted, args.out, entry)
     _save(folder / "candidate.safetensors", adapted)
-    if found["written"]:
+    if entry["written"]:
         _save(Path(args.out), adapted)
-    report = found | {
+    report = entry | {
         "weights": {"before": weights.summary(), "after": adapted.summary()},
         "failed": len(scorer.failed) + outcome.report["skipped"],
         "training": outcome.report,
         "seconds": seconds.by_stage,
         "versions": {"artifactnet-jax": __version__},
     }
-    with score.writing(f"{args.out}.report.json"):
-        text = json.dumps(report, indent=1, allow_nan=False)
-        replace_file(f"{args.out}.report.json", text.encode())
-    _table(report, changes)
+    _publish(args.out, report, changes)
     if worse and not args.accept_worse:
         cure = "keep more tracks like them, take fewer steps, or --accept-worse"
         cause = f"worse on the keep-set: {', '.join(worse)}; {args.out} is not written"
@@ -167,25 +150,37 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if report["failed"] else OK
 
 
+def _trained(
+    args: argparse.Namespace, settings: Settings, weights: Weights, rows: list[Row], folder: Path
+) -> training.Outcome:
+    """The run of the training; without a keep-set it may have tracks of one class."""
+    return training.train(
+        args.phase,
+        settings,
+        rows,
+        folder,
+        config=weights.config,
+        weights=weights,
+        cache=AudioCache(args.cache),
+        quiet=args.quiet,
+        one_class=args.keep is None,
+    )
+
+
 # --- what is asked for -----------------------------------------------------------------------
 
 
 def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
-    """Settings and weights, found wanting now rather than after the mining."""
-    if problem := score.output_problem(args.out):
-        raise CommandError(f"--out {args.out}: {problem}", USAGE)
-    try:
-        weights = open_weights(args.weights)
-        boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
-        settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
-        training.check_native(weights)
-        # Splits are made and checked here, and sources are no longer told apart in training.
-        settings = dataclasses.replace(settings, split_by="group")
-        if args.jobs and not settings.workers:
-            settings = dataclasses.replace(settings, workers=args.jobs)
-        Trainer(weights.config, weights.tensors, settings)
-    except (SettingsError, WeightsError) as error:
-        raise CommandError(str(error), USAGE) from error
+    """Settings and weights, checked before the mining. CommandError."""
+    check_output(args.out, f"--out {args.out}")
+    weights = training.native_weights(args.weights)
+    boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
+    settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
+    # Splits are made and checked here, and sources are no longer told apart in training.
+    settings = dataclasses.replace(settings, split_by="group")
+    if args.jobs and not settings.workers:
+        settings = dataclasses.replace(settings, workers=args.jobs)
+    Trainer(weights.config, weights.tensors, settings)
     if args.weights and os.path.exists(args.out) and os.path.samefile(args.weights, args.out):
         raise CommandError(f"--out {args.out} is --weights: name another file", USAGE)
     return settings, weights
@@ -197,19 +192,21 @@ def _rows(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     hard = mine.rows_of([name], None, True)
     if len(hard) == 1 and not os.path.isfile(hard[0].path):
         what = "there is no audio in it" if os.path.isdir(name) else "no such file or folder"
-        raise ValueError(f"--hard-negatives {name}: {what}: give recordings or a manifest")
+        cause = f"--hard-negatives {name}: {what}"
+        raise CommandError(f"{cause}: give recordings or a manifest", USAGE)
     if args.keep is None:
         return hard, []
     keep = {os.path.abspath(row.path): row for row in read_manifest(args.keep)}
-    found = [keep.pop(os.path.abspath(row.path), row) for row in hard]
-    for row, other in zip(hard, found, strict=True):
+    kept = [keep.pop(os.path.abspath(row.path), row) for row in hard]
+    for row, other in zip(hard, kept, strict=True):
         if row.label != other.label:
             said = f"{LABELS[row.label]} in {name}, {LABELS[other.label]} in {args.keep}"
-            raise ValueError(f"{row.path} is {said}: correct one")
+            raise CommandError(f"{row.path} is {said}: correct one", USAGE)
     for label, kind in enumerate(LABELS):
         if not any(row.label == label for row in keep.values()):
-            raise ValueError(f"{args.keep}: no {kind} track to keep: it takes both labels")
-    return found, list(keep.values())
+            cause = f"{args.keep}: no {kind} track to keep"
+            raise CommandError(f"{cause}: it takes both labels", USAGE)
+    return kept, list(keep.values())
 
 
 def _held_out(hard: list[Row], keep: list[Row]) -> tuple[list[Row], list[Row], list[str]]:
@@ -284,7 +281,7 @@ class _Scorer:
         """What is said of each row, as `results` has it in JSON."""
         args, sha = self._args, weights.sha256
         if self._open is None or self._open[0] != sha:
-            self._open = sha, score.open_detector(weights, args.backend, jobs=args.jobs)
+            self._open = sha, open_detector(weights, args.backend, jobs=args.jobs)
         output = str(self._folder / f"scores-{sha[:12]}.jsonl")
         found = mine.score_rows(rows, self._open[1], output, args.quiet)
         self.failed |= {verdict["path"] for verdict in found if "error" in verdict}
@@ -303,20 +300,20 @@ def _mine(
     hard: Sequence[Row], keep: Sequence[Row], weights: Weights, settings: Settings, scorer: _Scorer
 ) -> tuple[list[mine.Scored], dict[str, float]]:
     """The hard tracks by how wrong they are, and all scores that are compared later."""
-    judged = [row for row in keep if row.split in ("validation", "test")]
-    verdicts = scorer.verdicts([*hard, *judged], weights)
+    held = [row for row in keep if row.split in ("validation", "test")]
+    verdicts = scorer.verdicts([*hard, *held], weights)
     failed = ["error" in verdict for verdict in verdicts]
     if all(failed[: len(hard)]):
         first = verdicts[0]["error"]["message"]
         raise CommandError(f"none of the {len(hard)} hard tracks can be read ({first})", 1)
-    if sum(failed[len(hard) :]) > settings.max_bad * len(judged):
-        cause = f"{sum(failed[len(hard) :])} of {len(judged)} tracks of the keep-set cannot be read"
+    if sum(failed[len(hard) :]) > settings.max_bad * len(held):
+        cause = f"{sum(failed[len(hard) :])} of {len(held)} tracks of the keep-set cannot be read"
         cure = "mend them, take them out of the manifest, or raise max_bad"
         raise CommandError(f"{cause}, over the fraction {settings.max_bad:g}: {cure}", SOME_FAILED)
     ranked = mine.rank(hard, verdicts[: len(hard)], weights.config.verdict.threshold)
     if not any(one.row.split == "train" for one in ranked):
         raise CommandError("no hard track that can be read is in the part 'train'", USAGE)
-    return ranked, _scores([*hard, *judged], verdicts)
+    return ranked, _scores([*hard, *held], verdicts)
 
 
 def training_rows(
@@ -378,10 +375,10 @@ def _last_bias(weights: Weights) -> list[str]:
 
 
 def level(before: Scores, after: Scores, threshold: float) -> float:
-    """The least shift of logits that calls as many tracks AI as before; both of the same tracks.
+    """The least shift of logits that calls as many tracks AI as before.
 
-    Training on changed crops, half of them AI, moves all scores together. At a threshold that was
-    chosen for other scores that alone would turn many a verdict.
+    Training on changed crops, half of them AI, moves all scores together. The threshold was chosen
+    for other scores, so without a shift many verdicts would change.
     """
     paths = [path for path in after if path in before]
     wanted = sum(before[path] >= threshold for path in paths)
@@ -411,7 +408,7 @@ def _choose(
     before: Scores,
     scorer: Callable[[Sequence[Row], Weights], Scores],
 ) -> tuple[float, float, Weights]:
-    """How much of the change to keep, the shift of the logits, and the weights that gives.
+    """Share of the change to keep, shift of the logits, and the resulting weights.
 
     As much as leaves the keep-set's validation tracks no worse, at a shift that calls as many of
     them AI as before. Without a keep-set, as little as puts `FIXED` of the hard tracks right, and
@@ -427,7 +424,7 @@ def _choose(
         if keep:
             if _last_bias(weights):
                 shift = level({row.path: before[row.path] for row in known}, after, threshold)
-            changes = compare("keep", known, before, _shifted(after, shift), threshold)
+            changes = evaluate("keep", known, before, _shifted(after, shift), threshold)
             good = not any(change.worse for change in changes)
         else:
             right = [(after[row.path] >= threshold) == bool(row.label) for row in known]
@@ -440,25 +437,25 @@ def _choose(
 # --- before and after ------------------------------------------------------------------------
 
 
-def compare(
+def evaluate(
     of: str,
     rows: Iterable[Row],
     before: Scores,
     after: Scores,
     threshold: float,
-    judge: bool = True,
+    limited: bool = True,
 ) -> list[Change]:
     """Each source of a label, then its small sources together, then all of them.
 
-    A source is small, and not judged by itself, if a single track would be over the limit. All
-    tracks of a label are judged however few they are.
+    A source is small, and held to no limit by itself, if a single track would exceed the limit. All
+    tracks of a label are held to the limit, however few they are. limited: False holds none to it.
     """
     sources: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         if row.path in before and row.path in after:
             sources[row.label, row.source].append((before[row.path], after[row.path]))
 
-    def change(source: str, label: int, scores: list[tuple[float, float]], judged: bool) -> Change:
+    def change(source: str, label: int, scores: list[tuple[float, float]], enough: bool) -> Change:
         was, now = (sum(pair[k] >= threshold for pair in scores) for k in (0, 1))
         loss = (was - now if label else now - was) / len(scores)
         means = [round(float(np.mean([pair[k] for pair in scores])), 6) for k in (0, 1)]
@@ -469,8 +466,8 @@ def compare(
             len(scores),
             (was, now),
             (means[0], means[1]),
-            judge and judged,
-            judge and judged and loss > LIMITS[label],
+            limited and enough,
+            limited and enough and loss > LIMITS[label],
         )
 
     changes = []
@@ -480,23 +477,21 @@ def compare(
         everything = [pair for scores in own.values() for pair in scores]
         for name, scores in sorted(own.items()):
             changes.append(change(name, label, scores, len(scores) * limit >= 1))
-        if judge and 0 < len(small) < len(everything):
+        if limited and 0 < len(small) < len(everything):
             changes.append(change("(small sources)", label, small, len(small) * limit >= 1))
-        if len(own) > 1 or (judge and small):
+        if len(own) > 1 or (limited and small):
             changes.append(change("(all)", label, everything, True))
     return changes
 
 
 def _auc(rows: Iterable[Row], scores: Scores) -> float | None:
     pairs = [(row.label, scores[row.path]) for row in rows if row.path in scores]
-    labels = [label for label, _ in pairs]
-    if len(set(labels)) < 2:
-        return None
-    return round(float(roc_auc_score(labels, [score for _, score in pairs])), 6)
+    area = auc(*map(np.array, zip(*pairs, strict=True))) if pairs else None
+    return None if area is None else round(area, 6)
 
 
 class _Seconds:
-    """What each stage took in this call."""
+    """Seconds of each stage of this call."""
 
     def __init__(self) -> None:
         self.by_stage: dict[str, float] = {}
@@ -508,20 +503,22 @@ class _Seconds:
         self._began = now
 
 
-def _signed(weights: Weights, out: str, found: dict[str, Any]) -> Weights:
-    """The same under the name of the file, what was found of it added to its history."""
-    history = [*weights.provenance["history"], {"finetune": found}]
+def _signed(weights: Weights, out: str, entry: dict[str, Any]) -> Weights:
+    """The weights under the name of the file `out`, with an entry more in their history."""
+    history = [*weights.provenance["history"], {"finetune": entry}]
     provenance = {**weights.provenance, "history": history}
     return dataclasses.replace(weights, name=Path(out).stem, provenance=provenance)
 
 
 def _save(path: Path, weights: Weights) -> None:
-    with score.writing(str(path)):
+    with writing(str(path)):
         write_weights(weights, path)
 
 
-def _table(report: Mapping[str, Any], changes: Sequence[Change]) -> None:
-    """The same for people, on stdout."""
+def _publish(out: str, report: Mapping[str, Any], changes: Sequence[Change]) -> None:
+    """The report beside the weights `out`, and for people on stdout."""
+    with writing(f"{out}.report.json"):
+        write_json(f"{out}.report.json", report)
     width = max([len("source"), *(len(printable(change.source)) for change in changes)])
     print(f"set   {'source':<{width}}  label  tracks  called AI    mean score")
     for change in changes:

@@ -18,10 +18,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from artifactnet_jax import config as cfg
-from artifactnet_jax import dsp
+from artifactnet_jax import dsp_jax
 from artifactnet_jax.config import Config
-from artifactnet_jax.layers import BN_EPSILON
-from artifactnet_jax.model import ArtifactNet, ArtifactUNet
+from artifactnet_jax.layers import FOLDED_VARIANCE
+from artifactnet_jax.model import ArtifactNet
+from artifactnet_jax.presets import BOTTLENECK
 from artifactnet_jax.train.losses import (
     binary_cross_entropy,
     cross_codec_delta,
@@ -65,7 +66,7 @@ class Trainer:
         devices = jax.devices() if devices is None else devices
         self.config, self.settings = config, settings
         self.frozen_statistics = settings.batch_statistics == "frozen" or (
-            tensors is not None and _folded(tensors, settings.moves)
+            tensors is not None and _folded(tensors, settings.trainable)
         )
         self._check(len(devices))
         precision = jax.lax.Precision(settings.precision)
@@ -84,21 +85,21 @@ class Trainer:
                 name: leaf.replace(jnp.asarray(tensors[name])) for name, leaf in values.items()
             }
         self._statistics = [n for n, v in values.items() if isinstance(v, nnx.BatchStat)]
-        self._moving = [n for n, v in values.items() if _moves(n, v, settings.moves)]
+        self._moving = [n for n, v in values.items() if _moves(n, v, settings.trainable)]
         if not self._moving:
-            raise SettingsError(f"moves={','.join(settings.moves)}: the model has no such part")
+            raise SettingsError(f"moves={','.join(settings.trainable)}: the model has no such part")
         self._initial = {name: jnp.copy(leaf[...]) for name, leaf in values.items()}
         mesh = Mesh(np.array(devices), ("data",))
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self._spread = NamedSharding(mesh, PartitionSpec("data"))
         self._optimiser = _optimiser(settings)
-        self._step = jax.jit(
+        self._step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]] = jax.jit(
             self._pure_step,
             donate_argnums=0,
             in_shardings=(self.replicated, self._spread),
             out_shardings=self.replicated,
         )
-        self._watch = jax.jit(
+        self._watch: Callable[[State, Batch], dict[str, jax.Array]] = jax.jit(
             self._pure_watch,
             in_shardings=(self.replicated, self._spread),
             out_shardings=self.replicated,
@@ -142,17 +143,20 @@ class Trainer:
             {name: jnp.copy(value) for name, value in moving.items()},
             self._optimiser.init(moving),
         )
-        return jax.device_put(state, self.replicated)
+        placed: State = jax.device_put(state, self.replicated)
+        return placed
 
     def put(self, batch: Batch) -> Batch:
         """A batch spread over the devices: done ahead of `step`, it overlaps with the last one."""
-        return jax.device_put(dict(batch), self._spread)
+        placed: Batch = jax.device_put(dict(batch), self._spread)
+        return placed
 
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """One batch further; `state` is consumed.
 
         Metrics: loss and its terms, gradient (its norm before clipping), logit [B, V] and, where
-        the mask is computed, mask_mean, mask_spread, residual_energy (share of the input's).
+        the mask is computed, mask_mean, mask_spread, residual_energy (share of the input's);
+        where the logit is, flat_bins (share of bins where the soft masks have gradient 0).
         """
         return self._step(state, self.put(batch))
 
@@ -197,9 +201,9 @@ class Trainer:
         return metrics["loss"], ({_name(path): leaf[...] for path, leaf in found}, metrics)
 
     def _set_mode(self, model: ArtifactNet, training: bool) -> None:
-        model.eval()
+        model.eval()  # type: ignore[no-untyped-call]
         if training:
-            for name in {part.split(".")[0] for part in self.settings.moves} - {"texture"}:
+            for name in {part.split(".")[0] for part in self.settings.trainable} - {"texture"}:
                 part = model.unet if name == "unet" else model.cnn
                 part.set_attributes(
                     deterministic=False,
@@ -219,27 +223,27 @@ def losses(
     tracks, versions, n = batch["audio"].shape
     audio = batch["audio"].reshape(tracks * versions, n)
     label = jnp.repeat(batch["label"], versions)
-    front_end, window = model.config.front_end, model.front_end.window
-    spectrum = dsp.stft(audio, front_end, None if window is None else window[...])
-    magnitude = dsp.magnitude(spectrum, front_end)
+    front_end = model.config.front_end
+    spectrum = dsp_jax.stft(audio, front_end, model.window)
+    magnitude = dsp_jax.magnitude(spectrum, front_end)
     metrics: dict[str, jax.Array] = {}
-    encoded = None
+    last = model.unet.layers[-1].name
+    masked = bool(settings.distill or settings.bce or settings.consistency)
+    # In one run: what comes behind the last of these is not run, and its statistics do not move.
+    wanted = {BOTTLENECK: bool(settings.auxiliary), last: masked}
+    seen = model.unet.values(magnitude[..., None], [name for name in wanted if wanted[name]])
     if settings.auxiliary:
-        assert isinstance(model.unet, ArtifactUNet)
-        encoded = model.unet.encode(magnitude)
-        pooled = jnp.mean(encoded[0], axis=(1, 2)).astype(label.dtype)
+        pooled = jnp.mean(seen[BOTTLENECK], axis=(1, 2)).astype(label.dtype)
         logit = (pooled @ values[f"{AUXILIARY}.kernel"])[:, 0] + values[f"{AUXILIARY}.bias"]
         metrics["auxiliary"] = binary_cross_entropy(logit, label, settings.label_smoothing)
         metrics["logit"] = logit.reshape(tracks, versions)
-    if settings.distill or settings.bce or settings.consistency:
-        if encoded is not None:
-            mask = model.unet.decode(*encoded, magnitude.shape[1:])  # type: ignore[union-attr]
-        else:
-            mask = model.mask(magnitude)
+    if masked:
+        mask = seen[last][..., 0]
         metrics["mask_mean"] = jnp.mean(mask)
         metrics["mask_spread"] = jnp.mean(jnp.std(mask, axis=(1, 2)))
         metrics["residual_energy"] = jnp.sum((mask * magnitude) ** 2) / jnp.maximum(
-            jnp.sum(magnitude**2), jnp.finfo(magnitude.dtype).tiny
+            jnp.sum(magnitude**2),
+            jnp.finfo(magnitude.dtype).tiny,  # type: ignore[no-untyped-call]
         )
     if settings.distill:
         residual = masked_audio(spectrum, mask, front_end, n)
@@ -248,10 +252,11 @@ def losses(
         stft = jnp.mean(multi_resolution_stft(residual, target))
         metrics |= {"l1": l1, "stft": stft, "distill": l1 + stft}
     if settings.bce or settings.consistency:
-        views = model.views(mask * magnitude)
-        logit = model.classify(views, dsp.loudest(views, front_end), rngs)
-        if model.texture is not None:
-            logit = logit + model.texture(audio, magnitude)
+        residual = mask * magnitude
+        medians = model.medians(residual)
+        metrics["flat_bins"] = dsp_jax.flat_share(*medians, front_end)
+        mel_db = model.mel_db(model.parts(residual, medians))
+        logit = model.logit_of_db(mel_db, rngs=rngs) + model.texture_logit(audio, magnitude)
         even = math.log(settings.boundary / (1 - settings.boundary))
         metrics["bce"] = binary_cross_entropy(logit - even, label, settings.label_smoothing)
         metrics["logit"] = logit.reshape(tracks, versions)
@@ -265,12 +270,17 @@ def losses(
 
 
 def schedule(settings: Settings) -> Callable[[Any], Any]:
-    """Learning rate by update: linear warm-up, then a cosine to `final_rate` of the peak."""
+    """Learning rate by update: linear warm-up, then a cosine to its end."""
     updates = max(2, settings.steps // settings.accumulate)
     warm = min(max(1, round(settings.warmup * updates)), updates - 1)
-    return optax.warmup_cosine_decay_schedule(
-        settings.rate / warm, settings.rate, warm, updates, settings.rate * settings.final_rate
+    rate: Callable[[Any], Any] = optax.warmup_cosine_decay_schedule(
+        settings.learning_rate / warm,
+        settings.learning_rate,
+        warm,
+        updates,
+        settings.learning_rate * settings.final_learning_rate,
     )
+    return rate
 
 
 def _optimiser(settings: Settings) -> optax.GradientTransformation:
@@ -285,8 +295,12 @@ def _optimiser(settings: Settings) -> optax.GradientTransformation:
             lambda count: factor * rate(count), weight_decay=settings.weight_decay, mask=kernels
         )
 
-    parts = {"unet": settings.unet_rate, "cnn": settings.cnn_rate, AUXILIARY: 1.0}
-    parts["texture"] = settings.cnn_rate
+    parts = {
+        "unet": settings.unet_learning_rate_scale,
+        "cnn": settings.cnn_learning_rate_scale,
+        AUXILIARY: 1.0,
+    }
+    parts["texture"] = settings.cnn_learning_rate_scale
     optimiser = optax.chain(
         optax.clip_by_global_norm(settings.clip),
         optax.partition(
@@ -323,5 +337,5 @@ def _folded(tensors: Mapping[str, np.ndarray], parts: tuple[str, ...]) -> bool:
         for name, tensor in tensors.items()
         if name.endswith(".var") and name.split(".")[0] in tops
     ]
-    identity = np.float32(1 - BN_EPSILON)
+    identity = np.float32(FOLDED_VARIANCE)
     return bool(variances) and all((tensor == identity).all() for tensor in variances)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from artifactnet_jax import dsp
+from artifactnet_jax import dsp_jax
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.filterbank import analysis_window
 
@@ -62,7 +62,7 @@ def multi_resolution_stft(estimate: jax.Array, target: jax.Array) -> jax.Array:
     total = jnp.zeros(len(target), target.dtype)
     for n_fft in RESOLUTIONS:
         grid = dataclasses.replace(FrontEnd(), n_fft=n_fft, hop=n_fft // 4, stft_pad=n_fft // 2)
-        e, t = (dsp.stft_magnitude(x, grid) for x in (estimate, target))
+        e, t = (dsp_jax.stft_magnitude(x, grid) for x in (estimate, target))
         floor = MAGNITUDE_FLOOR * (t[0].size ** 0.5)
         convergence = _norm(t - e) / jnp.maximum(_norm(t), floor)
         e, t = (jnp.log(jnp.maximum(x, MAGNITUDE_FLOOR)) for x in (e, t))

@@ -11,7 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from artifactnet_jax import score
+from artifactnet_jax.console.detectors import comparable, open_detector
+from artifactnet_jax.console.progress import progress
+from artifactnet_jax.console.writers import rows_to_keep, writer
 from artifactnet_jax.data.manifest import (
     LABELS,
     ManifestError,
@@ -23,14 +25,8 @@ from artifactnet_jax.data.manifest import (
 )
 from artifactnet_jax.detector import Detector, threshold_of
 from artifactnet_jax.files import find_audio
-from artifactnet_jax.results import (
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    printable,
-)
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 
 MINED = ("hard-negative", "missed")  # column `mined` of a wrong track, by label
 
@@ -54,12 +50,9 @@ class Scored:
 
 def run(args: argparse.Namespace) -> int:
     """Score, rank and write what the arguments name; returns the exit code."""
-    try:
-        check_output(args.output)
-        rows = rows_of(args.paths, args.label, args.recursive)
-    except (ManifestError, ValueError) as error:
-        raise CommandError(str(error), USAGE) from error
-    detector = score.open_detector(args.weights, args.backend, jobs=args.jobs)
+    check_output(args.output)
+    rows = rows_of(args.paths, args.label, args.recursive)
+    detector = open_detector(args.weights, args.backend, jobs=args.jobs)
     try:
         threshold = threshold_of(detector.weights, args.threshold)
     except ValueError as error:
@@ -73,10 +66,7 @@ def run(args: argparse.Namespace) -> int:
     wrong = sum(one.wrong for one in ranked)
     written = written[:wrong] if args.wrong_only else written
     written = written[: args.top] if args.top else written
-    try:
-        write_manifest(args.output, written)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    write_manifest(args.output, written)
     _table(ranked)
     if not args.quiet:
         said = f"{wrong} of {len(ranked)} tracks are wrong at {threshold:g}"
@@ -92,23 +82,28 @@ def rows_of(paths: Sequence[str], label: str | None, recursive: bool) -> list[Ro
     """The rows of one manifest (of one label, if that is given), or rows for files and folders.
 
     Those have the label given, real by default, and as source the name of the folder that was
-    named, or that a named file lies in. Raises ManifestError, or ValueError for an argument.
+    named, or that a named file lies in. ManifestError: the arguments make no sense together.
     """
     if len(paths) == 1 and is_manifest(paths[0]):
         rows = read_manifest(paths[0])
         rows = [row for row in rows if label in (None, LABELS[row.label])]
         if not rows:
-            raise ValueError(f"{printable(paths[0])}: no track is {label}: leave --label out")
+            raise ManifestError.of(paths[0], f"no track is {label}: leave --label out")
         return rows
     if manifests := [path for path in paths if is_manifest(path)]:
         cure = "give a manifest alone, or none"
-        raise ValueError(f"{printable(manifests[0])} is a manifest, and not all there is: {cure}")
+        cause = f"{manifests[0]} is a manifest, and not all there is"
+        raise ManifestError(printable(f"{cause}: {cure}"))
     if "-" in paths:
-        raise ValueError("standard input has no name to write into a manifest: give files")
+        raise ManifestError("standard input has no name to write into a manifest: give files")
     found: dict[str, Row] = {}
     kind = label or LABELS[0]
     for argument in paths:
-        for path in find_audio([argument], recursive):
+        try:
+            named = find_audio([argument], recursive)
+        except ValueError as error:  # a list of files that cannot be read
+            raise ManifestError(str(error)) from error
+        for path in named:
             folder = argument if os.path.isdir(argument) else os.path.dirname(path)
             source = os.path.basename(os.path.abspath(folder)) or kind
             row = Row(path, LABELS.index(kind), kind, source, "", f"{source}/{path}", "")
@@ -119,7 +114,7 @@ def rows_of(paths: Sequence[str], label: str | None, recursive: bool) -> list[Ro
 def score_rows(
     rows: Sequence[Row], detector: Detector, output: str, quiet: bool
 ) -> list[dict[str, Any]]:
-    """What the detector says of each row, in their order, as `results` has it in JSON.
+    """Verdict or failure of each row, in order, as JSON rows of `results`.
 
     `output` is a JSON Lines file that grows with every track: what it has from earlier, and is
     younger than the recording, is not scored again. Failures are told on stderr, and are tried
@@ -127,15 +122,15 @@ def score_rows(
     """
     output = os.path.realpath(output)
     paths = [os.path.abspath(row.path) for row in rows]
-    kept = score.rows_to_keep(output, detector, paths)
+    kept = rows_to_keep(output, comparable(detector), paths)
     kept = [row for row in kept if not _changed_since(row["path"], output)]
     done = {row["path"]: row for row in kept}
     todo = [path for path in paths if path not in done]
     if len(todo) < len(paths) and not quiet:
         print(f"resume: {len(paths) - len(todo)} done, {len(todo)} to score", file=sys.stderr)
     with (
-        score.writer("jsonl", output, kept) as write,
-        score.progress(quiet, output, len(todo)) as tell,
+        writer("jsonl", output, kept) as write,
+        progress(quiet, output, len(todo)) as tell,
         contextlib.closing(detector.score_many(todo)) as results,
     ):
         for index, result in results:
@@ -154,7 +149,7 @@ def _changed_since(path: str, scores: str) -> bool:
 
 
 def rank(rows: Iterable[Row], verdicts: Iterable[dict[str, Any]], threshold: float) -> list[Scored]:
-    """The tracks that have a score, the most wrong first; of equals by their worst segment."""
+    """The rows with a score, the most wrong first; equals by their worst segment."""
     scored = []
     for row, verdict in zip(rows, verdicts, strict=True):
         value = verdict.get("score")
@@ -182,7 +177,7 @@ def rank(rows: Iterable[Row], verdicts: Iterable[dict[str, Any]], threshold: flo
 
 
 def mined(one: Scored, place: int) -> Row:
-    """Its row with the columns score, segment_score, segment_start_s, wrong, rank and mined."""
+    """The row with columns score, segment_score, segment_start_s, wrong, rank and mined."""
 
     def text(value: float | None) -> str:
         return "" if value is None else repr(round(value, 6))

@@ -27,29 +27,21 @@ from typing import IO
 
 import numpy as np
 
-from artifactnet_jax import score
 from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.console.progress import progress
+from artifactnet_jax.data.decoded import AudioCache, read_array
 from artifactnet_jax.data.manifest import (
     LABELS,
-    ManifestError,
     Row,
     check_output,
-    read_manifest,
+    read_other,
     write_manifest,
 )
-from artifactnet_jax.data.records import AudioCache
 from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.files import replace_file, whole_file
-from artifactnet_jax.results import (
-    OK,
-    SOME_FAILED,
-    USAGE,
-    CommandError,
-    Failure,
-    brief,
-    printable,
-)
+from artifactnet_jax.files import claim, make_folder, whole_file, writing
+from artifactnet_jax.results import Failure
+from artifactnet_jax.text import OK, SOME_FAILED, CommandError, brief, printable
 
 SCHEMA = "artifactnet-jax/residuals/1"
 
@@ -71,22 +63,19 @@ class _Stopped(Exception):
 def run(args: argparse.Namespace) -> int:
     """Compute what is missing and write the manifest; returns the exit code."""
     manifest = os.path.join(args.out, "manifest.csv")
-    try:
-        rows = read_manifest(args.data)
-        if os.path.exists(manifest) and os.path.samefile(args.data, manifest):
-            cause = "it is what the command writes"
-            raise CommandError(f"--data {args.data}: {cause}; give the one before it", USAGE)
-        folder = os.path.join(args.out, "residuals")
-        os.makedirs(folder, exist_ok=True)
-        check_output(manifest)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
-    except OSError as error:
-        raise CommandError(f"--out {args.out}: {error.strerror}; name another", USAGE) from error
+    rows = read_other(args.data, manifest)
+    folder = os.path.join(args.out, "residuals")
+    make_folder(folder, "--out")
+    check_output(manifest)
     teacher = open_teacher(args.teacher, args.teacher_weights)
     if teacher.note:
         print(teacher.note, file=sys.stderr)
-    _claim(os.path.join(args.out, "teacher.json"), teacher)
+    whose = {"schema": SCHEMA, "teacher": teacher.name, "digest": teacher.digest}
+    claim(
+        os.path.join(args.out, "teacher.json"),
+        whose | {"note": teacher.note},
+        lambda facts: {name: facts[name] for name in ("teacher", "digest")},
+    )
     cache = AudioCache(args.cache)
     journal = os.path.join(args.out, "tracks.jsonl")
     kept = _kept(rows, cache, journal, folder)
@@ -100,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with (
             _appending(journal) as file,
-            score.progress(args.quiet, args.out, len(todo)) as tell,
+            progress(args.quiet, args.out, len(todo)) as tell,
             contextlib.closing(_tracks(rows, todo, cache, teacher, folder)) as results,
         ):
             for k, result in results:
@@ -113,39 +102,16 @@ def run(args: argparse.Namespace) -> int:
                     _append(file, result)
                 tell(result)
     except BaseException:
-        with contextlib.suppress(ManifestError):  # of a full disk, perhaps: what ends this counts
+        # Of a full disk, perhaps: what ends this counts.
+        with contextlib.suppress(CommandError):
             _write(manifest, rows, done, folder)
         raise
     seconds = time.monotonic() - started
     if not done:
         raise CommandError(f"none of the {failed} tracks could be used", SOME_FAILED)
-    try:
-        _write(manifest, rows, done, folder)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    _write(manifest, rows, done, folder)
     _report(rows, done, kept, failed, seconds)
     return SOME_FAILED if failed else OK
-
-
-def _claim(path: str, teacher: Teacher) -> None:
-    """Write whose folder this is; CommandError when it is another teacher's."""
-    said = {"schema": SCHEMA, "teacher": teacher.name, "digest": teacher.digest}
-    said["note"] = teacher.note
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except FileNotFoundError:
-        with storing(path):
-            replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
-        return
-    except (OSError, ValueError) as error:
-        cause = f"{printable(path)} cannot be read ({brief(error)})"
-        raise CommandError(f"{cause}: name another --out", USAGE) from error
-    if not isinstance(found, dict) or found.get("digest") != teacher.digest:
-        name = found.get("teacher") if isinstance(found, dict) else None
-        whose = f"teacher {name}" if name != teacher.name else "other weights or settings of it"
-        cause = f"the residuals there are by {whose}, not by this {teacher.name}"
-        raise CommandError(f"{printable(path)}: {cause}: name another --out", USAGE)
 
 
 def _kept(rows: list[Row], cache: AudioCache, journal: str, folder: str) -> dict[int, Track]:
@@ -166,11 +132,8 @@ def _kept(rows: list[Row], cache: AudioCache, journal: str, folder: str) -> dict
 
 
 def _whole(path: str, samples: int) -> bool:
-    try:
-        found = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return False
-    return found.dtype == np.float16 and found.shape == (samples,)
+    array = read_array(path)
+    return array is not None and array.dtype == np.float16 and array.shape == (samples,)
 
 
 def _file(folder: str, key: str) -> str:
@@ -205,7 +168,7 @@ def _track(
         energy = residual_energy = 0.0
         place = 0
         residual = _file(folder, key)
-        with storing(residual), whole_file(residual) as file:
+        with writing(residual), whole_file(residual) as file:
             header = {"descr": "<f2", "fortran_order": False, "shape": (len(audio),)}
             np.lib.format.write_array_header_1_0(file, header)
             for block in teacher.residual(audio):
@@ -229,7 +192,7 @@ def _track(
 
 @contextlib.contextmanager
 def _appending(path: str) -> Iterator[IO[bytes]]:
-    with storing(path):
+    with writing(path):
         file = open(path, "ab+")  # noqa: SIM115
     with file:
         file.seek(0, os.SEEK_END)
@@ -241,20 +204,9 @@ def _appending(path: str) -> Iterator[IO[bytes]]:
 
 
 def _append(file: IO[bytes], track: Track) -> None:
-    with storing(str(file.name)):
+    with writing(str(file.name)):
         file.write(json.dumps(dataclasses.asdict(track)).encode() + b"\n")
         file.flush()
-
-
-@contextlib.contextmanager
-def storing(path: str) -> Iterator[None]:
-    """A disk that takes no more ends the command; started again, it goes on."""
-    try:
-        yield
-    except OSError as error:
-        cause = f"{printable(path)}: cannot be written: {error.strerror}"
-        cure = "free space and start again: what is done is kept"
-        raise CommandError(f"{cause}; {cure}", SOME_FAILED) from error
 
 
 def _write(path: str, rows: list[Row], done: dict[int, Track], folder: str) -> None:

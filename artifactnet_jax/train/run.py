@@ -15,57 +15,47 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
-import math
 import os
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Training may be one of several users of the device; only effective before jax starts.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from sklearn.metrics import roc_auc_score
 
 from artifactnet_jax import __version__
-from artifactnet_jax.backends import cpu_count
+from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.config import Config
-from artifactnet_jax.data.manifest import ManifestError, Row, check_rows, read_manifests
-from artifactnet_jax.data.records import AudioCache, Examples, FixedExamples, batches, prepare
-from artifactnet_jax.detector import open_weights
-from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import OK, SOME_FAILED, USAGE, CommandError, Failure, brief, to_json
+from artifactnet_jax.console.progress import Teller, progress
+from artifactnet_jax.data.decoded import AudioCache, prepare
+from artifactnet_jax.data.manifest import Row, read_manifests
+from artifactnet_jax.data.records import Examples, FixedExamples, batches
+from artifactnet_jax.data.splits import check_rows
+from artifactnet_jax.files import claim, replace_file, write_json
+from artifactnet_jax.models import open_model
+from artifactnet_jax.results import to_json
+from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError
 from artifactnet_jax.train import phases
-from artifactnet_jax.train.loop import State, Trainer
-from artifactnet_jax.train.phases import Settings, SettingsError
-from artifactnet_jax.weights import Weights, WeightsError, load_weights, save_weights
+from artifactnet_jax.train.loop import Trainer
+from artifactnet_jax.train.phases import Settings
+from artifactnet_jax.train.steps import WATCHED, Loop, full_disk
+from artifactnet_jax.weights import Engine, Weights, WeightsError, load_weights, save_weights
 
-TRAIN, WATCHED = ("train", ""), "validation"  # values of a manifest's column `split`
-STARVED = 0.3  # share of the time spent waiting for batches above which to say so
+TRAIN = ("train", "")  # values of a manifest's column `split`
 
 
 def run(args: argparse.Namespace) -> int:
     """Train what the arguments name; returns the exit code. CommandError: it cannot go on."""
-    try:
-        settings = phases.settings_of(args.phase, args.config, args.set)
-        if args.list:
-            for name, value in phases.to_flat(settings).items():
-                print(f"{name} = {json.dumps(value)}")
-            return OK
-        if not (args.data and args.out):
-            raise CommandError("train needs --data MANIFEST and --out RUN_DIR", USAGE)
-        weights = open_weights(args.init) if args.init else None
-        rows = read_manifests(args.data)
-    except (SettingsError, ManifestError, WeightsError) as error:
-        raise CommandError(str(error), USAGE) from error
+    settings = phases.settings_of(args.phase, args.config, args.set)
+    if args.list:
+        for name, value in phases.to_flat(settings).items():
+            print(f"{name} = {json.dumps(value)}")
+        return OK
+    if not (args.data and args.out):
+        raise CommandError("train needs --data MANIFEST and --out RUN_DIR", USAGE)
+    weights = native_weights(args.init) if args.init else None
+    rows = read_manifests(args.data)
     if weights is not None and args.preset not in (None, weights.config.preset):
         cause = f"{args.init} has preset {weights.config.preset!r}, not {args.preset!r}"
         raise CommandError(f"{cause}: leave --preset out", USAGE)
@@ -86,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A finished run: the weights written, and what is said of it."""
+    """A finished run: path of its weights, and its report."""
 
     weights: Path
     report: dict[str, Any]
@@ -114,29 +104,26 @@ def train(
     if weights is None and settings.needs_init:
         cure = "give --init W, such as the weights of an earlier phase"
         raise CommandError(f"phase {phase} cannot start from random weights: {cure}", USAGE)
-    if weights is not None:
-        check_native(weights)
-    try:
-        trainer = Trainer(config, weights.tensors if weights else None, settings)
-    except SettingsError as error:
-        raise CommandError(str(error), USAGE) from error
+    leave_memory()
+    trainer = Trainer(config, weights.tensors if weights else None, settings)
     folder = Path(out)
-    with _full_disk(folder):
+    with full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     tell = Teller(quiet)
     if trainer.frozen_statistics and settings.batch_statistics == "update":
         tell("the norms of these weights are folded into convolutions: their statistics stay")
     wanted, watched = _select(rows, settings, one_class or bool(settings.distill))
     jobs = settings.workers or cpu_count()
-    good, skipped = prepare_shown(
-        [*wanted, *watched],
-        cache,
-        max_bad=settings.max_bad,
-        jobs=jobs,
-        tell=tell,
-        residual=bool(settings.distill),
-    )
-    with _full_disk(folder):
+    with progress(quiet, str(folder), len(wanted) + len(watched)) as shown:
+        good, skipped = prepare(
+            [*wanted, *watched],
+            cache,
+            max_bad=settings.max_bad,
+            jobs=jobs,
+            tell=shown,
+            residual=bool(settings.distill),
+        )
+    with full_disk(folder):
         lines = "".join(to_json(failure.to_dict()) + "\n" for failure in skipped)
         replace_file(folder / "skipped.jsonl", lines.encode())
     kept = {row.path for row in good}
@@ -145,20 +132,9 @@ def train(
     _check_rows(wanted, watched, settings, one_class)
     _claim(folder, phase, settings, config, weights, wanted, watched)
 
-    loop = _Loop(folder, trainer, settings, tell)
+    loop = Loop(folder, trainer, settings, tell)
     try:
-        examples = Examples(
-            wanted,
-            cache,
-            samples=trainer.samples,
-            seed=settings.seed,
-            augment=settings.augment,
-            versions=settings.versions,
-            draws=settings.draws,
-            residual=bool(settings.distill),
-            source_power=settings.source_power,
-            near_p=settings.near_p,
-        )
+        examples = _examples(wanted, cache, trainer.samples, settings)
         looks = _watch_batches(watched, cache, trainer.samples, settings, jobs)
         state = loop.run(examples, looks, jobs)
     finally:
@@ -177,21 +153,30 @@ def train(
     return Outcome(folder / "weights.safetensors", report)
 
 
-def check_native(weights: Weights) -> None:
-    """CommandError when the weights are a graph that is run as it stands."""
-    if weights.graph is not None:
-        cause = f"weights {weights.name!r} are a graph that was not recognised in every part"
-        raise CommandError(f"{cause}: only native models can be trained", USAGE)
+def native_weights(path: str | os.PathLike[str] | None) -> Weights:
+    """Weights that can be trained; None: the embedded ones.
+
+    Raises:
+        CommandError: they cannot be opened, or are a graph or an engine, which runs as it is.
+    """
+    try:
+        model = open_model(path)
+    except WeightsError as error:
+        raise CommandError(str(error), USAGE) from error
+    if isinstance(model, Weights):
+        return model
+    what = "a graph that was not recognised in every part"
+    if isinstance(model, Engine):
+        what = f"the file {model.file}, which holds no tensors"
+    cause = f"weights {model.name!r} are {what}"
+    raise CommandError(f"{cause}: only native models can be trained", USAGE)
 
 
 def _select(
     rows: Sequence[Row], settings: Settings, one_class: bool
 ) -> tuple[list[Row], list[Row]]:
     """Rows to train on, and some to watch, evenly over sources."""
-    try:
-        check_rows(rows, by=settings.split_by, one_class=one_class)
-    except ManifestError as error:
-        raise CommandError(str(error), USAGE) from error
+    check_rows(rows, by=settings.split_by, one_class=one_class)
     wanted = [row for row in rows if row.split in TRAIN]
     by_source: dict[str, list[Row]] = collections.defaultdict(list)
     for row in rows:
@@ -203,27 +188,6 @@ def _select(
     turns = range(max(map(len, by_source.values()), default=0))
     watched = [part[k] for k in turns for _, part in sorted(by_source.items()) if k < len(part)]
     return wanted, watched[: settings.watch_tracks]
-
-
-def prepare_shown(
-    rows: list[Row],
-    cache: AudioCache,
-    *,
-    max_bad: float,
-    jobs: int,
-    tell: Teller,
-    residual: bool = False,
-) -> tuple[list[Row], list[Failure]]:
-    """`prepare` with its progress and failures on stderr."""
-    with progress(tell, 0, len(rows), "track") as bar:
-        done = itertools.count(1)
-
-        def each(result: Row | Failure) -> None:
-            if isinstance(result, Failure):
-                tell(result.message)
-            bar(next(done))
-
-        return prepare(rows, cache, max_bad=max_bad, jobs=jobs, tell=each, residual=residual)
 
 
 def _check_rows(wanted: list[Row], watched: list[Row], settings: Settings, one_class: bool) -> None:
@@ -261,21 +225,11 @@ def _claim(
         "settings": {key: value for key, value in flat.items() if key not in phases.FREE},
     }
     path = folder / "run.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["decisive"]
-    except FileNotFoundError:
-        found = decisive
-        if any((folder / name).exists() for name in ("checkpoints", "weights.safetensors")):
-            cause = f"{folder} holds checkpoints or weights, but no run.json"
-            raise CommandError(f"{cause}: give another --out", USAGE) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{path}: {brief(error)}: give another --out", USAGE) from error
-    if found != decisive:
-        old, new = _flatten(found), _flatten(decisive)
-        other = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-        what = ", ".join(f"{key} {old.get(key)} there, {new.get(key)} here" for key in other[:3])
-        raise CommandError(f"{folder} holds another run ({what}): give another --out", USAGE)
-    told = {
+    made = [name for name in ("checkpoints", "weights.safetensors") if (folder / name).exists()]
+    if made and not path.exists():
+        cause = f"{folder} holds checkpoints or weights, but no run.json"
+        raise CommandError(f"{cause}: give another --out", USAGE)
+    facts = {
         "decisive": decisive,
         "settings": flat,
         "init": weights.summary() if weights else None,
@@ -284,13 +238,25 @@ def _claim(
         "versions": {"artifactnet-jax": __version__, "jax": jax.__version__},
         "devices": [str(device) for device in jax.devices()],
     }
-    with _full_disk(folder):
-        replace_file(path, json.dumps(told, indent=1).encode())
+    claim(path, facts, lambda facts: facts["decisive"])
+    with full_disk(folder):
+        write_json(path, facts)
 
 
-def _flatten(data: dict[str, Any]) -> dict[str, Any]:
-    nested = {f"{k}.{j}": w for k, v in data.items() if isinstance(v, dict) for j, w in v.items()}
-    return {k: v for k, v in data.items() if not isinstance(v, dict)} | nested
+def _examples(rows: list[Row], cache: AudioCache, samples: int, settings: Settings) -> Examples:
+    """Endless examples of the rows that are trained on."""
+    return Examples(
+        rows,
+        cache,
+        samples=samples,
+        seed=settings.seed,
+        augment=settings.augment,
+        versions=settings.versions,
+        draws=settings.draws,
+        residual=bool(settings.distill),
+        source_power=settings.source_power,
+        near_p=settings.near_p,
+    )
 
 
 def _watch_batches(
@@ -317,273 +283,18 @@ def _watch_batches(
     return found
 
 
-class _Loop:
-    """Steps, and all that is kept of them: checkpoints, metrics, the watch over collapse."""
-
-    def __init__(self, folder: Path, trainer: Trainer, settings: Settings, tell: Teller):
-        self.folder, self.trainer, self.settings, self.tell = folder, trainer, settings, tell
-        self.last: dict[str, Any] = {}
-        self.validation: dict[str, Any] = {}
-        self._saved: int | None = None
-        self._collapsed_for = 0
-        self._stop = 0  # number of the signal that asked for it
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        with _full_disk(folder):
-            self._manager = ocp.CheckpointManager(
-                (folder / "checkpoints").resolve(), options=options
-            )
-
-    def close(self) -> None:
-        self._manager.close()
-
-    def run(self, examples: Examples, looks: list[Any], jobs: int) -> State:
-        """From the last checkpoint, or the start, to the last step."""
-        settings, state = self.settings, self._restore()
-        done = int(state.step)
-        if done >= settings.steps:
-            self.tell(f"{self.folder}: all {done} steps were done")
-            return state
-        self.tell(f"step {done} of {settings.steps}")
-        with (
-            _signals(self._on_signal),
-            contextlib.closing(
-                batches(examples, settings.batch, start=done, workers=jobs)
-            ) as source,
-            progress(self.tell, done, settings.steps) as bar,
-            ThreadPoolExecutor(1) as clock,
-        ):
-            pending: list[tuple[int, dict[str, Any], np.ndarray]] = []
-            idle, began = 0.0, time.perf_counter()
-            finished: Future[float] | None = None  # when the device was done with the last step
-            for step in range(done + 1, settings.steps + 1):
-                batch = next(source)
-                label = batch["label"]
-                names = [name for name in batch if name != "row"]
-                arrays = self.trainer.put({name: batch[name] for name in names})
-                ready = time.perf_counter()
-                if finished is not None:
-                    idle += max(0.0, ready - finished.result())
-                state, metrics = self.trainer.step(state, arrays)
-                finished = clock.submit(_when_ready, metrics["loss"])
-                pending.append((step, metrics, label))
-                bar(step)
-                last = step == settings.steps
-                stop = bool(self._stop) and not last  # asked once: a signal may come at any time
-                save = step % settings.checkpoint_every == 0 or last or stop
-                if step == done + 1:  # compiled: what follows is what a step takes
-                    finished.result()
-                    idle, began = 0.0, time.perf_counter()
-                if step % settings.log_every == 0 or save:
-                    pending = self._log(pending, idle, time.perf_counter() - began)
-                    idle, began = 0.0, time.perf_counter()
-                if step % settings.watch_every == 0 or last:
-                    self._look(step, state, looks)
-                if save:
-                    self._save(step, state)
-                if step % settings.watch_every == 0 or save:  # no part of what a step takes
-                    finished, began = None, time.perf_counter()
-                if stop:
-                    self.plot()
-                    self.tell(f"stopped at step {step}: the same command goes on from there")
-                    raise KeyboardInterrupt
-        return state
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self._stop = number
-
-    def _restore(self) -> State:
-        """The last checkpoint, and metrics cut back to it."""
-        state = self.trainer.initial()
-        step = self._manager.latest_step()
-        rows: list[dict[str, Any]] = []
-        path = self.folder / "metrics.jsonl"
-        if step is not None:
-            leaves, tree = jax.tree.flatten(state)
-            kinds = [
-                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.trainer.replicated)
-                for leaf in leaves
-            ]
-            try:
-                found = self._manager.restore(step, args=ocp.args.StandardRestore(_numbered(kinds)))
-            except Exception as error:
-                cause = f"{self.folder}/checkpoints/{step}: cannot be restored ({brief(error)})"
-                cure = "delete that checkpoint to go on from the one before"
-                raise CommandError(f"{cause}: {cure}", SOME_FAILED) from error
-            state = jax.tree.unflatten(tree, [found[name] for name in _numbered(leaves)])
-            self._saved = step
-            with contextlib.suppress(FileNotFoundError):
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    with contextlib.suppress(ValueError):  # torn by a kill
-                        rows.append(json.loads(line))
-        rows = [row for row in rows if row["step"] <= (step or 0)]
-        for row in rows:
-            if WATCHED in row:
-                self.validation = {"step": row["step"], **row[WATCHED]}
-            else:
-                self.last = row
-        with _full_disk(self.folder):
-            replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        return state
-
-    def _save(self, step: int, state: State) -> None:
-        with _full_disk(self.folder, self._saved):
-            values = _numbered(jax.tree.leaves(state))
-            self._manager.save(step, args=ocp.args.StandardSave(values))
-        self._saved = step
-
-    def _write(self, row: dict[str, Any]) -> None:
-        path = self.folder / "metrics.jsonl"
-        with _full_disk(self.folder, self._saved), open(path, "a", encoding="utf-8") as file:
-            file.write(to_json(row) + "\n")
-
-    def _log(self, pending: list[Any], idle: float, seconds: float) -> list[Any]:
-        """One row of the steps since the last one; CommandError if they went wrong."""
-        names = [name for name in pending[0][1] if name != "logit"]
-        means: dict[str, Any] = {}
-        for step, metrics, _ in pending:
-            for name in ("loss", "gradient"):
-                if not math.isfinite(float(metrics[name])):
-                    self._bad(step, name)
-        for name in names:
-            means[name] = float(np.mean([float(metrics[name]) for _, metrics, _ in pending]))
-        step = pending[-1][0]
-        if "logit" in pending[0][1]:
-            logits = [np.asarray(metrics["logit"]) for _, metrics, _ in pending]
-            labels = [
-                np.repeat(label, logit.shape[1])
-                for (_, _, label), logit in zip(pending, logits, strict=True)
-            ]
-            means["auc"] = _auc(np.concatenate(labels), np.concatenate([x.ravel() for x in logits]))
-        segments = self.settings.batch * max(1, len(self.settings.versions))
-        speed = len(pending) / seconds if seconds > 0 else 0.0
-        waiting = min(1.0, idle / seconds) if seconds > 0 else 0.0
-        self.last = {
-            "step": step,
-            **means,
-            "steps_per_s": round(speed, 3),
-            "segments_per_s": round(speed * segments, 3),
-            "waiting": round(waiting, 3),
-        }
-        self._write(self.last)
-        shown = " ".join(f"{k} {v:.4g}" for k, v in self.last.items() if v is not None)
-        self.tell(shown)
-        if waiting > STARVED:
-            cure = "raise workers, or set draws=N to keep N changed crops per track on disk"
-            self.tell(f"waiting for batches {waiting:.0%} of the time: {cure}")
-        self._watch_collapse(len(pending))
-        return []
-
-    def _bad(self, step: int, name: str) -> None:
-        kept = "no checkpoint was kept yet"
-        if self._saved is not None:
-            kept = f"the checkpoint of step {self._saved} is the last good one"
-        cure = "lower rate or clip, or set another seed, in another --out"
-        cause = f"{self.folder}: {name} is not finite at step {step}"
-        raise CommandError(f"{cause}; {kept}: {cure}", SOME_FAILED)
-
-    def _watch_collapse(self, steps: int) -> None:
-        """CommandError once the mask has passed all, or nothing, or no detail, for too long."""
-        if "mask_mean" not in self.last:
-            return
-        unet, s = self.trainer.config.unet, self.settings
-        bound = unet.mask_max or 1.0
-        mean, spread = self.last["mask_mean"] / bound, self.last["mask_spread"] / bound
-        problem = ""
-        if mean > s.mask_high:
-            problem = f"pass-through: the mask is {mean:.1%} of its bound on average"
-        elif mean < s.mask_low:
-            problem = f"the mask has closed: {mean:.2%} of its bound on average"
-        elif spread < s.mask_spread:
-            problem = f"a constant mask: it varies by {spread:.2%} of its bound within a segment"
-        self._collapsed_for = self._collapsed_for + steps if problem else 0
-        if self._collapsed_for >= s.patience:
-            cause = f"{self.folder}: collapse at step {self.last['step']}, {problem}"
-            cure = "start from distilled weights, lower rate, or give the data more variety"
-            self.plot()
-            raise CommandError(f"{cause}: {cure}", SOME_FAILED)
-
-    def _look(self, step: int, state: State, looks: list[Any]) -> None:
-        """A row on the validation tracks, by the averaged weights."""
-        if not looks:
-            return
-        losses, labels, logits = [], [], []
-        for batch, n in looks:
-            metrics = self.trainer.watch(state, batch)
-            losses.append((float(metrics["loss"]), n))
-            if "logit" in metrics:
-                logits.append(np.asarray(metrics["logit"])[:n])
-                labels.append(batch["label"][:n])
-        found: dict[str, Any] = {
-            "tracks": sum(n for _, n in losses),
-            "loss": sum(loss * n for loss, n in losses) / sum(n for _, n in losses),
-        }
-        if logits:
-            logit = np.concatenate(logits)
-            label = np.concatenate(labels)
-            found["auc"] = _auc(np.repeat(label, logit.shape[1]), logit.ravel())
-            if logit.shape[1] > 1:
-                p = 1 / (1 + np.exp(-np.clip(logit.astype(np.float64), -500, 500)))
-                delta = p.max(axis=1) - p.min(axis=1)
-                for name, value in (("real", 0), ("ai", 1)):
-                    if (label == value).any():
-                        found[f"delta_{name}"] = float(delta[label == value].mean())
-        self.validation = {"step": step, **found}
-        self._write({"step": step, WATCHED: found})
-        shown = " ".join(f"{k} {v:.4g}" for k, v in found.items() if v is not None)
-        self.tell(f"step {step} validation: {shown}")
-
-    def plot(self) -> None:
-        """curves.png from metrics.jsonl."""
-        from matplotlib.figure import Figure
-
-        with open(self.folder / "metrics.jsonl", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        steps = [row for row in rows if WATCHED not in row]
-        looks = [row for row in rows if WATCHED in row]
-        figure = Figure(figsize=(12, 3.2), layout="constrained")
-        loss, auc, mask = figure.subplots(1, 3)
-        series = (
-            (loss, steps, "loss", "training"),
-            (auc, steps, "auc", "training"),
-            (mask, steps, "mask_mean", "mean mask"),
-            (mask, steps, "mask_spread", "its spread"),
-            (mask, steps, "residual_energy", "residual energy"),
-        )
-        for axis, source, name, label in series:
-            points = [(row["step"], row[name]) for row in source if row.get(name) is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=label)
-        for axis, name in ((loss, "loss"), (auc, "auc")):
-            points = [(r["step"], r[WATCHED][name]) for r in looks if r[WATCHED].get(name)]
-            if points:
-                axis.plot(*zip(*points, strict=True), "o-", label=WATCHED)
-        for axis, title in ((loss, "loss"), (auc, "AUC"), (mask, "mask")):
-            axis.set(title=title, xlabel="step")
-            if axis.lines:
-                axis.legend()
-        with _full_disk(self.folder, self._saved):
-            figure.savefig(self.folder / "curves.png", dpi=100)
-
-
-def _when_ready(value: jax.Array) -> float:
-    """The time at which the device has computed this."""
-    value.block_until_ready()
-    return time.perf_counter()
-
-
-def _auc(label: np.ndarray, logit: np.ndarray) -> float | None:
-    """Area under the ROC curve; None with one class."""
-    return float(roc_auc_score(label, logit)) if 0 < label.mean() < 1 else None
-
-
-def _numbered(leaves: Sequence[Any]) -> dict[str, Any]:
-    return {f"{k:05d}": leaf for k, leaf in enumerate(leaves)}
-
-
-def history(weights: Weights) -> list[Any]:
-    """What made these weights, step by step, as far as they say."""
-    earlier = list(weights.provenance.get("history", ()))
-    return earlier or [{"weights": weights.summary(), "provenance": dict(weights.provenance)}]
+def provenance(weights: Weights | None, entry: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of weights that a step `entry` made of `weights` (None: random ones)."""
+    history: list[Any] = []
+    if weights is not None:
+        history += weights.provenance.get("history", ())
+        facts = {"weights": weights.summary(), "provenance": dict(weights.provenance)}
+        history = history or [facts]  # all that is known of them
+    return {
+        "trained_by": f"artifactnet-jax {__version__}",
+        "history": [*history, entry],
+        "note": "not evidence by itself",
+    }
 
 
 def _write_weights(
@@ -596,7 +307,6 @@ def _write_weights(
     report: dict[str, Any],
 ) -> None:
     """weights.safetensors, with the history of what made it."""
-    earlier = history(weights) if weights else []
     # The points were those of the weights that this run began with.
     verdict = dataclasses.replace(config.verdict, operating_points=())
     config = dataclasses.replace(config, verdict=verdict)
@@ -607,83 +317,15 @@ def _write_weights(
         WATCHED: report[WATCHED],
     }
     try:
-        with _full_disk(folder):
+        with full_disk(folder):
             save_weights(
                 folder / "weights.safetensors",
                 config,
                 tensors,
                 name=folder.resolve().name,
                 licence=settings.licence or (weights.licence if weights else "not stated"),
-                provenance={
-                    "trained_by": f"artifactnet-jax {__version__}",
-                    "history": [*earlier, entry],
-                    "note": "not evidence by itself",
-                },
+                provenance=provenance(weights, entry),
             )
     except WeightsError as error:
         raise CommandError(str(error), SOME_FAILED) from error
     load_weights(folder / "weights.safetensors")
-
-
-@contextlib.contextmanager
-def _full_disk(folder: Path, saved: int | None = None) -> Iterator[None]:
-    """Turns the failure to write into the end of the command."""
-    try:
-        yield
-    except OSError as error:
-        cause = f"cannot write to {folder} ({error.strerror or brief(error)})"
-    except ValueError as error:  # Orbax's own word for it
-        if not any(word in str(error) for word in ("No space", "RESOURCE_EXHAUSTED", "Disk quota")):
-            raise
-        cause = f"cannot write to {folder} (No space left on device)"
-    else:
-        return
-    kept = "" if saved is None else f"; the checkpoint of step {saved} is kept"
-    cure = "free space, and give the same command again"
-    raise CommandError(f"{cause}{kept}: {cure}", SOME_FAILED)
-
-
-@contextlib.contextmanager
-def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask for a stop after the step; only a main thread can be told."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = [signal.signal(number, handler) for number in numbers]
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)
-
-
-class Teller:
-    """Says a line on stderr, above the progress bar if there is one."""
-
-    def __init__(self, quiet: bool):
-        self.quiet = quiet
-        self.bar: Any = None
-
-    def __call__(self, text: str) -> None:
-        if not self.quiet:
-            (print if self.bar is None else self.bar.write)(text, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def progress(
-    tell: Teller, done: int, total: int, unit: str = "step"
-) -> Iterator[Callable[[int], None]]:
-    """A function that moves a bar, where stderr is a terminal."""
-    if tell.quiet or not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True) as bar:
-        tell.bar = bar
-        try:
-            yield lambda count: bar.update(count - bar.n)
-        finally:
-            tell.bar = None

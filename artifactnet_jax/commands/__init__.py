@@ -1,0 +1,1 @@
+"""Arguments of the verbs, by family. Nothing heavy is imported: --help is instant."""

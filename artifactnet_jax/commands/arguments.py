@@ -1,0 +1,120 @@
+"""What the parsers of all families share: types of values, arguments that several verbs have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from artifactnet_jax.text import BACKENDS
+
+Parser = argparse.ArgumentParser
+Verbs = Any  # what ArgumentParser.add_subparsers returns: argparse has no public name for it
+
+PRESETS = ("edge", "v94")  # of a `Config`
+
+
+# --- types of values ------------------------------------------------------------------------------
+
+
+def segments(text: str) -> int | str:
+    """A plan of segments: "all", "first60" or a count."""
+    return text if text in ("all", "first60") else _count(text, "'all', 'first60' or a count")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    return _count(text, "a whole number")
+
+
+def batches(text: str) -> list[int]:
+    """Whole numbers above 0, joined by commas."""
+    return [_count(part, "whole numbers joined by commas, each") for part in text.split(",")]
+
+
+def _count(text: str, expected: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected} above 0")
+    return count
+
+
+def number(low: float, high: float, expected: str) -> Callable[[str], float]:
+    """The type of numbers from `low` to `high`; `expected` says so in the error."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return value
+
+    return parse
+
+
+fraction = number(0, 1, "a number from 0 to 1")
+margin = number(0, float("inf"), "a number from 0 up")
+
+
+def seconds(low: float, high: float) -> Callable[[str], float]:
+    """The type of seconds from `low` to `high`."""
+    return number(low, high, f"seconds from {low:g} to {high:g}")
+
+
+def threshold(text: str) -> float | str:
+    """A number from 0 to 1; what is no number at all names an operating point of the weights."""
+    try:
+        float(text)
+    except ValueError:
+        if text.strip():
+            return text
+    return fraction(text)
+
+
+# --- verbs and arguments --------------------------------------------------------------------------
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "--weights": {"metavar": "W", "help": "as of score (default: embedded weights)"},
+    "--backend": {"default": "auto", "choices": ("auto", *BACKENDS)},
+    "--segments": {"type": segments, "metavar": "all|first60|N"},
+    "--aggregate": {"choices": ("median", "rms", "mean")},
+    "--threshold": {"type": threshold, "metavar": "T"},
+    "--margin": {"type": margin, "metavar": "M"},
+    "--batch-size": {"type": positive, "metavar": "B", "help": "segments per call"},
+    "--jobs": {"type": positive, "metavar": "N", "help": "decoding threads"},
+    "--cache": {"metavar": "DIR", "help": "decoded audio (default: in the user's cache folder)"},
+    "--recursive": {"action": "store_true", "help": "descend into subfolders"},
+    "--quiet": {"action": "store_true", "help": "no progress on stderr"},
+    "--debug": {"action": "store_true", "help": "show tracebacks on stderr"},
+}
+_SHORT = {"--recursive": ("-r",), "--quiet": ("-q",)}
+AS_OF_SCORE = ("--weights", "--backend", "--threshold", "--margin")  # of every verb that scores
+
+
+def add_verb(verbs: Verbs, name: str, runs: str, extra: str = "", **texts: Any) -> Parser:
+    """A verb that "module:function" `runs`; `extra` of the package brings what the module needs."""
+    verb: Parser = verbs.add_parser(name, **texts)
+    verb.set_defaults(runs=runs, extra=extra, called=verb.prog.partition(" ")[2])
+    return verb
+
+
+def add(verb: Parser, *options: str, **changed: Any) -> None:
+    """Options that several verbs have, as in the table above but for what is `changed`."""
+    for option in options:
+        settings = {"help": "as of score"} | _SHARED[option] | changed
+        verb.add_argument(*_SHORT.get(option, ()), option, **settings)
+
+
+def add_count(verb: Parser, name: str, default: int | None, text: str, metavar: str = "N") -> None:
+    """A whole number above 0."""
+    verb.add_argument(name, type=positive, default=default, metavar=metavar, help=text)
+
+
+def add_repeated(verb: Parser, name: str, metavar: str, text: str) -> None:
+    """An option that may be given several times."""
+    verb.add_argument(name, action="append", default=[], metavar=metavar, help=text)

@@ -1,0 +1,1 @@
+"""What the commands share: inputs, the detector asked for, writers of rows, progress."""

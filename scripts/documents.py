@@ -1,0 +1,241 @@
+"""Writes what documents and the weights' header take from reports and code; --check only compares.
+
+    python scripts/documents.py [--check]
+
+- MODEL_CARD.md, from its template MODEL_CARD.md.j2, the reports and the weights
+- the tables of modules in docs/architecture.md, from their docstrings
+- what README.md says of the weights, from the reports
+- the repository's address in all documents, from pyproject.toml
+- the version in CITATION.cff, from the package
+- `limits` in the header of the embedded weights, from edge-limits.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from artifactnet_jax import __version__
+from artifactnet_jax.presets import flops
+from artifactnet_jax.weights import load_weights, parameter_counts
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+WEIGHTS = ROOT / "artifactnet_jax" / "assets" / "edge.safetensors"
+ADDRESSED = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff")
+CLASSES = {"ai": "AI", "codec-recon": "codec"}  # kind of a source -> its class; all others are real
+
+
+def limits() -> list[str]:
+    """Where the embedded weights fail, a sentence each."""
+    return (SCRIPTS / "edge-limits.txt").read_text(encoding="utf-8").splitlines()
+
+
+def with_limits(file: bytes, sentences: list[str]) -> bytes:
+    """A weights file with other `limits` in its provenance. Tensors and digest stay byte for byte.
+
+    A safetensors file is the length of its header (8 bytes, little-endian), the header in JSON,
+    filled up with spaces to a multiple of 8, and the tensors.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    metadata = header["__metadata__"]
+    provenance = json.loads(metadata["provenance"]) | {"limits": sentences}
+    metadata["provenance"] = json.dumps(provenance, sort_keys=True)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[end:]
+
+
+def read(name: str) -> Any:
+    """A report beside this script."""
+    return json.loads((SCRIPTS / name).read_text(encoding="utf-8"))
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """0.734 -> "73%"."""
+    return f"{100 * share:.{digits}f}%"
+
+
+def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows))
+
+
+def results(part: Mapping[str, Any]) -> str:
+    """Table of the figures of `texture`'s report, with intervals."""
+
+    def shown(name: str, scale: int) -> str:
+        low, high = (scale * bound for bound in part[f"{name}_interval"])
+        if scale == 1:
+            return f"{part[name]:.3f} ({low:.3f} to {high:.3f})"
+        return f"{percent(part[name], 1)} ({low:.1f} to {high:.1f})"
+
+    rows = [
+        ("AUC", shown("auc", 1)),
+        ("F1 at `fpr5`", shown("f1", 1)),
+        ("AI found at 5 % false positives", shown("tpr_at_fpr5", 100)),
+        ("real recordings called AI at `fpr5`", shown("fpr", 100)),
+        ("AI recordings found there", shown("tpr", 100)),
+    ]
+    return table(("", ""), rows)
+
+
+def margins(part: Mapping[str, Any]) -> str:
+    """Table of what `--margin` leaves undecided."""
+    rows = [
+        (
+            f"{row['margin']:g}",
+            percent(row["coverage"]),
+            percent(row["fpr"], 1),
+            percent(row["missed"], 1),
+        )
+        for row in part["undecided"]
+    ]
+    return table(("margin", "decided", "real called AI", "AI missed"), rows)
+
+
+def changes(real: Mapping[str, Any], ai: Mapping[str, Any]) -> str:
+    """Table of scores of changed recordings of both classes."""
+
+    def cells(row: Mapping[str, float]) -> tuple[str, ...]:
+        return f"{row['mean']:.2f}", percent(row["called_ai"]), f"{row['moved']:.2f}"
+
+    heads = ("", "real: mean score", "called AI", "moved", "AI: mean score", "called AI", "moved")
+    return table(heads, [(name, *cells(real[name]), *cells(ai[name])) for name in real])
+
+
+def by_kind(sources: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Kind -> number of sources and tracks, and the share of tracks that is called AI."""
+    found: dict[str, dict[str, float]] = {}
+    for source in sources.values():
+        kind = found.setdefault(source["kind"], {"sources": 0, "tracks": 0, "called_ai": 0.0})
+        kind["sources"] += 1
+        kind["tracks"] += source["tracks"]
+        kind["called_ai"] += source["tracks"] * source["called_ai"]
+    return {
+        name: row | {"called_ai": row["called_ai"] / row["tracks"]} for name, row in found.items()
+    }
+
+
+def card() -> str:
+    """MODEL_CARD.md."""
+    weights, report = load_weights(WEIGHTS), read("edge-report.json")
+    left_out = report["left_out"]["sources"]
+    classed = [
+        (name, source | {"class": CLASSES.get(source["kind"], "real")})
+        for name, source in sorted(left_out.items())
+    ]
+    order = {"AI": 0, "codec": 1, "real": 2}
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["pct"] = percent
+    source = (SCRIPTS / "MODEL_CARD.md.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        weights=weights,
+        report=report,
+        robustness=read("edge-robustness.json"),
+        noted=read("edge-noted.json"),
+        limits=limits(),
+        kinds=by_kind(left_out),
+        suno=left_out["suno-v5"],
+        sources=sorted(classed, key=lambda pair: order[pair[1]["class"]]),
+        parameters=parameter_counts(weights.config)["total"],
+        flops=flops(weights.config)["total"],
+        bytes=WEIGHTS.stat().st_size,
+        trained_on=weights.provenance["history"][0]["tracks"]["train"],
+        results=results,
+        margins=margins,
+        changes=changes,
+    )
+
+
+def trust() -> str:
+    """What README.md says of the weights."""
+    report = read("edge-report.json")
+    found = sorted(report[part]["tpr"] for part in ("left_out", "unseen"))
+    kinds = by_kind(report["left_out"]["sources"])
+    text = (
+        f"At their usual threshold they find {100 * found[0]:.0f} to {percent(found[1])} of the AI "
+        "recordings of generators that they have never heard. "
+        f"They call {percent(kinds['game']['called_ai'])} of game music AI, and "
+        f"{percent(kinds['real']['called_ai'])} of single 4 s snippets of other real music."
+    )
+    return textwrap.fill(text, 99)
+
+
+def modules() -> str:
+    """Tables of all modules, by folder: a row is a link and the first line of the docstring."""
+    inner = sorted(path.parent.name for path in (ROOT / "artifactnet_jax").glob("*/__init__.py"))
+    folders = ["artifactnet_jax", *(f"artifactnet_jax/{name}" for name in inner)]
+    parts = []
+    for folder in (*folders, "convert", "kernels", "bench", "scripts"):
+        rows = []
+        for path in sorted((ROOT / folder).glob("*.py")):
+            first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split(
+                "\n"
+            )[0]
+            rows.append((f"[{path.stem}](../{folder}/{path.name})", first.replace("|", "\\|")))
+        parts.append(f"### {folder}/\n\n{table(('module', 'what it is'), rows)}")
+    return "\n\n".join(parts)
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """A document with the part `name` between its marks replaced. ValueError without the marks."""
+    begin, end = f"<!-- made by scripts/documents.py: {name} -->\n", "<!-- end -->"
+    before, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"no part {name!r} between marks")
+    return f"{before}{begin}\n{content}\n\n{end}{rest.partition(end)[2]}"
+
+
+def repository() -> str:
+    """The repository's address, from pyproject.toml: the one place to fill it in."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (address,) = re.findall(r'^Repository = "(.*)"$', text, flags=re.M)
+    return str(address)
+
+
+def made() -> dict[Path, bytes]:
+    """Path -> content of every file that this script writes or writes in."""
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in ADDRESSED}
+    (old,) = re.findall(r"git clone (\S+)", texts["README.md"])
+    texts = {name: text.replace(old, repository()) for name, text in texts.items()}
+    texts["README.md"] = filled(texts["README.md"], "trust", trust())
+    texts["CITATION.cff"] = re.sub(
+        "^version: .*$", f"version: {__version__}", texts["CITATION.cff"], flags=re.M
+    )
+    page = "docs/architecture.md"
+    texts[page] = filled((ROOT / page).read_text(encoding="utf-8"), "modules", modules())
+    texts["MODEL_CARD.md"] = card()
+    return {
+        WEIGHTS: with_limits(WEIGHTS.read_bytes(), limits()),
+        **{ROOT / name: text.encode() for name, text in texts.items()},
+    }
+
+
+def main() -> int:
+    """Write the files; with --check name those that differ and return 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
+    check = parser.parse_args().check
+    stale = [(path, new) for path, new in made().items() if path.read_bytes() != new]
+    for path, new in stale:
+        print(path.relative_to(ROOT), "is stale" if check else "written", file=sys.stderr)
+        if not check:
+            path.write_bytes(new)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
