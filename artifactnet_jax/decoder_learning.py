@@ -203,7 +203,7 @@ class LearningError(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Learned:
-    """A bank with one decoder more, and what is known of it."""
+    """A bank of the new decoder alone, and what is known of it; `decoders.join` adds it to others."""
 
     bank: dc.Bank
     shared: float  # share of the tracks that the template of the others finds
@@ -244,7 +244,7 @@ def reference(bank: dc.Bank) -> Tracks:
 
 
 def learn(name: str, tracks: Sequence[tuple[str, fp.Accumulator]], bank: dc.Bank) -> Learned:
-    """Add a decoder learnt from (group, spectrum) of its tracks to a bank, 10 tracks at least.
+    """Learn a decoder from (group, spectrum) of its tracks, 10 at least, beside those of a bank.
 
     The null is that of the bank's reference tracks. LearningError: too few tracks of 4 s with
     sound, or tracks that share no decoder.
@@ -284,18 +284,12 @@ def learn(name: str, tracks: Sequence[tuple[str, fp.Accumulator]], bank: dc.Bank
         *(name, (name,), len(pool.groups), tuple(map(str, np.unique(pool.groups))), ()),
         *((fp.LOW_HZ, float(min(dc.CLASSES[-1], np.median(pool.ends)))), round(shared, 4)),
     )
-    wider = dataclasses.replace(
-        bank,
-        decoders=(*bank.decoders, decoder),
-        lines=np.concatenate([bank.lines, new["lines"][None]]),
-        nulls={k: np.concatenate([bank.nulls[k], new[k][None]]) for k in bank.nulls},
-    )
-    more = chances(wider, real) / np.maximum(1, chances(bank, real))
-    wider = dataclasses.replace(wider, chances=bank.chances * np.maximum(1, more))
-    alarms = (false_alarms(bank, real_tracks), false_alarms(wider, real_tracks))
+    alone = bank_of([new], [decoder], one)
+    alone = dataclasses.replace(alone, chances=chances(alone, real))
+    wider = dc.join(bank, alone)
     return Learned(
-        *(wider, shared, already, (float(bank.chances.mean()), float(wider.chances.mean()))),
-        (len(real_tracks.groups), *alarms),
+        *(alone, shared, already, (float(bank.chances.mean()), float(wider.chances.mean()))),
+        (len(real_tracks.groups), false_alarms(bank, real_tracks), false_alarms(wider, real_tracks)),
     )
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.files import replace_file
-from artifactnet_jax.results import printable
+from artifactnet_jax.text import printable
 
 FORMAT = "artifactnet-jax/decoders/1"
 DEFAULT = "decoders.npz"
@@ -123,7 +123,8 @@ class Bank:
         rows = list(keep)
         decoders = tuple(self.decoders[k] for k in rows)
         nulls = {name: array[rows] for name, array in self.nulls.items()}
-        return dataclasses.replace(self, decoders=decoders, lines=self.lines[rows], nulls=nulls)
+        lines = self.lines[rows]
+        return dataclasses.replace(self, decoders=decoders, lines=lines, nulls=nulls, digest="")
 
     @functools.cached_property
     def grid(self) -> np.ndarray:
@@ -134,6 +135,29 @@ class Bank:
     def transforms(self) -> np.ndarray:
         """complex64 [classes, K, 2, F]: conjugate transforms, of length 1 in the band."""
         return np.stack([_transform(self.grid, high) for high in CLASSES])
+
+
+def join(*banks: Bank) -> Bank:
+    """All decoders of several banks, as one bank: its chances are the sum of theirs.
+
+    A bank that is there twice counts once. The reference tracks are those of the first bank that
+    has some. ValueError: no bank.
+    """
+    known = tuple({bank.digest or str(id(bank)): bank for bank in banks}.values())
+    if not known:
+        raise ValueError("no bank to join")
+    if len(known) == 1:
+        return known[0]
+    first = next((bank for bank in known if len(bank.ends)), known[0])
+    return Bank(
+        tuple(decoder for bank in known for decoder in bank.decoders),
+        np.concatenate([bank.lines for bank in known]),
+        {key: np.concatenate([bank.nulls[key] for bank in known]) for key in _NULLS},
+        np.asarray(sum(bank.chances for bank in known)),
+        *(first.reference, first.ends),
+        hashlib.sha256(" ".join(bank.digest for bank in known).encode()).hexdigest(),
+        {"joined": [bank.digest for bank in known]},
+    )
 
 
 def template_grid(lines: np.ndarray) -> np.ndarray:

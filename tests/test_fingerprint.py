@@ -371,24 +371,31 @@ def learned(bank) -> learning.Learned:
     return learning.learn("Made up", tracks, bank)
 
 
-def test_a_decoder_is_learnt_and_named(learned, bank):
+@pytest.fixture(scope="module")
+def wider(learned, bank) -> decoders.Bank:
+    return decoders.join(bank, learned.bank)
+
+
+def test_a_decoder_is_learnt_and_named(learned, bank, wider):
     assert learned.shared == 1
     assert learned.already == ()
-    assert [d.name for d in learned.bank.decoders][-1] == "Made up"
+    assert [d.name for d in learned.bank.decoders] == ["Made up"]
+    assert wider.decoders == (*bank.decoders, *learned.bank.decoders)
+    assert decoders.join(wider, bank, bank).decoders[: len(wider.decoders)] == wider.decoders
     assert learned.false_alarms[2] <= learned.false_alarms[1] + 1
-    found = decoders.match(spectrum(combed(500, 173.0)), learned.bank).match
+    found = decoders.match(spectrum(combed(500, 173.0)), wider).match
     assert found is not None
     assert found.name == "Made up"
     assert found.speed == 1
     assert found.p < 1e-3
     assert found.windows
     assert found.windows[0].z > 3
-    assert decoders.match(spectrum(coloured(501)), learned.bank).match is None
+    assert decoders.match(spectrum(coloured(501)), wider).match is None
 
 
 @pytest.mark.parametrize("speed", [0.93, 0.99, 1.01, 1.04])
-def test_a_change_of_speed_is_found_and_stated(learned, speed):
-    found = decoders.match(spectrum(combed(502, 173.0, speed)), learned.bank).match
+def test_a_change_of_speed_is_found_and_stated(wider, speed):
+    found = decoders.match(spectrum(combed(502, 173.0, speed)), wider).match
     assert found is not None
     assert found.name == "Made up"
     assert found.speed == pytest.approx(speed, abs=4e-4)
@@ -403,18 +410,18 @@ def test_too_few_tracks_and_strangers_are_refused(bank):
         learning.learn("Strangers", strangers, bank)
 
 
-def test_a_decoder_that_is_there_already_is_said_so(learned):
+def test_a_decoder_that_is_there_already_is_said_so(wider):
     tracks = [("b", spectrum(combed(700 + n, 173.0))) for n in range(10)]
-    again = learning.learn("Another name", tracks, learned.bank)
+    again = learning.learn("Another name", tracks, wider)
     assert dict(again.already)["Made up"] >= 0.9
 
 
-def test_the_test_counts_what_is_found_and_named(learned):
+def test_the_test_counts_what_is_found_and_named(wider):
     tracks = [("Made up", "x", spectrum(combed(800 + n, 173.0))) for n in range(3)]
     tracks += [(None, "y", spectrum(coloured(810 + n))) for n in range(3)]
     # The template was learnt from this page: it is not asked.
     tracks += [("Known", "page 0", spectrum(combed(820, 173.0)))]
-    rates = learning.test(learned.bank, tracks)
+    rates = learning.test(wider, tracks)
     assert rates["Made up"]["named"] == learning.Rate(3, 3)
     assert rates["real"]["found"] == learning.Rate(3, 0)
     assert rates["Known"]["found"] == learning.Rate(1, 0)
@@ -460,10 +467,10 @@ def test_products_at_lag_0_are_inner_products():
     np.testing.assert_allclose(four @ weights, expected, atol=1e-5)
 
 
-def test_a_decoder_of_another_name_that_is_as_good_is_a_rival(learned):
-    twice = dataclasses.replace(learned.bank.decoders[-1], name="Its twin")
-    count = len(learned.bank.decoders)
-    both = learned.bank.only([*range(count), count - 1])
-    both = dataclasses.replace(both, decoders=(*learned.bank.decoders, twice))
+def test_a_decoder_of_another_name_that_is_as_good_is_a_rival(wider):
+    twice = dataclasses.replace(wider.decoders[-1], name="Its twin")
+    count = len(wider.decoders)
+    both = wider.only([*range(count), count - 1])
+    both = dataclasses.replace(both, decoders=(*wider.decoders, twice))
     found = decoders.match(spectrum(combed(900, 173.0)), both).match
     assert {found.name, *found.rivals} == {"Made up", "Its twin"}
