@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,10 +12,20 @@ from artifactnet_jax import fingerprint as fp
 
 LEAST_TRACKS = 10  # that `learn` takes
 SHARED = 0.5  # of the tracks must be found by the template of the others
+MOST_PARTS = 8  # that a bank can do without, each in its turn
 
 
 # By length class: band ends [n], weights [n], and transforms of each band class.
 Null = list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
+
+
+@dataclasses.dataclass(eq=False)
+class Track:
+    """A recording that a decoder is learnt from."""
+
+    group: str  # what no split may part
+    digest: str  # SHA-256 of its file
+    spectrum: fp.Accumulator
 
 
 @dataclasses.dataclass(eq=False)

@@ -441,11 +441,23 @@ def test_intervals_are_wilsons():
 def test_the_tail_of_known_distributions():
     rng = np.random.default_rng(0)
     one = np.full(4000, 1 / 4000)
-    normal = decoders.tail(rng.normal(size=4000), one)
+    normal = decoders.tail(rng.normal(size=4000), one, decoders.COMMON)
     assert 2e-4 < decoders.beyond(3.09, normal) < 3e-3  # 1e-3 in truth
-    exponential = decoders.tail(rng.exponential(size=4000), one)
+    exponential = decoders.tail(rng.exponential(size=4000), one, decoders.COMMON)
     assert 2e-4 < decoders.beyond(6.9, exponential) < 4e-3
     assert decoders.beyond(-1.0, normal) == 1
+
+
+def test_a_tail_of_few_tracks_is_not_wild():
+    """Of 40 tracks four lie above the 90 % point: by themselves they give any tail."""
+    rng = np.random.default_rng(4)
+    one = np.full(40, 1 / 40)
+    at = [
+        float(decoders.beyond(3.09, decoders.tail(rng.normal(size=40), one, decoders.COMMON)))
+        for _ in range(50)
+    ]
+    assert 3e-4 < np.median(at) < 6e-3  # 1e-3 in truth; the common tail is heavier
+    assert min(at) > 1e-5
 
 
 def test_products_at_lag_0_are_inner_products():
