@@ -225,9 +225,7 @@ def at_speed_one(tracks: np.ndarray, template: np.ndarray) -> np.ndarray:
     return np.stack([(tracks[:, c] @ rows[c]).real for c in range(4)], axis=1)
 
 
-def tail(
-    values: np.ndarray, weights: np.ndarray, common: tuple[float, float, float]
-) -> np.ndarray:
+def tail(values: np.ndarray, weights: np.ndarray, common: tuple[float, float, float]) -> np.ndarray:
     """[threshold, share beyond, scale, shape] of real scores: generalised Pareto above threshold.
 
     `common` is what such tails are like: threshold and scale in standard deviations above the mean,
@@ -589,9 +587,7 @@ def _check(arrays: Mapping[str, np.ndarray], count: int) -> None:
     )
 
 
-def _check_shapes(
-    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+def _check_shapes(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
