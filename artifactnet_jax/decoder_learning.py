@@ -203,7 +203,10 @@ class LearningError(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Learned:
-    """A bank of the new decoder alone, and what is known of it; `decoders.join` adds it to others."""
+    """A bank of the new decoder alone, and what is known of it.
+
+    `decoders.join` adds the bank to others.
+    """
 
     bank: dc.Bank
     shared: float  # share of the tracks that the template of the others finds
@@ -223,6 +226,7 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """(low, high) of the share, from 0 to 1."""
         if not self.n:
             return 0.0, 1.0
         z2, share = 1.96**2, self.hits / self.n
@@ -233,7 +237,8 @@ class Rate:
 
 def reference(bank: dc.Bank) -> Tracks:
     """The real music that a bank carries, as one stretch a track in every length class."""
-    residuals = np.array([fp.residuals(levels / 10.0) for levels in bank.reference], np.float32)
+    levels = bank.reference * np.float32(dc.STEP_DB)
+    residuals = np.array([fp.residuals(pair) for pair in levels], np.float32)
     grid = np.array([fp.on_grid(rows) for rows in residuals])
     count, lengths = len(grid), len(dc.LENGTHS)
     return Tracks(
@@ -287,9 +292,14 @@ def learn(name: str, tracks: Sequence[tuple[str, fp.Accumulator]], bank: dc.Bank
     alone = bank_of([new], [decoder], one)
     alone = dataclasses.replace(alone, chances=chances(alone, real))
     wider = dc.join(bank, alone)
+    alarms = [false_alarms(asked, real_tracks) for asked in (bank, wider)]
     return Learned(
         *(alone, shared, already, (float(bank.chances.mean()), float(wider.chances.mean()))),
-        (len(real_tracks.groups), false_alarms(bank, real_tracks), false_alarms(wider, real_tracks)),
+        (
+            len(real_tracks.groups),
+            false_alarms(bank, real_tracks),
+            false_alarms(wider, real_tracks),
+        ),
     )
 
 
