@@ -242,7 +242,10 @@ class LearningError(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Learned:
-    """A bank of the new decoder alone, and what is known of it. `decoders.join` adds it."""
+    """A bank of the new decoder alone, and what is known of it.
+
+    `decoders.join` adds the bank to others.
+    """
 
     bank: dc.Bank
     tracks: int
@@ -255,7 +258,8 @@ class Learned:
 
 def reference(bank: dc.Bank) -> Tracks:
     """The real music that a bank carries, as one stretch a track in every length class."""
-    residuals = np.array([fp.residuals(levels / 10.0) for levels in bank.reference], np.float32)
+    levels = bank.reference * np.float32(dc.STEP_DB)
+    residuals = np.array([fp.residuals(pair) for pair in levels], np.float32)
     grid = np.array([fp.on_grid(rows) for rows in residuals])
     count, lengths = len(grid), len(dc.LENGTHS)
     return Tracks(
@@ -328,32 +332,26 @@ def _parts(tracks: Tracks) -> np.ndarray:
 
 
 def known(bank: dc.Bank, tracks: Tracks) -> dict[str, Rate]:
-    """By name: tracks that a decoder of the bank is the best for, at p < 1e-3 of the bank."""
-    z, p, _ = score_stretches(bank, tracks)
+    """By name of a decoder: tracks that it is named for."""
+    z, p, speed = score_stretches(bank, tracks)
     names = []
-    for row in stretch_of_tracks(tracks):
-        chance = _chance(bank, tracks, row)
-        if np.nan_to_num(p[row], nan=1).min() * chance < dc.FOUND:
-            names.append(bank.decoders[dc.named(bank, z[row], p[row])[0]].name)
+    for n in range(len(tracks.groups)):
+        rows = np.flatnonzero(tracks.track == n)
+        row = rows[tracks.length[rows].argmax()]
+        best, _ = dc.named(bank, z[row], p[row])
+        i, j = dc.band_class(float(tracks.end[row])), int(tracks.length[row])
+        if i is None or p[row, best] * bank.chances[i, j] >= dc.FOUND:
+            continue
+        grid = fp.in_band(tracks.grid[row], fp.LOW_HZ, dc.CLASSES[i])
+        shift = round(float(np.log(speed[row, best])) / fp.GRID_STEP)
+        if dc.own_lines(bank, best, i, j, grid, shift)[0] < dc.OWN:
+            names.append(bank.decoders[best].name)
     return {name: Rate(len(tracks.groups), names.count(name)) for name in sorted(set(names))}
 
 
 def false_alarms(bank: dc.Bank, real: Tracks) -> Rate:
-    """Whole tracks with p < 1e-3."""
-    p = score_stretches(bank, real)[1]
-    whole = [rows[real.length[rows].argmax()] for rows in _rows(real)]
-    hits = [np.nan_to_num(p[n], nan=1).min() * _chance(bank, real, n) < dc.FOUND for n in whole]
-    return Rate(len(hits), int(sum(hits)))
-
-
-def _chance(bank: dc.Bank, tracks: Tracks, row: int) -> float:
-    """Independent chances of the bank for one stretch."""
-    i = dc.band_class(float(tracks.end[row]))
-    return 1.0 if i is None else float(bank.chances[i, tracks.length[row]])
-
-
-def _rows(tracks: Tracks) -> list[np.ndarray]:
-    return [np.flatnonzero(tracks.track == n) for n in range(len(tracks.groups))]
+    """Tracks for which a decoder is named."""
+    return Rate(len(real.groups), sum(rate.hits for rate in known(bank, real).values()))
 
 
 def unseen(bank: dc.Bank, group: str, digest: str) -> tuple[dc.Bank | None, tuple[str, ...]]:

@@ -37,9 +37,10 @@ LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
 FOUND = 1e-3  # p of a match
 TONAL = 0.1  # share of the band beside strong tones, above which nothing is said
-OWN = 0.02  # p of a match's lines where steady tones and pulses are taken out
+OWN = 4e-3  # p of a match's lines where steady tones and pulses are taken out of both
 UNSURE = 0.75  # a decoder of another name with so much of the best score cannot be told apart
 SPEED_SHARE = 0.1  # of the chances that all speeds but 1 have together
+STEP_DB = 0.25  # of the reference tracks
 BEYOND = 0.1  # share of the real tracks that a tail is fitted to
 # What tails of real scores are like, from 30 templates on 193 tracks that no null had seen:
 # threshold and scale in standard deviations, and shape. At speed 1, and best of other speeds.
@@ -118,7 +119,7 @@ class Bank:
     lines: np.ndarray  # float32 [K, 2, bins of BINS]: fine and wide
     nulls: Mapping[str, np.ndarray]
     chances: np.ndarray  # [classes, lengths]: independent chances of the bank
-    reference: np.ndarray  # int8 [n, 2, bins]: levels of real music above the wide median, 0.1 dB
+    reference: np.ndarray  # int8 [n, 2, bins]: real music above the wide median, in `STEP_DB`
     ends: np.ndarray  # [n]: where their bands end, Hz
     digest: str = ""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -431,12 +432,15 @@ def own_lines(
     """Whether more than a comb agrees with decoder `k`: p without combs, and the comb's spacing.
 
     A tone or a pulse that sounds all through the track has lines at its multiples, and a decoder's
-    comb may lie there too. But a decoder's lines have heights of their own. `rows` [4, GRID] are
-    residuals in the band, at a speed that shifts the lines by `shift` steps.
+    comb may lie there too. But a decoder's lines have heights of their own, and these are compared:
+    what combs may have laid is taken out of the track and of the decoder's lines. `rows` [4, GRID]
+    are residuals in the band, at a speed that shifts the lines by `shift` steps.
     """
-    left, spacings = fp.without_combs(rows)
+    basis, spacings = fp.combs(rows)
     moved = np.roll(unit(bank.grid[k], CLASSES[i]), shift, axis=-1).repeat(2, axis=0)
-    z = float(np.einsum("cg,cg->c", left, moved) @ bank.nulls["weights"][k, i, j])
+    inside = (rows != 0).any(axis=0)
+    left, lines = fp.without(rows, basis), fp.without(moved * inside, basis)
+    z = float(np.einsum("cg,cg->c", left, lines) @ bank.nulls["weights"][k, i, j])
     z -= float(bank.nulls["offset"][k, i, j])
     return float(beyond(z, bank.nulls["tail"][k, i, j])), spacings[0]
 

@@ -204,33 +204,39 @@ def strongest_comb(row: np.ndarray) -> float:
     return float(SPACINGS[1] * math.exp(-GRID_STEP * int(score.argmax())))
 
 
-def without_combs(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Residuals [4, GRID] in a band without the lines of steady tones and pulses; their spacings.
+def combs(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+    """What steady tones and pulses may have laid in residuals [4, GRID], zero outside a band.
 
-    Of each of the `COMBS` strongest its multiples are fitted in every row with a height that
-    follows frequency in straight lines, and subtracted; what is left has length 1 again. A
-    decoder's lines have heights of their own: what makes them its own stays.
+    An orthonormal basis [n, GRID], and the spacings in Hz of the `COMBS` strongest combs, one found
+    after the other. Of each the basis holds all heights that follow frequency in straight lines
+    between five knots.
     """
-    inside = (rows != 0).any(axis=0)
-    part = np.flatnonzero(inside)
+    part = np.flatnonzero((rows != 0).any(axis=0))
     if not len(part):
-        return rows, ()
+        return np.zeros((0, GRID)), ()
     knots = np.linspace(part[0], part[-1], 5)
     hats = np.stack([np.interp(part, knots, unit) for unit in np.eye(5)])
-    left, spacings = rows[:, part].astype(np.float64), []
+    left, spacings = rows[:2, part].sum(axis=0, dtype=np.float64), []
+    basis = np.zeros((0, len(part)))
     for _ in range(COMBS):
         whole = np.zeros(GRID, np.float32)
-        whole[part] = left[:2].sum(axis=0)
+        whole[part] = left
         spacings.append(strongest_comb(whole))
         shapes = [comb(spacings[-1])[part]]
         if spacings[-1] < DENSE_HZ:  # lines run into each other: a wave
             turns = 2 * np.pi * GRID_AXIS[part] / spacings[-1]
             shapes += [np.cos(k * turns) for k in (1, 2, 3)]
-        basis = np.concatenate([hats * shape for shape in shapes])
-        weight = np.linalg.lstsq(
-            basis @ basis.T + 1e-6 * np.eye(len(basis)), basis @ left.T, rcond=None
-        )[0]
-        left -= weight.T @ basis
-    out = np.zeros_like(rows)
-    out[:, part] = left / (np.sqrt(np.square(left).sum(axis=1, keepdims=True)) + 1e-9)
+        new = np.concatenate([hats * shape for shape in shapes])
+        new -= (new @ basis.T) @ basis
+        _, size, found = np.linalg.svd(new, full_matrices=False)
+        basis = np.concatenate([basis, found[size > 1e-3]])
+        left -= (left @ basis.T) @ basis
+    out = np.zeros((len(basis), GRID))
+    out[:, part] = basis
     return out, tuple(spacings)
+
+
+def without(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Rows [n, GRID] less their part in an orthonormal basis, of length 1."""
+    rows = rows - (rows @ basis.T) @ basis
+    return np.asarray(rows / (np.sqrt(np.square(rows).sum(axis=1, keepdims=True)) + 1e-9))

@@ -51,7 +51,7 @@ LEAST_CLUSTER = 4
 STABLE = 0.5  # share found by the template of the others
 SAME, OTHER = 0.3, 0.7  # joined from here on
 FOLDS = 3  # of the real groups
-REFERENCES = 40  # real tracks that the bank carries
+REFERENCES = 70  # real tracks that the bank carries
 KENTA_CHO = (  # one author
     *("gunroar", "mu-cade", "noiz2sa", "rrootage", "titanion", "torus-trooper", "tumiki-fighters"),
     "val-and-rick",
@@ -102,11 +102,14 @@ class Data:
     tracks: dl.Tracks
 
     def mask(self, test: Any) -> np.ndarray:
+        """bool [n]: the tracks whose row passes a test."""
         return np.array([bool(test(row)) for row in self.rows])
 
 
 @dataclasses.dataclass(eq=False)
 class Cluster:
+    """Cells of tracks that carry the same lines."""
+
     name: str
     keep: np.ndarray  # bool [n]
     cells: list[tuple[str, str]]
@@ -224,6 +227,7 @@ def corrected(bank: dc.Bank, p: np.ndarray, ends: np.ndarray, lengths: np.ndarra
 
 
 def shares(hits: np.ndarray) -> dict[str, Any]:
+    """Of booleans: how many, and their share with its 95 % interval."""
     rate = dl.Rate(len(hits), int(hits.sum()))
     low, high = rate.interval
     share = round(float(hits.mean()), 4) if len(hits) else None
@@ -399,7 +403,7 @@ def references(data: Data, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = list(chosen.values())[:REFERENCES]
     above = levels[rows].astype(np.float32)
     above -= np.stack([median_filter(pair, fp.WIDE, 1) for pair in above])
-    return np.clip(np.rint(above * 10), -127, 127).astype(np.int8), data.tracks.ends[rows]
+    return np.clip(np.rint(above / dc.STEP_DB), -127, 127).astype(np.int8), data.tracks.ends[rows]
 
 
 def read_features(folder: Path) -> tuple[Data, np.ndarray]:
