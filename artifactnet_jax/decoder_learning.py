@@ -295,11 +295,7 @@ def learn(name: str, tracks: Sequence[tuple[str, fp.Accumulator]], bank: dc.Bank
     alarms = [false_alarms(asked, real_tracks) for asked in (bank, wider)]
     return Learned(
         *(alone, shared, already, (float(bank.chances.mean()), float(wider.chances.mean()))),
-        (
-            len(real_tracks.groups),
-            false_alarms(bank, real_tracks),
-            false_alarms(wider, real_tracks),
-        ),
+        (len(real_tracks.groups), alarms[0], alarms[1]),
     )
 
 
