@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from artifactnet_jax import fingerprint
 from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import AudioError, Decoded, Source, check_array, open_audio
 from artifactnet_jax.fingerprint import RATE, Accumulator
@@ -214,16 +215,30 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
 
     AudioError, whose message begins with `name`.
     """
+    return np.concatenate(list(_mono(source, rate, name)))
+
+
+def read_spectrum(source: Source, name: str) -> fingerprint.Accumulator:
+    """The fine spectra of a whole recording, in constant memory.
+
+    AudioError, whose message begins with `name`.
+    """
+    spectrum = fingerprint.Accumulator()
+    for block in _mono(source, fingerprint.RATE, name):
+        spectrum.add(block)
+    return spectrum
+
+
+def _mono(source: Source, rate: int, name: str) -> Iterator[np.ndarray]:
     meter = Meter()
     try:
         with open_audio(source) as decoded:
             meter.rate = decoded.rate
-            blocks = list(resampled(meter.watch(decoded.blocks), decoded.rate, rate))
+            for block in resampled(meter.watch(decoded.blocks), decoded.rate, rate):
+                yield np.clip(block, -1, 1)
             meter.end(decoded)
     except AudioError as error:
         raise AudioError(error.kind, f"{printable(name)}: {error}") from None
-    samples: np.ndarray = np.clip(np.concatenate(blocks), -1, 1)
-    return samples
 
 
 class Meter:

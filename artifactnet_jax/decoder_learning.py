@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,10 +12,20 @@ from artifactnet_jax import fingerprint as fp
 
 LEAST_TRACKS = 10  # that `learn` takes
 SHARED = 0.5  # of the tracks must be found by the template of the others
+MOST_PARTS = 8  # that a bank can do without, each in its turn
 
 
 # By length class: band ends [n], weights [n], and transforms of each band class.
 Null = list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
+
+
+@dataclasses.dataclass(eq=False)
+class Track:
+    """A recording that a decoder is learnt from."""
+
+    group: str  # what no split may part
+    digest: str  # SHA-256 of its file
+    spectrum: fp.Accumulator
 
 
 @dataclasses.dataclass(eq=False)
@@ -50,18 +60,22 @@ def weights(groups: np.ndarray) -> np.ndarray:
     return np.asarray(weight / weight.sum())
 
 
-def accumulate(tracks: Sequence[tuple[str, fp.Accumulator]]) -> Tracks:
-    """Groups and finished accumulators -> `Tracks`, less what is too short or silent."""
+def accumulate(tracks: Iterable[Track]) -> tuple[Tracks, list[str]]:
+    """Finished accumulators -> `Tracks`, less what cannot be judged; and the digests of those left.
+
+    Of each track the whole and a window in its middle are kept.
+    """
     groups: list[str] = []
+    digests: list[str] = []
     whole: list[np.ndarray] = []
     ends: list[float] = []
     cuts: list[tuple[int, np.ndarray, float, int]] = []
-    for group, spectrum in tracks:
-        total = sum(spectrum.windows, fp.Mean())
-        if dc.length_class(total.frames) is None:
+    for track in tracks:
+        if isinstance(dc.hear(track.spectrum), str):
             continue
-        stretches = [total, *spectrum.windows[len(spectrum.windows) // 2 :][:1]]
-        for mean in stretches:
+        windows = track.spectrum.windows
+        total = sum(windows, fp.Mean())
+        for mean in (total, *windows[len(windows) // 2 :][:1]):
             length = dc.length_class(mean.frames)
             if length is not None:
                 levels = mean.levels()
@@ -71,12 +85,14 @@ def accumulate(tracks: Sequence[tuple[str, fp.Accumulator]]) -> Tracks:
                 if mean is total:
                     whole.append(found)
                     ends.append(end)
-        groups.append(group)
-    return Tracks(
+        groups.append(track.group)
+        digests.append(track.digest)
+    tracks_of = Tracks(
         *(np.array(groups), np.array(whole, np.float32), np.array(ends)),
         *(np.array([cut[0] for cut in cuts], int), np.array([cut[1] for cut in cuts])),
         *(np.array([cut[2] for cut in cuts]), np.array([cut[3] for cut in cuts], int)),
     )
+    return tracks_of, digests
 
 
 def template(tracks: Tracks) -> np.ndarray:
@@ -197,6 +213,29 @@ def chances(bank: dc.Bank, real: Null) -> np.ndarray:
     return out
 
 
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A share with its 95 % interval (Wilson's, which has a width where nothing was missed)."""
+
+    n: int
+    hits: int
+
+    @property
+    def share(self) -> float:
+        """Of the hits; 0 of none."""
+        return self.hits / self.n if self.n else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end."""
+        if not self.n:
+            return 0.0, 1.0
+        z2, share = 1.96**2, self.hits / self.n
+        middle = (share + z2 / 2 / self.n) / (1 + z2 / self.n)
+        half = 1.96 * np.sqrt(share * (1 - share) / self.n + z2 / 4 / self.n**2) / (1 + z2 / self.n)
+        return float(max(0, middle - half)), float(min(1, middle + half))
+
+
 class LearningError(Exception):
     """No decoder can be learnt; the message is one line with the cause and the cure."""
 
@@ -209,30 +248,12 @@ class Learned:
     """
 
     bank: dc.Bank
-    shared: float  # share of the tracks that the template of the others finds
-    already: tuple[
-        tuple[str, float], ...
-    ]  # decoders of the bank that find tracks of it: name, share
-    chances: tuple[float, float]  # independent chances before and after, over classes and lengths
-    false_alarms: tuple[int, int, int]  # reference tracks: how many, alarms before and after
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """A share with its 95 % interval (Wilson)."""
-
-    n: int
-    hits: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(low, high) of the share, from 0 to 1."""
-        if not self.n:
-            return 0.0, 1.0
-        z2, share = 1.96**2, self.hits / self.n
-        middle = (share + z2 / 2 / self.n) / (1 + z2 / self.n)
-        half = 1.96 * np.sqrt(share * (1 - share) / self.n + z2 / 4 / self.n**2) / (1 + z2 / self.n)
-        return float(max(0, middle - half)), float(min(1, middle + half))
+    tracks: int
+    parts: int  # that were left out in turn: the groups, or parts of several; halves of one group
+    shared: Rate  # of the tracks: those that the lines of the other parts find
+    already: dict[str, Rate]  # by name of a decoder of the bank: tracks that it is the best for
+    chances: tuple[float, float]  # independent chances of the bank before and after
+    false_alarms: tuple[Rate, Rate]  # of the bank's reference tracks, before and after
 
 
 def reference(bank: dc.Bank) -> Tracks:
@@ -248,89 +269,115 @@ def reference(bank: dc.Bank) -> Tracks:
     )
 
 
-def learn(name: str, tracks: Sequence[tuple[str, fp.Accumulator]], bank: dc.Bank) -> Learned:
-    """Learn a decoder from (group, spectrum) of its tracks, 10 at least, beside those of a bank.
+def learn(name: str, tracks: Iterable[Track], bank: dc.Bank) -> Learned:
+    """Learn a decoder from tracks of it, 10 at least, beside those of a bank.
 
-    The null is that of the bank's reference tracks. LearningError: too few tracks of 4 s with
-    sound, or tracks that share no decoder.
+    The null is that of the bank's reference tracks. LearningError: the bank has none, too few
+    tracks can be judged, or they share no decoder.
     """
-    pool = accumulate(tracks)
+    if not len(bank.ends):
+        text = "the bank carries no real music to compare with"
+        raise LearningError(f"{name}: {text}: learn beside the embedded bank")
+    pool, digests = accumulate(tracks)
     if len(pool.groups) < LEAST_TRACKS:
-        text = f"{len(pool.groups)} tracks of 4 s and more with sound above 3.5 kHz"
-        raise LearningError(f"{name}: {text}, {LEAST_TRACKS} are needed: name more tracks")
-    if not (pool.ends >= dc.CLASSES[0]).all():
-        pool = pool.of(pool.ends >= dc.CLASSES[0])
-        if len(pool.groups) < LEAST_TRACKS:
-            text = f"the band of most tracks ends below {dc.CLASSES[0]:.0f} Hz"
-            raise LearningError(f"{name}: {text}: name tracks that were not band-limited")
+        text = f"{len(pool.groups)} tracks can be judged, {LEAST_TRACKS} are needed"
+        raise LearningError(f"{name}: {text}: name more, of 4 s and more and a band above 8 kHz")
     real_tracks = reference(bank)
     real = null(real_tracks)
-    found, parts = 0, halves(pool)
-    nothing = [dc.Decoder(name, (), 0, (), (), (0.0, 0.0), 0.0)]
-    one = np.ones((len(dc.CLASSES), len(dc.LENGTHS)))
+    groups = tuple(map(str, np.unique(pool.groups)))
+    band = fp.LOW_HZ, float(min(dc.CLASSES[-1], np.median(pool.ends)))
+    parts = _parts(pool)
+    entries, decoders, found = [], [], 0
     for part in np.unique(parts):
-        others = bank_of([entry(pool.of(parts != part), real)], nothing, one)
-        rows = pool.of(parts == part)
-        p = score_stretches(others, rows)[1][stretch_of_tracks(rows), 0]
+        rows = pool.of(parts != part)
+        out = tuple(d for d, p in zip(digests, parts, strict=True) if p == part)
+        others = tuple(map(str, np.unique(rows.groups)))
+        entries.append(entry(rows, real))
+        decoders.append(
+            dc.Decoder(name, (name,), len(rows.groups), others, (), band, 0.0, without=out)
+        )
+        left = pool.of(parts == part)
+        alone = bank_of(entries[-1:], decoders[-1:], _ones())
+        p = score_stretches(alone, left)[1][stretch_of_tracks(left), 0]
         found += int((p < dc.FOUND).sum())
-    shared = found / len(pool.groups)
-    if shared < SHARED:
-        text = f"the tracks share no decoder: the others' lines find {found} of {len(pool.groups)}"
+    shared = Rate(len(pool.groups), found)
+    if shared.share < SHARED:
+        text = f"the tracks share no decoder: the others' lines find {found} of {shared.n}"
         raise LearningError(f"{name}: {text}: name tracks of one system, as it wrote them")
-    z, p, _ = score_stretches(bank, pool)
-    whole = stretch_of_tracks(pool)
-    hits = [
-        dc.named(bank, z[i], p[i])[0] for i in whole if p[i].min() * bank.chances.max() < dc.FOUND
-    ]
-    names = [bank.decoders[k].name for k in hits]
-    already = tuple((n, names.count(n) / len(whole)) for n in sorted(set(names)))
-    new = entry(pool, real)
     decoder = dc.Decoder(
-        *(name, (name,), len(pool.groups), tuple(map(str, np.unique(pool.groups))), ()),
-        *((fp.LOW_HZ, float(min(dc.CLASSES[-1], np.median(pool.ends)))), round(shared, 4)),
+        *(name, (name,), len(pool.groups), groups, ()), *(band, round(shared.share, 4))
     )
-    alone = bank_of([new], [decoder], one)
-    alone = dataclasses.replace(alone, chances=chances(alone, real))
-    wider = dc.join(bank, alone)
-    alarms = [false_alarms(asked, real_tracks) for asked in (bank, wider)]
+    new = dataclasses.replace(
+        bank_of([entry(pool, real)], [decoder], _ones()),
+        left_out=bank_of(entries, decoders, _ones()),
+    )
+    new = dataclasses.replace(new, chances=chances(new, real))
+    wider = dc.join(bank, new)
     return Learned(
-        *(alone, shared, already, (float(bank.chances.mean()), float(wider.chances.mean()))),
-        (len(real_tracks.groups), alarms[0], alarms[1]),
+        *(new, len(pool.groups), len(entries), shared, known(bank, pool)),
+        (float(bank.chances.mean()), float(wider.chances.mean())),
+        (false_alarms(bank, real_tracks), false_alarms(wider, real_tracks)),
     )
 
 
-def false_alarms(bank: dc.Bank, real: Tracks) -> int:
-    """How many whole tracks have p < 1e-3."""
-    p = score_stretches(bank, real)[1]
-    whole = [rows[real.length[rows].argmax()] for rows in _rows(real)]
-    i = [dc.band_class(end) for end in real.end[whole]]
-    chance = [
-        1 if c is None else bank.chances[c, j] for c, j in zip(i, real.length[whole], strict=True)
-    ]
-    return int((np.nan_to_num(p[whole], nan=1).min(1) * chance < dc.FOUND).sum())
+def _ones() -> np.ndarray:
+    return np.ones((len(dc.CLASSES), len(dc.LENGTHS)))
 
 
-def _rows(tracks: Tracks) -> list[np.ndarray]:
-    return [np.flatnonzero(tracks.track == n) for n in range(len(tracks.groups))]
+def _parts(tracks: Tracks) -> np.ndarray:
+    """`halves`, or `MOST_PARTS` parts of the groups where they are more."""
+    parts = halves(tracks)
+    names, place = np.unique(parts, return_inverse=True)
+    return parts if len(names) <= MOST_PARTS else np.asarray(place % MOST_PARTS)
 
 
-def test(
-    bank: dc.Bank, tracks: Sequence[tuple[str | None, str, fp.Accumulator]]
-) -> dict[str, dict[str, Rate]]:
-    """Found and named rightly by generator, and false alarms, of (generator, group, spectrum).
+def known(bank: dc.Bank, tracks: Tracks) -> dict[str, Rate]:
+    """By name of a decoder: tracks that it is named for."""
+    z, p, speed = score_stretches(bank, tracks)
+    names = []
+    for n in range(len(tracks.groups)):
+        rows = np.flatnonzero(tracks.track == n)
+        row = rows[tracks.length[rows].argmax()]
+        best, _ = dc.named(bank, z[row], p[row])
+        i, j = dc.band_class(float(tracks.end[row])), int(tracks.length[row])
+        if i is None or p[row, best] * bank.chances[i, j] >= dc.FOUND:
+            continue
+        grid = fp.in_band(tracks.grid[row], fp.LOW_HZ, dc.CLASSES[i])
+        shift = round(float(np.log(speed[row, best])) / fp.GRID_STEP)
+        if dc.own_lines(bank, best, i, j, grid, shift)[0] < dc.OWN:
+            names.append(bank.decoders[best].name)
+    return {name: Rate(len(tracks.groups), names.count(name)) for name in sorted(set(names))}
 
-    A generator of None is real music. Keys: the generators, and "real"; values: "found", p < 1e-3;
-    "named", and the decoder's name is the generator's. A decoder that was learnt from tracks of a
-    group is not asked about that group.
+
+def false_alarms(bank: dc.Bank, real: Tracks) -> Rate:
+    """Tracks for which a decoder is named."""
+    return Rate(len(real.groups), sum(rate.hits for rate in known(bank, real).values()))
+
+
+def unseen(bank: dc.Bank, group: str, digest: str) -> tuple[dc.Bank | None, tuple[str, ...]]:
+    """What of a bank may be asked about a track, and the names that may not be.
+
+    A decoder that was learnt from the track, or from its group, is replaced by the same one learnt
+    without that part of its tracks, where the bank has it.
     """
-    out: dict[str, dict[str, list[bool]]] = {}
-    for generator, group, spectrum in tracks:
-        asked = [k for k, d in enumerate(bank.decoders) if group not in d.repositories]
-        outcome = dc.match(spectrum, bank.only(asked)) if asked else dc.Outcome(None, None, None)
-        cell = out.setdefault(generator or "real", {"found": [], "named": []})
-        cell["found"].append(outcome.match is not None)
-        cell["named"].append(outcome.match is not None and outcome.match.name == generator)
-    return {
-        key: {name: Rate(len(hits), sum(hits)) for name, hits in cell.items()}
-        for key, cell in out.items()
-    }
+    parts = bank.left_out.decoders if bank.left_out is not None else ()
+    keep, instead, lost = [], [], []
+    for k, decoder in enumerate(bank.decoders):
+        own = [(n, part) for n, part in enumerate(parts) if part.name == decoder.name]
+        seen = [n for n, part in own if digest in part.without]
+        related = group in decoder.repositories
+        fitting = seen or [n for n, part in own if related and group not in part.repositories]
+        if not (seen or related):
+            keep.append(k)
+        elif fitting:
+            instead.append(fitting[0])
+        else:
+            lost.append(decoder.name)
+    if len(keep) == len(bank.decoders):
+        return bank, ()
+    banks = [bank.only(keep)] if keep else []
+    if instead and bank.left_out is not None:
+        banks.append(bank.left_out.only(instead))
+    if not banks:
+        return None, tuple(lost)
+    return dataclasses.replace(dc.join(*banks), chances=bank.chances), tuple(lost)
