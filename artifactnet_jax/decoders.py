@@ -251,7 +251,7 @@ def products(track: np.ndarray, template: np.ndarray, weights: np.ndarray) -> np
 def lag0(grid: np.ndarray, template: np.ndarray, high: float) -> np.ndarray:
     """Inner products [..., 4] at speed 1 of residuals [..., 4, GRID], template [2, GRID]."""
     rows = unit(template, high).repeat(2, axis=0)
-    return np.einsum("...cg,cg->...c", fp.in_band(grid, fp.LOW_HZ, high), rows)
+    return np.asarray(np.einsum("...cg,cg->...c", fp.in_band(grid, fp.LOW_HZ, high), rows))
 
 
 def at_speed_one(tracks: np.ndarray, template: np.ndarray) -> np.ndarray:
