@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from artifactnet_jax import fingerprint
 from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import AudioError, Decoded, Source, check_array, open_audio
+from artifactnet_jax.fingerprint import RATE, Accumulator
 from artifactnet_jax.text import printable
 
 BAND_LIMIT_HZ = 16_000.0  # "band-limited" below this cut-off
@@ -88,6 +88,9 @@ class SegmentReader:
 
     With `counted` `most` is from the first segment on how many there will be at most. Where no
     header can be relied upon for that, the source is decoded once more, to count.
+
+    With `fingerprint` the fine spectrum of what is read is taken too: `spectrum`, once every
+    segment has been read. None where the detector's rate is not that of fingerprints.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class SegmentReader:
         segments: Segments = "all",
         name: str | None = None,
         counted: bool = False,
+        fingerprint: bool = False,
     ):
         check_plan(segments)
         if isinstance(source, tuple):
@@ -111,6 +115,8 @@ class SegmentReader:
         self._report: AudioReport | None = None
         self._counted = counted
         self.most: int | None = None
+        self._fingerprint = fingerprint and front_end.sample_rate == RATE
+        self.spectrum: Accumulator | None = None
 
     @property
     def report(self) -> AudioReport:
@@ -137,7 +143,8 @@ class SegmentReader:
             self.most = self._plan if isinstance(self._plan, int) else self._at_most(limit)
         meter = Meter()
         min_tail = round(self._verdict.min_tail_s * rate)
-        blocks = self._decode(meter, limit)
+        self.spectrum = Accumulator() if self._fingerprint else None
+        blocks = self._decode(meter, limit, self.spectrum)
         least = self._verdict.least_segments
         if self._plan == "all" and least > 1:
             first, n = [], 0
@@ -172,14 +179,21 @@ class SegmentReader:
         least = self._verdict.least_segments if self._plan == "all" else 1
         return max(-(-n // size), least if n < least * size else 1)
 
-    def _decode(self, meter: Meter, limit: int | None) -> Iterator[np.ndarray]:
-        """Mono float32 blocks at the detector's rate, `limit` samples at most; fills `meter`."""
+    def _decode(
+        self, meter: Meter, limit: int | None, spectrum: Accumulator | None = None
+    ) -> Iterator[np.ndarray]:
+        """Mono float32 blocks at the detector's rate, `limit` samples at most.
+
+        Fills `meter`, and `spectrum` if there is one.
+        """
         rate = self._fe.sample_rate
         with open_audio(self._source) as decoded:
             meter.rate, meter.channels = decoded.rate, decoded.channels
             for block in resampled(meter.watch(decoded.blocks), decoded.rate, rate):
                 block = np.clip(block, -1, 1)[: None if limit is None else limit - meter.out]
                 meter.out += len(block)
+                if spectrum is not None:
+                    spectrum.add(block)
                 yield block
                 if meter.out == limit:
                     if decoded.exact and decoded.frames is not None:
@@ -203,13 +217,13 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
     return np.concatenate(list(_mono(source, rate, name)))
 
 
-def read_spectrum(source: Source, name: str) -> fingerprint.Accumulator:
+def read_spectrum(source: Source, name: str) -> Accumulator:
     """The fine spectra of a whole recording, in constant memory.
 
     AudioError, whose message begins with `name`.
     """
-    spectrum = fingerprint.Accumulator()
-    for block in _mono(source, fingerprint.RATE, name):
+    spectrum = Accumulator()
+    for block in _mono(source, RATE, name):
         spectrum.add(block)
     return spectrum
 

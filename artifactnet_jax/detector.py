@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from artifactnet_jax import decoders
 from artifactnet_jax.audio import AudioReport, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError
+from artifactnet_jax.fingerprint import RATE, Accumulator
 from artifactnet_jax.models import load_backend, open_model
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
@@ -46,6 +48,7 @@ class _Track:
     compute_s: float = 0.0
     song: float | None = None  # what a whole-song graph says
     end: AudioReport | Failure | None = None  # set once the last segment has been read
+    carries: decoders.Outcome | None = None  # set with it
     most: int = 0  # segments that it has at most, if the rest of them may be left out
     decided: bool = False  # whatever they say
     skipped: int = 0
@@ -100,6 +103,16 @@ def decided(scores: list[float], rest: int, threshold: float, margin: float) -> 
     ends = (float(np.median([*scores, *[end] * rest])) for end in (0.0, 1.0))
     low, high = (decide(end, threshold, margin) for end in ends)
     return low == high
+
+
+def match(spectrum: Accumulator | None, bank: decoders.Bank | None) -> decoders.Outcome:
+    """Whose decoder's lines a spectrum carries; the reason where nothing can be looked for."""
+    if bank is None:
+        return decoders.Outcome(None, "no bank was asked", None)
+    if spectrum is None:
+        text = f"the weights do not read audio at {RATE} Hz, which a bank needs"
+        return decoders.Outcome(None, text, None)
+    return decoders.match(spectrum, bank)
 
 
 def log_odds(p: Any) -> Any:
@@ -214,11 +227,14 @@ class Detector:
     the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
     convolutions on backend "xla". batch_size: segments per backend call. jobs: decoding threads.
     until_decided: leave out the rest of a track's segments once they cannot change its verdict;
-    for the median only.
+    for the median only. banks: whose decoders' lines are looked for in a track's spectrum, which
+    changes neither verdict nor score: banks, their files, and "embedded" for the one that comes
+    with the package; none at all, and nothing is looked for.
 
     `threshold` is the number in any case, `operating_point` the name, or None where none was given.
 
-    Raises WeightsError, BackendError, or ValueError for an unknown option or operating point.
+    Raises WeightsError, BackendError, BankError, or ValueError for an unknown option or operating
+    point.
     """
 
     def __init__(
@@ -234,6 +250,7 @@ class Detector:
         batch_size: int | None = None,
         jobs: int | None = None,
         until_decided: bool = False,
+        banks: Iterable[decoders.Bank | str | os.PathLike[str]] | None = (decoders.EMBEDDED,),
     ):
         self.weights = weights if isinstance(weights, Model) else open_model(weights, backend)
         config = self.weights.config
@@ -262,6 +279,7 @@ class Detector:
         check_plan(self.segments)
         if self.jobs < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("jobs and batch size must be at least 1")
+        self.bank = decoders.gather(banks or ())
         self.backend = load_backend(backend, self.weights, dtype=dtype, batch_size=batch_size)
 
     def score(
@@ -333,6 +351,7 @@ class Detector:
             self.segments,
             name=track.path,
             counted=self.until_decided,
+            fingerprint=self.bank is not None,
         )
         try:
             for segment in reader:
@@ -353,6 +372,7 @@ class Detector:
                 ahead.put((track, segment.samples))
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
+            track.carries = match(reader.spectrum, self.bank)
             if audible and song:
                 track.decode_s += time.perf_counter() - began
                 ahead.put((track, np.stack(song)))
@@ -432,5 +452,8 @@ class Detector:
             plan=self.segments,
             warnings=tuple(track.end.warnings),
             skipped=track.skipped if self.until_decided else None,
+            decoder=track.carries.match if track.carries else None,
+            decoder_reason=track.carries.reason if track.carries else None,
+            bank=None if self.bank is None else self.bank.summary(),
             timings={"decode_s": round(track.decode_s, 4), "compute_s": round(track.compute_s, 4)},
         )

@@ -22,13 +22,13 @@ from artifactnet_jax.console.progress import progress
 from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.manifest import Row, read_manifest
 from artifactnet_jax.decode import AudioError
+from artifactnet_jax.decoders import EMBEDDED
 from artifactnet_jax.files import check_output, sha256_of, writing
-from artifactnet_jax.fingerprint import Accumulator
-from artifactnet_jax.results import Failure
+from artifactnet_jax.fingerprint import RATE, Accumulator
+from artifactnet_jax.results import Failure, decoder_row
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, clock, printable
 
 SCHEMA = "artifactnet-jax/fingerprint/1"
-EMBEDDED = "embedded"  # what the bank of the package is called
 T = TypeVar("T")
 
 
@@ -41,10 +41,11 @@ def run(args: argparse.Namespace) -> int:
 def open_banks(paths: Sequence[str]) -> decoders.Bank:
     """The decoders of several banks as one; `EMBEDDED` is that of the package. CommandError."""
     try:
-        banks = [decoders.load(None if path == EMBEDDED else path) for path in paths]
+        bank = decoders.gather(paths)
     except decoders.BankError as error:
         raise CommandError(str(error), USAGE) from error
-    return decoders.join(*banks)
+    assert bank is not None
+    return bank
 
 
 def _each(
@@ -87,7 +88,7 @@ def learn(args: argparse.Namespace) -> int:
         raise CommandError(f"{name}: {cause}: name more", USAGE)
     bank, own = open_banks([EMBEDDED, *args.bank]), None
     if os.path.exists(output):
-        own = _without(open_banks([output]), name, bank)
+        own = _without(open_banks([output]), name)
     failed: list[Failure] = []
     with progress(args.quiet, "", len(paths)) as tell, sources(paths) as found:
 
@@ -112,17 +113,10 @@ def learn(args: argparse.Namespace) -> int:
     return SOME_FAILED if failed else OK
 
 
-def _without(bank: decoders.Bank, name: str, real: decoders.Bank) -> decoders.Bank | None:
-    """A bank without the decoders of a name; None if there are no others.
-
-    Its chances are taken anew on the reference tracks of `real`.
-    """
+def _without(bank: decoders.Bank, name: str) -> decoders.Bank | None:
+    """A bank without the decoders of a name; None if there are no others."""
     keep = [k for k, decoder in enumerate(bank.decoders) if decoder.name != name]
-    if len(keep) == len(bank.decoders) or not keep:
-        return bank if keep else None
-    rest = bank.only(keep)
-    null = learning.null(learning.reference(real))
-    return dataclasses.replace(rest, chances=learning.chances(rest, null))
+    return bank.only(keep) if keep else None
 
 
 def _track(group_by: str, source: Any) -> learning.Track:
@@ -162,7 +156,7 @@ def _facts(
         "shared": _rate(learned.shared),
         "already": {other: _rate(rate) for other, rate in learned.already.items()},
         "real": {"before": _rate(before), "after": _rate(after)},
-        "chances": [round(value, 2) for value in learned.chances],
+        "asked": list(learned.asked),
         "bank": {"path": args.output, "digest": digest, "decoders": names},
     }
 
@@ -200,8 +194,8 @@ def _told(facts: dict[str, Any]) -> str:
     lines += [
         f"false alarms   {before['hits']} of {before['n']} real tracks before, {after['hits']} "
         "after (the null is fitted to the same tracks)",
-        f"chances        {facts['chances'][0]:.1f} independent ones before, "
-        f"{facts['chances'][1]:.1f} after: p of all decoders rises by so much",
+        f"decoders       {facts['asked'][0]} before, {facts['asked'][1]} after: p is multiplied "
+        "by their number",
         f"bank           {printable(facts['bank']['path'])}: "
         f"{', '.join(facts['bank']['decoders'])}; digest {facts['bank']['digest'][:16]}",
     ]
@@ -275,23 +269,19 @@ def row_of(
     path: str, spectrum: Accumulator, outcome: decoders.Outcome, bank: decoders.Bank
 ) -> dict[str, Any]:
     """A row of `match`."""
+    found, nearest = outcome.match, None
+    if found is None and outcome.nearest is not None:
+        nearest = decoder_row(outcome.nearest)
+        del nearest["sentence"]  # which is true of a match alone
     return {
         "schema": SCHEMA,
         "path": path,
-        "decoder": _match(outcome.match),
+        "decoder": None if found is None else decoder_row(found),
         "reason": outcome.reason,
-        "nearest": _match(outcome.nearest) if outcome.match is None else None,
-        "duration_s": round(spectrum.samples / 44_100, 3),
+        "nearest": nearest,
+        "duration_s": round(spectrum.samples / RATE, 3),
         "bank": bank.digest,
     }
-
-
-def _match(found: decoders.Match | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    known = dataclasses.asdict(found)
-    del known["decoder"]
-    return known
 
 
 def _line(row: dict[str, Any], verbose: bool) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 
 from artifactnet_jax.audio import SHORT_S, resampled
 from artifactnet_jax.config import Config
-from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.console.detectors import banks, open_detector
 from artifactnet_jax.console.writers import writer
 from artifactnet_jax.decode import (
     MAX_CHANNELS,
@@ -356,6 +356,7 @@ def run(args: argparse.Namespace) -> int:
         margin=args.margin,
         batch_size=1,
         jobs=1,
+        banks=banks(args),
     )
     config = detector.weights.config
     front_end = config.front_end

@@ -30,7 +30,7 @@ from artifactnet_jax import __version__, report_page
 from artifactnet_jax import config as cfg
 from artifactnet_jax.audio import SegmentReader, resampled
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.console.detectors import banks, open_detector
 from artifactnet_jax.console.inputs import find_inputs
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.decode import AudioError, open_audio
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         margin=args.margin,
         jobs=args.jobs,
+        banks=banks(args),
     )
     entries: dict[int, tuple[str, Verdict | Failure]] = {}  # page and result
     with (

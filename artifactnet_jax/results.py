@@ -13,6 +13,7 @@ import json
 import math
 from typing import Any
 
+from artifactnet_jax.decoders import Match, whose
 from artifactnet_jax.text import printable
 
 SCHEMA = "artifactnet-jax/score/1"
@@ -55,6 +56,11 @@ class Verdict:
     # Audible segments that were not scored because they could not change the verdict any more
     # (`score` is the median of the others); None where all are scored in any case.
     skipped: int | None = None
+    # Whose decoder's lines the track carries; it changes neither verdict nor score.
+    decoder: Match | None = None
+    decoder_reason: str | None = None  # why there is no match
+    bank: dict[str, Any] | None = None  # that was asked: sha256, and number of decoders
+    notices: tuple[str, ...] = ()  # what the file says of itself; no evidence of the sound
 
     def to_dict(self) -> dict[str, Any]:
         """The row as written to JSON."""
@@ -64,8 +70,17 @@ class Verdict:
         head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
         head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
         head |= {key: row.pop(key) for key in ("operating_point", "margin")}
-        row["segments"], row["warnings"] = list(row["segments"]), list(row["warnings"])
+        row |= {key: list(row[key]) for key in ("segments", "warnings", "notices")}
+        row["decoder"] = None if self.decoder is None else decoder_row(self.decoder)
         return head | {"n_segments": len(self.segments)} | row
+
+
+def decoder_row(match: Match) -> dict[str, Any]:
+    """A match as rows have it."""
+    row = dataclasses.asdict(match)
+    del row["decoder"]  # its place in the bank
+    row |= {key: list(row[key]) for key in ("band_hz", "windows", "rivals")}
+    return row | {"sentence": match.sentence}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +136,15 @@ def from_json(line: bytes) -> dict[str, Any] | None:
 CSV_COLUMNS = (
     *("path", "verdict", "score", "threshold", "n_segments", "duration_s", "sample_rate"),
     *("channels", "warnings", "weights", "backend", "dtype", "error_kind", "error"),
-    *("operating_point", "margin"),  # last, so that the columns before them keep their numbers
+    # What is newer comes last, so that the columns before it keep their numbers.
+    *("operating_point", "margin", "decoder", "decoder_z", "decoder_p", "decoder_speed"),
+    "notices",
 )
 
 
 def to_cells(row: dict[str, Any]) -> list[Any]:
     """What the row has in each of `CSV_COLUMNS`; None for nothing."""
-    error = row.get("error", {})
+    error, decoder = row.get("error", {}), row.get("decoder") or {}
     flat = {
         **row,
         "path": printable(row["path"], keep="\n"),
@@ -135,6 +152,9 @@ def to_cells(row: dict[str, Any]) -> list[Any]:
         "weights": row.get("weights", {}).get("sha256", ""),
         "error_kind": error.get("kind", ""),
         "error": error.get("message", ""),
+        "decoder": printable(decoder["name"]) if decoder else None,
+        **{f"decoder_{key}": decoder.get(key) for key in ("z", "p", "speed")},
+        "notices": "; ".join(row.get("notices", [])),
     }
     return [flat.get(column) for column in CSV_COLUMNS]
 
@@ -158,5 +178,8 @@ def to_table(row: dict[str, Any]) -> str:
     minutes, seconds = divmod(round(row["duration_s"], 1), 60)
     length = f"{int(minutes)}:{seconds:04.1f}"
     path = printable(row["path"])
-    notes = f"  ({', '.join(row['warnings'])})" if row["warnings"] else ""
+    said = list(row["warnings"])
+    if decoder := row.get("decoder"):
+        said.append(f"lines of {whose(decoder['name'], decoder['rivals'])}")
+    notes = f"  ({', '.join(said)})" if said else ""
     return f"{row['verdict']:<10} {score:>6} {row['n_segments']:>8} {length:>9}  {path}{notes}\n"

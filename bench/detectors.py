@@ -72,7 +72,7 @@ class ArtifactNet(Adapter):
         from artifactnet_jax.console.detectors import open_detector
         from artifactnet_jax.weights import ForeignGraph, parameter_counts
 
-        self.detector = open_detector(self._path, "numpy" if device == "cpu" else "auto")
+        self.detector = open_detector(self._path, "numpy" if device == "cpu" else "auto", banks=())
         weights = self.detector.weights
         if not isinstance(weights, ForeignGraph):
             self.gflops = flops(weights.config)["total"] / 1e9

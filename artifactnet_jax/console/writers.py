@@ -36,6 +36,7 @@ def rows_to_keep(path: str, expected: Mapping[str, Any], paths: list[str]) -> li
                     continue
                 known = {"margin": 0.0} | (row or {})  # rows are older than the key
                 known["until_decided"] = "skipped" in known
+                known.setdefault("bank", expected.get("bank"))  # rows that say nothing of one
                 what = ", ".join(k for k, v in expected.items() if known.get(k) != v)
                 if what and row is not None and "error" not in row:
                     cure = "give the same options, or another -o FILE"
