@@ -9,14 +9,11 @@ import numpy as np
 
 from artifactnet_jax import decoders as dc
 from artifactnet_jax import fingerprint as fp
+from artifactnet_jax.decoder_null import Real, fit
 
 LEAST_TRACKS = 10  # that `learn` takes
 SHARED = 0.5  # of the tracks must be found by the template of the others
 MOST_PARTS = 8  # that a bank can do without, each in its turn
-
-
-# By length class: band ends [n], weights [n], and transforms of each band class.
-Null = list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -148,14 +145,16 @@ def reach(tracks: Tracks) -> np.ndarray:
     return np.where(known, mean, fallback)
 
 
-def null(real: Tracks) -> Null:
-    """Real tracks by length class as `decoders.fit` wants them, with their transforms."""
+def null(real: Tracks) -> list[Real]:
+    """Real tracks by length class as `decoder_null.fit` wants them."""
     out = []
     for j in range(len(dc.LENGTHS)):
         rows = np.flatnonzero(real.length == j)
-        grid, end = real.grid[rows].astype(np.float32), real.end[rows]
-        moved = [dc.track_transform(grid[end >= high], high) for high in dc.CLASSES]
-        out.append((end, weights(real.groups[real.track[rows]]), moved))
+        grid, end = real.grid[rows], real.end[rows]
+        moved = [
+            dc.track_transform(grid[end >= high].astype(np.float32), high) for high in dc.CLASSES
+        ]
+        out.append(Real(end, weights(real.groups[real.track[rows]]), grid, moved))
     return out
 
 
@@ -164,21 +163,19 @@ def stretch_of_tracks(tracks: Tracks) -> np.ndarray:
     return np.unique(tracks.track, return_index=True)[1]
 
 
-def entry(tracks: Tracks, real: Null) -> dict[str, np.ndarray]:
-    """What a bank holds of a decoder: "lines" and the arrays of `decoders.fit`."""
+def entry(tracks: Tracks, real: list[Real]) -> dict[str, np.ndarray]:
+    """What a bank holds of a decoder: "lines" and the arrays of `decoder_null.fit`."""
     lines = template(tracks)
-    fitted = dc.fit(dc.template_grid(lines[None])[0], reach(tracks), real)
+    fitted = fit(dc.template_grid(lines[None])[0], reach(tracks), real)
     return {"lines": lines, **fitted}
 
 
-def bank_of(
-    entries: Sequence[dict[str, np.ndarray]], decoders: Sequence[dc.Decoder], chances: np.ndarray
-) -> dc.Bank:
+def bank_of(entries: Sequence[dict[str, np.ndarray]], decoders: Sequence[dc.Decoder]) -> dc.Bank:
     """A bank without reference tracks."""
     nulls = {k: np.stack([e[k] for e in entries]) for k in entries[0] if k != "lines"}
     none = np.zeros((0, 2, fp.LAST - fp.FIRST), np.int8)
     lines = np.stack([e["lines"] for e in entries])
-    return dc.Bank(tuple(decoders), lines, nulls, chances, none, np.zeros(0))
+    return dc.Bank(tuple(decoders), lines, nulls, none, np.zeros(0))
 
 
 def score_stretches(bank: dc.Bank, tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -195,22 +192,6 @@ def score_stretches(bank: dc.Bank, tracks: Tracks) -> tuple[np.ndarray, np.ndarr
                     moved = dc.track_transform(tracks.grid[part].astype(np.float32), high)
                     out[:, part] = dc.scores(bank, moved, i, j)
     return out[0], out[1], out[2]
-
-
-def chances(bank: dc.Bank, real: Null) -> np.ndarray:
-    """[classes, lengths]: independent chances that real tracks show the bank to be."""
-    out = np.ones((len(dc.CLASSES), len(dc.LENGTHS)))
-    for j in range(len(dc.LENGTHS)):
-        ends, weight, moved = real[j]
-        for i, high in enumerate(dc.CLASSES):
-            p = np.concatenate(
-                [
-                    dc.scores(bank, part, i, j)[1]
-                    for part in np.array_split(moved[i], max(1, len(moved[i]) // 100))
-                ]
-            )
-            out[i, j] = dc.independent(p, weight[ends >= high])
-    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +233,7 @@ class Learned:
     parts: int  # that were left out in turn: the groups, or parts of several; halves of one group
     shared: Rate  # of the tracks: those that the lines of the other parts find
     already: dict[str, Rate]  # by name of a decoder of the bank: tracks that it is the best for
-    chances: tuple[float, float]  # independent chances of the bank before and after
+    asked: tuple[int, int]  # decoders of the bank before and after: p is multiplied by so many
     false_alarms: tuple[Rate, Rate]  # of the bank's reference tracks, before and after
 
 
@@ -297,7 +278,7 @@ def learn(name: str, tracks: Iterable[Track], bank: dc.Bank) -> Learned:
             dc.Decoder(name, (name,), len(rows.groups), others, (), band, 0.0, without=out)
         )
         left = pool.of(parts == part)
-        alone = bank_of(entries[-1:], decoders[-1:], _ones())
+        alone = bank_of(entries[-1:], decoders[-1:])
         p = score_stretches(alone, left)[1][stretch_of_tracks(left), 0]
         found += int((p < dc.FOUND).sum())
     shared = Rate(len(pool.groups), found)
@@ -308,20 +289,15 @@ def learn(name: str, tracks: Iterable[Track], bank: dc.Bank) -> Learned:
         *(name, (name,), len(pool.groups), groups, ()), *(band, round(shared.share, 4))
     )
     new = dataclasses.replace(
-        bank_of([entry(pool, real)], [decoder], _ones()),
-        left_out=bank_of(entries, decoders, _ones()),
+        bank_of([entry(pool, real)], [decoder]),
+        left_out=bank_of(entries, decoders),
     )
-    new = dataclasses.replace(new, chances=chances(new, real))
     wider = dc.join(bank, new)
     return Learned(
         *(new, len(pool.groups), len(entries), shared, known(bank, pool)),
-        (float(bank.chances.mean()), float(wider.chances.mean())),
+        (len(bank.decoders), len(wider.decoders)),
         (false_alarms(bank, real_tracks), false_alarms(wider, real_tracks)),
     )
-
-
-def _ones() -> np.ndarray:
-    return np.ones((len(dc.CLASSES), len(dc.LENGTHS)))
 
 
 def _parts(tracks: Tracks) -> np.ndarray:
@@ -340,7 +316,7 @@ def known(bank: dc.Bank, tracks: Tracks) -> dict[str, Rate]:
         row = rows[tracks.length[rows].argmax()]
         best, _ = dc.named(bank, z[row], p[row])
         i, j = dc.band_class(float(tracks.end[row])), int(tracks.length[row])
-        if i is None or p[row, best] * bank.chances[i, j] >= dc.FOUND:
+        if i is None or p[row, best] * len(bank.decoders) >= dc.FOUND:
             continue
         grid = fp.in_band(tracks.grid[row], fp.LOW_HZ, dc.CLASSES[i])
         shift = round(float(np.log(speed[row, best])) / fp.GRID_STEP)
@@ -380,4 +356,4 @@ def unseen(bank: dc.Bank, group: str, digest: str) -> tuple[dc.Bank | None, tupl
         banks.append(bank.left_out.only(instead))
     if not banks:
         return None, tuple(lost)
-    return dataclasses.replace(dc.join(*banks), chances=bank.chances), tuple(lost)
+    return dc.join(*banks), tuple(lost)

@@ -5,9 +5,8 @@ log-frequency axis a change of speed is a shift, and one FFT gives all of them. 
 of the four residuals are weighted (Fisher, no weight below 0) and become a standard score against
 real music of the same band and length. Its p-value is the share of real tracks beyond it: by count
 up to the 90 % point of the real ones, and by a generalised Pareto distribution fitted to their
-excesses above it. The bank is asked as a whole: p is multiplied by the number of independent
-chances, which real music shows. So p < 1e-3 is to be the lot of one real track in a thousand,
-whichever decoder is named.
+excesses above it. The bank is asked as a whole: p is multiplied by the number of its decoders. So
+p < 1e-3 is to be the lot of one real track in a thousand, whichever decoder is named.
 """
 
 from __future__ import annotations
@@ -39,20 +38,15 @@ FOUND = 1e-3  # p of a match
 TONAL = 0.1  # share of the band beside strong tones, above which nothing is said
 OWN = 4e-3  # p of a match's lines where steady tones and pulses are taken out of both
 UNSURE = 0.75  # a decoder of another name with so much of the best score cannot be told apart
-SPEED_SHARE = 0.1  # of the chances that all speeds but 1 have together
+SPEED_SHARE = 0.1  # of p, that all speeds but 1 have together
 STEP_DB = 0.25  # of the reference tracks
-BEYOND = 0.1  # share of the real tracks that a tail is fitted to
-# What tails of real scores are like, from 30 templates on 193 tracks that no null had seen:
-# threshold and scale in standard deviations, and shape. At speed 1, and best of other speeds.
-COMMON, COMMON_SPEED = (1.28, 0.48, 0.08), (1.25, 0.75, 0.15)
-PRIOR = 16  # excesses that these count for
 
-_LAGS = np.arange(
+LAGS = np.arange(
     round(math.log(SPEEDS[0]) / fp.GRID_STEP), round(math.log(SPEEDS[1]) / fp.GRID_STEP) + 1
 )
-_ORIGINAL = np.abs(_LAGS) <= 1  # speed 1, to 0.015 %
+ORIGINAL = np.abs(LAGS) <= 1  # speed 1, to 0.015 %
 _FFT = 12_288
-assert max(_LAGS.max(), -_LAGS.min()) + fp.GRID <= _FFT
+assert max(LAGS.max(), -LAGS.min()) + fp.GRID <= _FFT
 BINS = slice(
     math.ceil(fp.GRID_HZ / fp.BIN_HZ) - fp.FIRST - 1,
     math.ceil(fp.GRID_AXIS[-1] / fp.BIN_HZ) - fp.FIRST + 1,
@@ -113,12 +107,11 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bank:
-    """Decoders with their templates and nulls; see `fit` for the arrays."""
+    """Decoders with their templates and nulls; see `decoder_null.fit` for the arrays."""
 
     decoders: tuple[Decoder, ...]
     lines: np.ndarray  # float32 [K, 2, bins of BINS]: fine and wide
     nulls: Mapping[str, np.ndarray]
-    chances: np.ndarray  # [classes, lengths]: independent chances of the bank
     reference: np.ndarray  # int8 [n, 2, bins]: real music above the wide median, in `STEP_DB`
     ends: np.ndarray  # [n]: where their bands end, Hz
     digest: str = ""
@@ -148,11 +141,11 @@ class Bank:
     @functools.cached_property
     def transforms(self) -> np.ndarray:
         """complex64 [classes, K, 2, F]: conjugate transforms, of length 1 in the band."""
-        return np.stack([_transform(self.grid, high) for high in CLASSES])
+        return np.stack([transform(self.grid, high) for high in CLASSES])
 
 
 def join(*banks: Bank) -> Bank:
-    """All decoders of several banks, as one bank: its chances are the sum of theirs.
+    """All decoders of several banks, as one bank.
 
     A bank that is there twice counts once. The reference tracks are those of the first bank that
     has some. ValueError: no bank.
@@ -168,7 +161,6 @@ def join(*banks: Bank) -> Bank:
         tuple(decoder for bank in known for decoder in bank.decoders),
         np.concatenate([bank.lines for bank in known]),
         {key: np.concatenate([bank.nulls[key] for bank in known]) for key in _NULLS},
-        np.asarray(sum(bank.chances for bank in known)),
         *(first.reference, first.ends),
         hashlib.sha256(" ".join(bank.digest for bank in known).encode()).hexdigest(),
         {"joined": [bank.digest for bank in known]},
@@ -183,7 +175,7 @@ def template_grid(lines: np.ndarray) -> np.ndarray:
     return fp.on_grid(full).reshape(-1, 2, fp.GRID)
 
 
-def _transform(grid: np.ndarray, high: float) -> np.ndarray:
+def transform(grid: np.ndarray, high: float) -> np.ndarray:
     """Conjugate transforms of templates; their whole length counts, that in the band is 1."""
     return np.conj(np.fft.rfft(unit(grid, high), _FFT))
 
@@ -206,7 +198,7 @@ def products(track: np.ndarray, template: np.ndarray, weights: np.ndarray) -> np
     wide = weights[2] * track[..., 2, :] + weights[3] * track[..., 3, :]
     # The track's line lies at speed times the template's: a positive lag is a higher pitch.
     moved = np.fft.irfft(fine * template[0] + wide * template[1], _FFT)
-    return np.asarray(moved[..., _LAGS])
+    return np.asarray(moved[..., LAGS])
 
 
 def lag0(grid: np.ndarray, template: np.ndarray, high: float) -> np.ndarray:
@@ -226,37 +218,6 @@ def at_speed_one(tracks: np.ndarray, template: np.ndarray) -> np.ndarray:
     return np.stack([(tracks[:, c] @ rows[c]).real for c in range(4)], axis=1)
 
 
-def tail(values: np.ndarray, weights: np.ndarray, common: tuple[float, float, float]) -> np.ndarray:
-    """[threshold, share beyond, scale, shape] of real scores: generalised Pareto above threshold.
-
-    `common` is what such tails are like: threshold and scale in standard deviations above the mean,
-    and shape. It counts as `PRIOR` excesses beside those that there are, so that few real tracks
-    do not bring a wild tail. The shape is the most likely one with a normal prior, +- 0.1.
-    """
-    w = weights / weights.sum()
-    mean = float(w @ values)
-    spread = math.sqrt(float(w @ np.square(values - mean)) / (1 - float(np.square(w).sum())))
-    order = np.argsort(values)
-    own = float(values[order][np.searchsorted(np.cumsum(w[order]), 1 - BEYOND)])
-    above = values > own
-    part = w[above] / w[above].sum()
-    size = 1 / np.square(part).sum()  # effective number
-    threshold = (size * own + PRIOR * (mean + common[0] * spread)) / (size + PRIOR)
-    quantiles = 1 - (np.arange(PRIOR) + 0.5) / PRIOR
-    usual = spread * common[1] / common[2] * (quantiles ** -common[2] - 1)
-    excess, count = np.append(values[above] - own, usual), np.append(size * part, np.ones(PRIOR))
-    best = (-math.inf, 1.0, 0.0)
-    scales = (count @ excess) / count.sum() * np.geomspace(0.4, 2.5, 40)
-    for xi in np.arange(-6, 13) / 20:
-        inner = 1 + xi * excess / scales[:, None]
-        log = np.log(np.maximum(inner, 1e-12)) * (1 + 1 / xi) if xi else excess / scales[:, None]
-        likelihood = -count.sum() * np.log(scales) - log @ count - (xi - common[2]) ** 2 / 0.02
-        likelihood[inner.min(axis=1) <= 0] = -math.inf
-        k = int(likelihood.argmax())
-        best = max(best, (float(likelihood[k]), float(scales[k]), float(xi)))
-    return np.array([threshold, BEYOND, best[1], best[2]], np.float32)
-
-
 def beyond(z: np.ndarray | float, fitted: np.ndarray) -> np.ndarray:
     """Share of real tracks beyond `z`; 1 below the threshold's share is given linearly."""
     threshold, share, scale, xi = (fitted[..., i].astype(np.float64) for i in range(4))
@@ -270,54 +231,6 @@ def beyond(z: np.ndarray | float, fitted: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(z > threshold, share * curved, 1.0))
 
 
-def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The null of one template [2, GRID], for every class of band and length.
-
-    `mean` [classes, lengths, 4]: the inner products that the decoder's own tracks reach, each
-    against a template without its repository. `real`: per length class (band ends [n], weights
-    [n], transforms of each class of those whose band reaches so far).
-    """
-    c, n = len(CLASSES), len(LENGTHS)
-    out = {
-        "weights": np.zeros((c, n, 4), np.float32),
-        "offset": np.zeros((c, n), np.float32),
-        "lags": np.zeros((c, n, 2), np.float32),
-        "tail": np.zeros((c, n, 4), np.float32),
-        "speed_tail": np.zeros((c, n, 4), np.float32),
-    }
-    for i, high in enumerate(CLASSES):
-        conjugate = _transform(template, high)
-        for j in range(n):
-            ends, weight, transforms = real[j]
-            use = ends >= high
-            w = weight[use] / weight[use].sum()
-            moved = transforms[i]
-            s = at_speed_one(moved, conjugate)
-            mu = w @ s
-            spread = np.cov(s.T, aweights=w)
-            # Shrunk by 0.3 of its diagonal: members of other repositories differ.
-            solved = np.linalg.solve(spread + 0.3 * np.diag(np.diag(spread)), mean[i, j] - mu)
-            solved = np.maximum(solved, 0)
-            if not solved.any():
-                solved[0] = 1
-            solved /= math.sqrt(solved @ spread @ solved)
-            out["weights"][i, j], out["offset"][i, j] = solved, solved @ mu
-            all_speeds = np.concatenate(
-                [
-                    products(part, conjugate, solved)
-                    for part in np.array_split(moved, max(1, len(moved) // 64))
-                ]
-            )
-            z = all_speeds[:, _ORIGINAL].max(1) - solved @ mu
-            out["tail"][i, j] = tail(z, w, COMMON)
-            others = all_speeds[:, ~_ORIGINAL]
-            centre, deviation = float(w @ others.mean(1)), float(np.sqrt(w @ others.var(1)))
-            out["lags"][i, j] = centre, deviation
-            best = (others.max(1) - centre) / deviation
-            out["speed_tail"][i, j] = tail(best, w, COMMON_SPEED)
-    return out
-
-
 def scores(
     bank: Bank, tracks: np.ndarray, i: int, j: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -326,29 +239,17 @@ def scores(
     z, p, speed = np.zeros(shape), np.ones(shape), np.ones(shape)
     for k in range(len(bank.lines)):
         s = products(tracks, bank.transforms[i, k], bank.nulls["weights"][k, i, j])
-        one = s[:, _ORIGINAL].max(1) - bank.nulls["offset"][k, i, j]
+        one = s[:, ORIGINAL].max(1) - bank.nulls["offset"][k, i, j]
         centre, deviation = bank.nulls["lags"][k, i, j]
-        others = np.where(_ORIGINAL, -np.inf, (s - centre) / deviation)
+        others = np.where(ORIGINAL, -np.inf, (s - centre) / deviation)
         lag, best = others.argmax(1), others.max(1)
         p_one = beyond(one, bank.nulls["tail"][k, i, j]) / (1 - SPEED_SHARE)
         p_other = beyond(best, bank.nulls["speed_tail"][k, i, j]) / SPEED_SHARE
         # Beside a line at speed 1 its neighbours are strong too: a better score is needed to move.
         moved = (p_other < p_one) & (best > 1.1 * one)
         z[:, k], p[:, k] = np.where(moved, best, one), np.where(moved, p_other, p_one)
-        speed[:, k] = np.where(moved, np.exp(_LAGS[lag] * fp.GRID_STEP), 1.0)
+        speed[:, k] = np.where(moved, np.exp(LAGS[lag] * fp.GRID_STEP), 1.0)
     return z, np.minimum(p, 1), speed
-
-
-def independent(p: np.ndarray, weights: np.ndarray) -> float:
-    """How many independent chances the decoders are to real tracks, from their p [n, K].
-
-    So many that the share of real tracks whose least p is below 5 % of it is 5 %; at least 1.
-    """
-    least = np.sort(p.min(1))
-    order = np.argsort(p.min(1))
-    share = np.cumsum(weights[order]) / weights.sum()
-    at = min(int(np.searchsorted(share, 0.05)), len(least) - 1)
-    return float(np.clip(0.05 / max(least[at], 1e-9), 1, 2 * p.shape[1]))
 
 
 def length_class(frames: int) -> int | None:
@@ -406,11 +307,10 @@ def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
         length = length_class(mean.frames)
         if length is not None:
             windows.append(_window(bank, best, i, length, shift, mean, n * step, (n + 1) * step))
-    chance = float(bank.chances[i, j])
     found = Match(
         bank.decoders[best].name,
         round(float(z[best]), 3),
-        float(min(1.0, p[best] * chance)),
+        float(min(1.0, p[best] * len(bank.decoders))),
         round(float(speed[best]), 4),
         (fp.LOW_HZ, CLASSES[i]),
         tuple(windows),
@@ -437,12 +337,17 @@ def own_lines(
     are residuals in the band, at a speed that shifts the lines by `shift` steps.
     """
     basis, spacings = fp.combs(rows)
-    moved = np.roll(unit(bank.grid[k], CLASSES[i]), shift, axis=-1).repeat(2, axis=0)
+    moved = np.roll(unit(bank.grid[k], CLASSES[i]), shift, axis=-1)
+    z = agreement(rows, moved, basis) @ bank.nulls["weights"][k, i, j]
+    z -= bank.nulls["offset"][k, i, j]
+    return float(beyond(float(z), bank.nulls["tail"][k, i, j])), spacings[0]
+
+
+def agreement(rows: np.ndarray, template: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Inner products [4] of residuals [4, GRID] in a band with a template [2, GRID], less combs."""
     inside = (rows != 0).any(axis=0)
-    left, lines = fp.without(rows, basis), fp.without(moved * inside, basis)
-    z = float(np.einsum("cg,cg->c", left, lines) @ bank.nulls["weights"][k, i, j])
-    z -= float(bank.nulls["offset"][k, i, j])
-    return float(beyond(z, bank.nulls["tail"][k, i, j])), spacings[0]
+    lines = fp.without(template.repeat(2, axis=0) * inside, basis)
+    return np.asarray(np.einsum("cg,cg->c", fp.without(rows, basis), lines))
 
 
 def _window(
@@ -473,8 +378,7 @@ def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 def save(bank: Bank, path: str | os.PathLike[str]) -> str:
     """Write a bank, whole or not at all; its digest. Lines are rounded to 8 bits."""
-    arrays = {
-        "chances": bank.chances.astype(np.float32),
+    arrays: dict[str, np.ndarray] = {
         "reference": bank.reference.astype(np.int8),
         "ends": bank.ends.astype(np.float32),
         **_entries(bank, ""),
@@ -558,7 +462,7 @@ def _part(
         decoders,
         own["lines"].astype(np.float32) * own["scale"][..., None],
         {key: own[key] for key in _NULLS},
-        *(arrays["chances"], arrays["reference"], arrays["ends"]),
+        *(arrays["reference"], arrays["ends"]),
         *(header["digest"], header["provenance"]),
     )
 
@@ -569,7 +473,6 @@ def _check_shared(arrays: Mapping[str, np.ndarray]) -> None:
     _check_shapes(
         arrays,
         {
-            "chances": (len(CLASSES), len(LENGTHS)),
             "reference": (len(ends), 2, fp.LAST - fp.FIRST),
             "ends": (len(ends),),
         },

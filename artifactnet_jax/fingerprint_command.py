@@ -87,7 +87,7 @@ def learn(args: argparse.Namespace) -> int:
         raise CommandError(f"{name}: {cause}: name more", USAGE)
     bank, own = open_banks([EMBEDDED, *args.bank]), None
     if os.path.exists(output):
-        own = _without(open_banks([output]), name, bank)
+        own = _without(open_banks([output]), name)
     failed: list[Failure] = []
     with progress(args.quiet, "", len(paths)) as tell, sources(paths) as found:
 
@@ -112,17 +112,10 @@ def learn(args: argparse.Namespace) -> int:
     return SOME_FAILED if failed else OK
 
 
-def _without(bank: decoders.Bank, name: str, real: decoders.Bank) -> decoders.Bank | None:
-    """A bank without the decoders of a name; None if there are no others.
-
-    Its chances are taken anew on the reference tracks of `real`.
-    """
+def _without(bank: decoders.Bank, name: str) -> decoders.Bank | None:
+    """A bank without the decoders of a name; None if there are no others."""
     keep = [k for k, decoder in enumerate(bank.decoders) if decoder.name != name]
-    if len(keep) == len(bank.decoders) or not keep:
-        return bank if keep else None
-    rest = bank.only(keep)
-    null = learning.null(learning.reference(real))
-    return dataclasses.replace(rest, chances=learning.chances(rest, null))
+    return bank.only(keep) if keep else None
 
 
 def _track(group_by: str, source: Any) -> learning.Track:
@@ -162,7 +155,7 @@ def _facts(
         "shared": _rate(learned.shared),
         "already": {other: _rate(rate) for other, rate in learned.already.items()},
         "real": {"before": _rate(before), "after": _rate(after)},
-        "chances": [round(value, 2) for value in learned.chances],
+        "asked": list(learned.asked),
         "bank": {"path": args.output, "digest": digest, "decoders": names},
     }
 
@@ -200,8 +193,8 @@ def _told(facts: dict[str, Any]) -> str:
     lines += [
         f"false alarms   {before['hits']} of {before['n']} real tracks before, {after['hits']} "
         "after (the null is fitted to the same tracks)",
-        f"chances        {facts['chances'][0]:.1f} independent ones before, "
-        f"{facts['chances'][1]:.1f} after: p of all decoders rises by so much",
+        f"decoders       {facts['asked'][0]} before, {facts['asked'][1]} after: p is multiplied "
+        "by their number",
         f"bank           {printable(facts['bank']['path'])}: "
         f"{', '.join(facts['bank']['decoders'])}; digest {facts['bank']['digest'][:16]}",
     ]
