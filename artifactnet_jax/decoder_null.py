@@ -14,7 +14,7 @@ from artifactnet_jax import fingerprint as fp
 BEYOND = 0.1  # share of the real tracks that a tail is fitted to
 # What tails of real scores are like, from 30 templates on 193 tracks that no null had seen:
 # threshold and scale in standard deviations, and shape. At speed 1, and best of other speeds.
-COMMON, COMMON_SPEED = (1.28, 0.48, 0.08), (1.25, 0.75, 0.15)
+COMMON, COMMON_SPEED = (1.28, 0.48, 0.08), (1.25, 0.75, 0.05)
 PRIOR = 16  # excesses that these count for
 
 

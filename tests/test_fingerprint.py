@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from made_decoder import RATE, SECONDS, coloured, combed
 
 from artifactnet_jax import decoder_learning as learning
 from artifactnet_jax import decoders
 from artifactnet_jax import fingerprint as fp
+from made_decoder import RATE, SECONDS, coloured, combed
 
 TIME = np.arange(SECONDS * RATE) / RATE
 
