@@ -89,8 +89,9 @@ def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Real]) -> dict[st
     `mean` [classes, lengths, 4]: the inner products that the decoder's own tracks reach, each
     against a template without its repository. `real`: the real music of each length class.
 
-    A real track that agrees with the template by nothing but a comb is no match whatever its score
-    (`decoders.own_lines`): it lies below the tail that is fitted.
+    A real track that agrees with the template by a comb is no match whatever its score
+    (`decoders.own_lines`): it lies below the tail that is fitted. So it is where less than half of
+    the score is left without combs, and no match by itself.
     """
     rows = [
         [_cell(template, mean[i, j], real[j], i) for j in range(len(dc.LENGTHS))]
@@ -128,16 +129,16 @@ def _cell(
     shift = dc.LAGS[~dc.ORIGINAL][others.argmax(1)]
     first, lines = tail(z, w, COMMON), dc.unit(template, dc.CLASSES[i])
 
-    def own(n: int, lag: int) -> bool:
-        agreed = real.agreement(n, i, np.roll(lines, lag, axis=-1)) @ solved - offset
-        return bool(dc.beyond(float(agreed), first) < dc.OWN)
+    def own(n: int, lag: int, score: float) -> bool:
+        left = float(real.agreement(n, i, np.roll(lines, lag, axis=-1)) @ solved) - offset
+        return left > score / 2 or bool(dc.beyond(left, first) < dc.OWN)
 
-    z = _below(z, w, COMMON, lambda n: own(n, 0))
-    best = _below(best, w, COMMON_SPEED, lambda n: own(n, int(shift[n])))
+    at_one = _below(z, w, COMMON, lambda n: own(n, 0, z[n]))
+    at_other = _below(best, w, COMMON_SPEED, lambda n: own(n, int(shift[n]), best[n]))
     return {
         "weights": solved,
         "offset": offset,
         "lags": np.array([centre, deviation]),
-        "tail": tail(z, w, COMMON),
-        "speed_tail": tail(best, w, COMMON_SPEED),
+        "tail": tail(at_one, w, COMMON),
+        "speed_tail": tail(at_other, w, COMMON_SPEED),
     }

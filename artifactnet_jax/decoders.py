@@ -18,7 +18,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,6 @@ from artifactnet_jax.text import printable
 
 FORMAT = "artifactnet-jax/decoders/1"
 DEFAULT = "decoders.npz"
-EMBEDDED = "embedded"  # what `gather` calls the bank that comes with the package
 CLASSES = (8_000.0, 11_000.0, 13_500.0, 16_000.0)  # Hz; upper ends of the bands compared
 LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
@@ -96,23 +95,6 @@ class Match:
     rivals: tuple[str, ...] = ()  # names that cannot be told from it
     decoder: int = 0  # index in the bank
 
-    @property
-    def sentence(self) -> str:
-        """What people are told, in the words that they are told it everywhere.
-
-        "1 in 1,000" whatever p is: what p says beyond that is a model's word, not a count.
-        """
-        text = f"its spectrum carries the lines of {whose(self.name, self.rivals)}"
-        if self.speed != 1:
-            way = "sped up" if self.speed > 1 else "slowed down"
-            text += f", {way} by {abs(100 * (self.speed - 1)):.1f} %"
-        return f"{text}; fewer than 1 in {round(1 / FOUND):,} real tracks does"
-
-
-def whose(name: str, rivals: Iterable[str]) -> str:
-    """The decoder that a match names, and those that cannot be told from it."""
-    return " or ".join(f"{printable(one)}'s" for one in (name, *rivals)) + " decoder"
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -136,10 +118,6 @@ class Bank:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # The same decoders, each several times, learnt without a part of their tracks: for tests.
     left_out: Bank | None = None
-
-    def summary(self) -> dict[str, Any]:
-        """Which bank it is, as rows name it."""
-        return {"sha256": self.digest, "decoders": len(self.decoders)}
 
     def only(self, keep: Sequence[int]) -> Bank:
         """The bank with some of its decoders."""
@@ -188,23 +166,6 @@ def join(*banks: Bank) -> Bank:
         {"joined": [bank.digest for bank in known]},
         join(*parts) if parts else None,
     )
-
-
-def gather(banks: Iterable[Bank | str | os.PathLike[str]]) -> Bank | None:
-    """One bank of several: of banks, of their files, and of "embedded"; None where there is none.
-
-    BankError: a file cannot be used.
-    """
-    found = [
-        bank if isinstance(bank, Bank) else _embedded() if bank == EMBEDDED else load(bank)
-        for bank in banks
-    ]
-    return join(*found) if found else None
-
-
-@functools.cache
-def _embedded() -> Bank:
-    return load()
 
 
 def template_grid(lines: np.ndarray) -> np.ndarray:

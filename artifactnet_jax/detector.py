@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -29,6 +30,7 @@ from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
 from artifactnet_jax.weights import ForeignGraph, Model
 
+EMBEDDED = "embedded"  # among banks: that which comes with the package
 STOP_S = 2.0  # what closing waits for decoding threads
 THREAD_NAME = "artifactnet-decode"
 
@@ -103,6 +105,24 @@ def decided(scores: list[float], rest: int, threshold: float, margin: float) -> 
     ends = (float(np.median([*scores, *[end] * rest])) for end in (0.0, 1.0))
     low, high = (decide(end, threshold, margin) for end in ends)
     return low == high
+
+
+def _joined(banks: Iterable[decoders.Bank | str | os.PathLike[str]]) -> decoders.Bank | None:
+    """One bank of several; None where there is none. BankError: a file cannot be used."""
+    found = [
+        bank
+        if isinstance(bank, decoders.Bank)
+        else _embedded()
+        if bank == EMBEDDED
+        else decoders.load(bank)
+        for bank in banks
+    ]
+    return decoders.join(*found) if found else None
+
+
+@functools.cache
+def _embedded() -> decoders.Bank:
+    return decoders.load()
 
 
 def match(spectrum: Accumulator | None, bank: decoders.Bank | None) -> decoders.Outcome:
@@ -250,7 +270,7 @@ class Detector:
         batch_size: int | None = None,
         jobs: int | None = None,
         until_decided: bool = False,
-        banks: Iterable[decoders.Bank | str | os.PathLike[str]] | None = (decoders.EMBEDDED,),
+        banks: Iterable[decoders.Bank | str | os.PathLike[str]] | None = (EMBEDDED,),
     ):
         self.weights = weights if isinstance(weights, Model) else open_model(weights, backend)
         config = self.weights.config
@@ -279,8 +299,14 @@ class Detector:
         check_plan(self.segments)
         if self.jobs < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("jobs and batch size must be at least 1")
-        self.bank = decoders.gather(banks or ())
+        self.bank = _joined(banks or ())
         self.backend = load_backend(backend, self.weights, dtype=dtype, batch_size=batch_size)
+
+    @property
+    def asked(self) -> dict[str, Any] | None:
+        """The bank, as rows name it; None without one."""
+        bank = self.bank
+        return None if bank is None else {"sha256": bank.digest, "decoders": len(bank.decoders)}
 
     def score(
         self, source: str | os.PathLike[str] | np.ndarray, sample_rate: int | None = None
@@ -454,6 +480,6 @@ class Detector:
             skipped=track.skipped if self.until_decided else None,
             decoder=track.carries.match if track.carries else None,
             decoder_reason=track.carries.reason if track.carries else None,
-            bank=None if self.bank is None else self.bank.summary(),
+            bank=self.asked,
             timings={"decode_s": round(track.decode_s, 4), "compute_s": round(track.compute_s, 4)},
         )

@@ -31,7 +31,8 @@ from artifactnet_jax import results
 from artifactnet_jax.catalogue import Folder, filesystem_of, list_entries, utf8
 from artifactnet_jax.console.detectors import comparable, detector_options, open_detector
 from artifactnet_jax.console.progress import progress
-from artifactnet_jax.decoders import EMBEDDED, BankError, load
+from artifactnet_jax.decoders import BankError, load
+from artifactnet_jax.detector import EMBEDDED
 from artifactnet_jax.files import TemporaryCopy, sha256_of
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable

@@ -11,9 +11,10 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
-from artifactnet_jax.decoders import Match, whose
+from artifactnet_jax.decoders import FOUND, Match
 from artifactnet_jax.text import printable
 
 SCHEMA = "artifactnet-jax/score/1"
@@ -80,7 +81,24 @@ def decoder_row(match: Match) -> dict[str, Any]:
     row = dataclasses.asdict(match)
     del row["decoder"]  # its place in the bank
     row |= {key: list(row[key]) for key in ("band_hz", "windows", "rivals")}
-    return row | {"sentence": match.sentence}
+    return row | {"sentence": sentence(match)}
+
+
+def sentence(match: Match) -> str:
+    """What people are told of a match, in the words that they are told it everywhere.
+
+    "1 in 1,000" whatever p is: what p says beyond that is a model's word, not a count.
+    """
+    text = f"its spectrum carries the lines of {_whose(match.name, match.rivals)}"
+    if match.speed != 1:
+        way = "sped up" if match.speed > 1 else "slowed down"
+        text += f", {way} by {abs(100 * (match.speed - 1)):.1f} %"
+    return f"{text}; fewer than 1 in {round(1 / FOUND):,} real tracks does"
+
+
+def _whose(name: str, rivals: Iterable[str]) -> str:
+    """The decoder that a match names, and those that cannot be told from it."""
+    return " or ".join(f"{printable(one)}'s" for one in (name, *rivals)) + " decoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +198,6 @@ def to_table(row: dict[str, Any]) -> str:
     path = printable(row["path"])
     said = list(row["warnings"])
     if decoder := row.get("decoder"):
-        said.append(f"lines of {whose(decoder['name'], decoder['rivals'])}")
+        said.append(f"lines of {_whose(decoder['name'], decoder['rivals'])}")
     notes = f"  ({', '.join(said)})" if said else ""
     return f"{row['verdict']:<10} {score:>6} {row['n_segments']:>8} {length:>9}  {path}{notes}\n"

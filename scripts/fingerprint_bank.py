@@ -506,6 +506,8 @@ def build(folder: Path, out: Path) -> None:
     report = {
         "bank": {"digest": digest, "decoders": [dataclasses.asdict(d) for d in decoders]},
         "dropped": dropped,
+        "doubted": DOUBTED,
+        "lengths": LENGTH_NAMES,
         "data": {"tracks": len(data.rows), "real": len(real.groups), "real groups": len(groups)},
         "found": found_table(found, data, bank, left),
     }

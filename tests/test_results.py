@@ -217,9 +217,9 @@ def test_what_is_said_of_a_decoder_accuses_nobody():
     said = (
         "its spectrum carries the lines of Suno's decoder; fewer than 1 in 1,000 real tracks does"
     )
-    assert plain.sentence == said
-    assert "slowed down by 3.5 %" in dataclasses.replace(plain, speed=0.965).sentence
-    assert "\\x1b" in dataclasses.replace(plain, name="a\x1b").sentence
+    assert results.sentence(plain) == said
+    assert "slowed down by 3.5 %" in results.sentence(dataclasses.replace(plain, speed=0.965))
+    assert "\\x1b" in results.sentence(dataclasses.replace(plain, name="a\x1b"))
 
 
 def test_rows_that_are_older_than_decoders_are_read():

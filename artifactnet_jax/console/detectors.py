@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from artifactnet_jax.backends import BackendError
-from artifactnet_jax.decoders import EMBEDDED, BankError
-from artifactnet_jax.detector import Detector
+from artifactnet_jax.decoders import BankError
+from artifactnet_jax.detector import EMBEDDED, Detector
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief
 from artifactnet_jax.weights import Model, WeightsError
 
@@ -56,5 +56,5 @@ def comparable(detector: Detector) -> dict[str, Any]:
         "plan": detector.segments,
         "dtype": detector.backend.dtype,
         "until_decided": detector.until_decided,
-        "bank": None if detector.bank is None else detector.bank.summary(),
+        "bank": detector.asked,
     }

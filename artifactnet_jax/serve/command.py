@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from artifactnet_jax.console.detectors import banks
-from artifactnet_jax.decoders import EMBEDDED
+from artifactnet_jax.detector import EMBEDDED
 from artifactnet_jax.files import make_folder, replace_file, writing
 from artifactnet_jax.serve.limits import DecodeLimits, Limits
 from artifactnet_jax.serve.store import Store, new_id

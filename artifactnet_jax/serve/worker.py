@@ -71,7 +71,7 @@ def describe(detector: Detector) -> dict[str, Any]:
         "margin": detector.margin,
         "aggregate": detector.rule,
         "plan": detector.segments,
-        "bank": None if detector.bank is None else detector.bank.summary(),
+        "bank": detector.asked,
     }
 
 
