@@ -68,8 +68,8 @@ NAMES = {
     **dict.fromkeys(("Coco-Mulla", "STAGE", "StemGen", "MAGNeT", "MusicGen"), "MusicGen"),
     "Riffusion": "Riffusion",
     "DITTO": "DITTO-2",
-    "AudioX": "AudioX",
-    **dict.fromkeys(("Audio-Omni", "Stable Audio"), "Stable Audio Open"),
+    # AudioX and Audio-Omni decode with the autoencoder of Stable Audio.
+    **dict.fromkeys(("AudioX", "Audio-Omni", "Stable Audio"), "Stable Audio Open"),
     "VersBand": "VersBand",
     **dict.fromkeys(("AudioLDM", "Tango"), "AudioLDM"),
     "LoopGen": "LoopGen",
