@@ -265,6 +265,8 @@ def learn(name: str, tracks: Iterable[Track], bank: dc.Bank) -> Learned:
         raise LearningError(f"{name}: {text}: name more, of 4 s and more and a band above 8 kHz")
     real_tracks = reference(bank)
     real = null(real_tracks)
+    for one in real:  # a track is the same in every length class
+        one.combs = real[0].combs
     groups = tuple(map(str, np.unique(pool.groups)))
     band = fp.LOW_HZ, float(min(dc.CLASSES[-1], np.median(pool.ends)))
     parts = _parts(pool)
