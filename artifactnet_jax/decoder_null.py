@@ -93,10 +93,11 @@ def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Real]) -> dict[st
     (`decoders.own_lines`): it lies below the tail that is fitted. So it is where less than half of
     the score is left without combs, and no match by itself.
     """
-    rows = [
-        [_cell(template, mean[i, j], real[j], i) for j in range(len(dc.LENGTHS))]
-        for i in range(len(dc.CLASSES))
-    ]
+    with dc.one_thread():
+        rows = [
+            [_cell(template, mean[i, j], real[j], i) for j in range(len(dc.LENGTHS))]
+            for i in range(len(dc.CLASSES))
+        ]
     return {
         key: np.array([[cell[key] for cell in row] for row in rows], np.float32)
         for key in rows[0][0]
