@@ -22,7 +22,7 @@ from artifactnet_jax.console.progress import progress
 from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.manifest import Row, read_manifest
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.decoders import EMBEDDED
+from artifactnet_jax.detector import EMBEDDED
 from artifactnet_jax.files import check_output, sha256_of, writing
 from artifactnet_jax.fingerprint import RATE, Accumulator
 from artifactnet_jax.results import Failure, decoder_row
@@ -41,11 +41,10 @@ def run(args: argparse.Namespace) -> int:
 def open_banks(paths: Sequence[str]) -> decoders.Bank:
     """The decoders of several banks as one; `EMBEDDED` is that of the package. CommandError."""
     try:
-        bank = decoders.gather(paths)
+        banks = [decoders.load(None if path == EMBEDDED else path) for path in paths]
     except decoders.BankError as error:
         raise CommandError(str(error), USAGE) from error
-    assert bank is not None
-    return bank
+    return decoders.join(*banks)
 
 
 def _each(

@@ -475,7 +475,9 @@ def test_a_tail_of_few_tracks_is_not_wild():
     rng = np.random.default_rng(4)
     one = np.full(40, 1 / 40)
     at = [
-        float(decoders.beyond(3.09, decoder_null.tail(rng.normal(size=40), one, decoder_null.COMMON)))
+        float(
+            decoders.beyond(3.09, decoder_null.tail(rng.normal(size=40), one, decoder_null.COMMON))
+        )
         for _ in range(50)
     ]
     assert 3e-4 < np.median(at) < 6e-3  # 1e-3 in truth; the common tail is heavier
