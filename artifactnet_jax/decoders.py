@@ -399,9 +399,10 @@ def save(bank: Bank, path: str | os.PathLike[str]) -> str:
         arrays |= _entries(bank.left_out, _LEFT)
         header["left_out"] = [dataclasses.asdict(part) for part in bank.left_out.decoders]
     header["digest"] = _digest(header, arrays)
-    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    members: dict[str, Any] = dict(arrays)
+    members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     data = io.BytesIO()
-    np.savez_compressed(data, header=text, **arrays)
+    np.savez_compressed(data, **members)
     replace_file(path, data.getvalue())
     return str(header["digest"])
 
