@@ -32,7 +32,7 @@ from artifactnet_jax.text import printable
 
 FORMAT = "artifactnet-jax/decoders/1"
 DEFAULT = "decoders.npz"
-CLASSES = (8_000.0, 11_000.0, 13_500.0, 16_000.0)  # Hz; upper ends of the bands compared
+CLASSES = (7_500.0, 10_500.0, 13_000.0, 15_000.0)  # Hz; upper ends of the bands compared
 LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
 FOUND = 1e-3  # p of a match
@@ -399,9 +399,10 @@ def save(bank: Bank, path: str | os.PathLike[str]) -> str:
         arrays |= _entries(bank.left_out, _LEFT)
         header["left_out"] = [dataclasses.asdict(part) for part in bank.left_out.decoders]
     header["digest"] = _digest(header, arrays)
-    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    members: dict[str, Any] = dict(arrays)
+    members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     data = io.BytesIO()
-    np.savez_compressed(data, header=text, **arrays)
+    np.savez_compressed(data, **members)
     replace_file(path, data.getvalue())
     return str(header["digest"])
 
