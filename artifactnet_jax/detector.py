@@ -481,5 +481,6 @@ class Detector:
             decoder=track.carries.match if track.carries else None,
             decoder_reason=track.carries.reason if track.carries else None,
             bank=self.asked,
+            notices=track.end.notices,
             timings={"decode_s": round(track.decode_s, 4), "compute_s": round(track.compute_s, 4)},
         )
