@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 
-from artifactnet_jax import fingerprint
 from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import AudioError, Decoded, Source, check_array, open_audio
 from artifactnet_jax.fingerprint import RATE, Accumulator
@@ -218,13 +217,13 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
     return np.concatenate(list(_mono(source, rate, name)))
 
 
-def read_spectrum(source: Source, name: str) -> fingerprint.Accumulator:
+def read_spectrum(source: Source, name: str) -> Accumulator:
     """The fine spectra of a whole recording, in constant memory.
 
     AudioError, whose message begins with `name`.
     """
-    spectrum = fingerprint.Accumulator()
-    for block in _mono(source, fingerprint.RATE, name):
+    spectrum = Accumulator()
+    for block in _mono(source, RATE, name):
         spectrum.add(block)
     return spectrum
 

@@ -147,15 +147,14 @@ def reach(tracks: Tracks) -> np.ndarray:
 
 def null(real: Tracks) -> list[Real]:
     """Real tracks by length class as `decoder_null.fit` wants them."""
-    out = []
-    for j in range(len(dc.LENGTHS)):
-        rows = np.flatnonzero(real.length == j)
-        grid, end = real.grid[rows], real.end[rows]
-        moved = [
-            dc.track_transform(grid[end >= high].astype(np.float32), high) for high in dc.CLASSES
-        ]
-        out.append(Real(end, weights(real.groups[real.track[rows]]), grid, moved))
-    return out
+    return [_real(real, real.length == j) for j in range(len(dc.LENGTHS))]
+
+
+def _real(tracks: Tracks, keep: np.ndarray) -> Real:
+    """Some stretches of real music."""
+    grid, end = tracks.grid[keep], tracks.end[keep]
+    moved = [dc.track_transform(grid[end >= high].astype(np.float32), high) for high in dc.CLASSES]
+    return Real(end, weights(tracks.groups[tracks.track[keep]]), grid, moved)
 
 
 def stretch_of_tracks(tracks: Tracks) -> np.ndarray:
@@ -238,15 +237,14 @@ class Learned:
 
 
 def reference(bank: dc.Bank) -> Tracks:
-    """The real music that a bank carries, as one stretch a track in every length class."""
+    """The real music that a bank carries: whole tracks."""
     levels = bank.reference * np.float32(dc.STEP_DB)
     residuals = np.array([fp.residuals(pair) for pair in levels], np.float32)
     grid = np.array([fp.on_grid(rows) for rows in residuals])
-    count, lengths = len(grid), len(dc.LENGTHS)
+    count = len(grid)
     return Tracks(
         *(np.array([f"real {n}" for n in range(count)]), residuals, bank.ends),
-        *(np.repeat(np.arange(count), lengths), grid.repeat(lengths, axis=0)),
-        *(bank.ends.repeat(lengths), np.tile(np.arange(lengths), count)),
+        *(np.arange(count), grid, bank.ends, np.full(count, len(dc.LENGTHS) - 1)),
     )
 
 
@@ -264,7 +262,8 @@ def learn(name: str, tracks: Iterable[Track], bank: dc.Bank) -> Learned:
         text = f"{len(pool.groups)} tracks can be judged, {LEAST_TRACKS} are needed"
         raise LearningError(f"{name}: {text}: name more, of 4 s and more and a band above 8 kHz")
     real_tracks = reference(bank)
-    real = null(real_tracks)
+    # What the bank carries are whole tracks: they stand for shorter stretches too.
+    real = [_real(real_tracks, real_tracks.length >= 0)] * len(dc.LENGTHS)
     groups = tuple(map(str, np.unique(pool.groups)))
     band = fp.LOW_HZ, float(min(dc.CLASSES[-1], np.median(pool.ends)))
     parts = _parts(pool)

@@ -14,7 +14,7 @@ from artifactnet_jax import fingerprint as fp
 BEYOND = 0.1  # share of the real tracks that a tail is fitted to
 # What tails of real scores are like, from 30 templates on 193 tracks that no null had seen:
 # threshold and scale in standard deviations, and shape. At speed 1, and best of other speeds.
-COMMON, COMMON_SPEED = (1.28, 0.48, 0.08), (1.25, 0.75, 0.15)
+COMMON, COMMON_SPEED = (1.28, 0.48, 0.08), (1.25, 0.75, 0.05)
 PRIOR = 16  # excesses that these count for
 
 
@@ -89,13 +89,15 @@ def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Real]) -> dict[st
     `mean` [classes, lengths, 4]: the inner products that the decoder's own tracks reach, each
     against a template without its repository. `real`: the real music of each length class.
 
-    A real track that agrees with the template by nothing but a comb is no match whatever its score
-    (`decoders.own_lines`): it lies below the tail that is fitted.
+    A real track that agrees with the template by a comb is no match whatever its score
+    (`decoders.own_lines`): it lies below the tail that is fitted. So it is where less than half of
+    the score is left without combs, and no match by itself.
     """
-    rows = [
-        [_cell(template, mean[i, j], real[j], i) for j in range(len(dc.LENGTHS))]
-        for i in range(len(dc.CLASSES))
-    ]
+    with dc.one_thread():
+        rows = [
+            [_cell(template, mean[i, j], real[j], i) for j in range(len(dc.LENGTHS))]
+            for i in range(len(dc.CLASSES))
+        ]
     return {
         key: np.array([[cell[key] for cell in row] for row in rows], np.float32)
         for key in rows[0][0]
@@ -128,16 +130,16 @@ def _cell(
     shift = dc.LAGS[~dc.ORIGINAL][others.argmax(1)]
     first, lines = tail(z, w, COMMON), dc.unit(template, dc.CLASSES[i])
 
-    def own(n: int, lag: int) -> bool:
-        agreed = real.agreement(n, i, np.roll(lines, lag, axis=-1)) @ solved - offset
-        return bool(dc.beyond(float(agreed), first) < dc.OWN)
+    def own(n: int, lag: int, score: float) -> bool:
+        left = float(real.agreement(n, i, np.roll(lines, lag, axis=-1)) @ solved) - offset
+        return left > score / 2 or bool(dc.beyond(left, first) < dc.OWN)
 
-    z = _below(z, w, COMMON, lambda n: own(n, 0))
-    best = _below(best, w, COMMON_SPEED, lambda n: own(n, int(shift[n])))
+    at_one = _below(z, w, COMMON, lambda n: own(n, 0, z[n]))
+    at_other = _below(best, w, COMMON_SPEED, lambda n: own(n, int(shift[n]), best[n]))
     return {
         "weights": solved,
         "offset": offset,
         "lags": np.array([centre, deviation]),
-        "tail": tail(z, w, COMMON),
-        "speed_tail": tail(best, w, COMMON_SPEED),
+        "tail": tail(at_one, w, COMMON),
+        "speed_tail": tail(at_other, w, COMMON_SPEED),
     }

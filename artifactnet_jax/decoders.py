@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.files import replace_file
@@ -336,11 +337,17 @@ def own_lines(
     what combs may have laid is taken out of the track and of the decoder's lines. `rows` [4, GRID]
     are residuals in the band, at a speed that shifts the lines by `shift` steps.
     """
-    basis, spacings = fp.combs(rows)
     moved = np.roll(unit(bank.grid[k], CLASSES[i]), shift, axis=-1)
-    z = agreement(rows, moved, basis) @ bank.nulls["weights"][k, i, j]
+    with one_thread():
+        basis, spacings = fp.combs(rows)
+        z = agreement(rows, moved, basis) @ bank.nulls["weights"][k, i, j]
     z -= bank.nulls["offset"][k, i, j]
     return float(beyond(float(z), bank.nulls["tail"][k, i, j])), spacings[0]
+
+
+def one_thread() -> threadpool_limits:
+    """The context of products that are too small for threads: the same sums on every machine."""
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def agreement(rows: np.ndarray, template: np.ndarray, basis: np.ndarray) -> np.ndarray:
@@ -392,9 +399,10 @@ def save(bank: Bank, path: str | os.PathLike[str]) -> str:
         arrays |= _entries(bank.left_out, _LEFT)
         header["left_out"] = [dataclasses.asdict(part) for part in bank.left_out.decoders]
     header["digest"] = _digest(header, arrays)
-    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    members: dict[str, Any] = dict(arrays)
+    members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     data = io.BytesIO()
-    np.savez_compressed(data, header=text, **arrays)
+    np.savez_compressed(data, **members)
     replace_file(path, data.getvalue())
     return str(header["digest"])
 

@@ -228,8 +228,9 @@ def combs(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
             shapes += [np.cos(k * turns) for k in (1, 2, 3)]
         new = np.concatenate([hats * shape for shape in shapes])
         new -= (new @ basis.T) @ basis
-        _, size, found = np.linalg.svd(new, full_matrices=False)
-        basis = np.concatenate([basis, found[size > 1e-3]])
+        size, turn = np.linalg.eigh(new @ new.T)
+        sound = size > 1e-6  # others are in the basis already
+        basis = np.concatenate([basis, (turn[:, sound] / np.sqrt(size[sound])).T @ new])
         left -= (left @ basis.T) @ basis
     out = np.zeros((len(basis), GRID))
     out[:, part] = basis

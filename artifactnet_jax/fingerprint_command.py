@@ -22,13 +22,13 @@ from artifactnet_jax.console.progress import progress
 from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.manifest import Row, read_manifest
 from artifactnet_jax.decode import AudioError
+from artifactnet_jax.detector import EMBEDDED
 from artifactnet_jax.files import check_output, sha256_of, writing
-from artifactnet_jax.fingerprint import Accumulator
-from artifactnet_jax.results import Failure
+from artifactnet_jax.fingerprint import RATE, Accumulator
+from artifactnet_jax.results import Failure, decoder_row
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, clock, printable
 
 SCHEMA = "artifactnet-jax/fingerprint/1"
-EMBEDDED = "embedded"  # what the bank of the package is called
 T = TypeVar("T")
 
 
@@ -268,23 +268,19 @@ def row_of(
     path: str, spectrum: Accumulator, outcome: decoders.Outcome, bank: decoders.Bank
 ) -> dict[str, Any]:
     """A row of `match`."""
+    found, nearest = outcome.match, None
+    if found is None and outcome.nearest is not None:
+        nearest = decoder_row(outcome.nearest)
+        del nearest["sentence"]  # which is true of a match alone
     return {
         "schema": SCHEMA,
         "path": path,
-        "decoder": _match(outcome.match),
+        "decoder": None if found is None else decoder_row(found),
         "reason": outcome.reason,
-        "nearest": _match(outcome.nearest) if outcome.match is None else None,
-        "duration_s": round(spectrum.samples / 44_100, 3),
+        "nearest": nearest,
+        "duration_s": round(spectrum.samples / RATE, 3),
         "bank": bank.digest,
     }
-
-
-def _match(found: decoders.Match | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    known = dataclasses.asdict(found)
-    del known["decoder"]
-    return known
 
 
 def _line(row: dict[str, Any], verbose: bool) -> str:

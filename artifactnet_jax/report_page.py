@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from artifactnet_jax import __version__
 from artifactnet_jax.pages import page
+from artifactnet_jax.report_lines import columns, parts
 from artifactnet_jax.results import Failure, Verdict
 
 LEVELS = 64  # colours of a spectrogram
@@ -27,6 +28,7 @@ def track_page(
     data: Mapping[str, Any],
     pictures: Sequence[tuple[str, str]],
     charts: Sequence[tuple[str, Markup]],
+    lines: Sequence[tuple[str, Markup]],
     audio: bytes,
 ) -> str:
     """The page of a track.
@@ -36,6 +38,7 @@ def track_page(
         data: what is written beside the page as JSON.
         pictures: as of `pictures`.
         charts: as of `charts`.
+        lines: as of `lines_charts`.
         audio: MP3, to listen to.
     """
     duration, bars = verdict.duration_s, _bars(verdict, data["segment_s"])
@@ -50,6 +53,7 @@ def track_page(
         ticks=_ticks(duration),
         pictures=pictures,
         charts=charts,
+        lines=lines,
         segments=bars[:LISTED],
         more=len(bars) - LISTED,
         data={
@@ -89,7 +93,12 @@ def _png(image: np.ndarray) -> str:
 _INK = "#010203"  # becomes the page's own colour of text
 
 
-def _chart(draw: Callable[[Any], None], label: str) -> Markup:
+def _chart(
+    draw: Callable[[Any], None],
+    label: str,
+    size: tuple[float, float] = (4.6, 2.7),
+    along: str = "kHz",
+) -> Markup:
     """A plot as SVG to be put into a page; its text and axes take the page's colour."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -98,10 +107,10 @@ def _chart(draw: Callable[[Any], None], label: str) -> Markup:
     settings |= {f"{part}.color": _INK for part in ("text", "xtick", "ytick")}
     settings |= {"axes.labelcolor": _INK, "axes.edgecolor": _INK, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("kHz")
+        axes.set_xlabel(along)
         draw(axes)
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
         figure.patch.set_alpha(0)
@@ -150,6 +159,56 @@ def charts(data: Mapping[str, Any], curves: Mapping[str, np.ndarray]) -> list[tu
     if "mask" in curves:
         parts.append(("Mask by frequency", mask))
     return [(label, _chart(draw, label)) for label, draw in parts]
+
+
+TRACK, DECODER = "#3a86c8", "#d1603d"
+
+
+def lines_charts(seen: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """Label and SVG of the plots of a decoder's lines: whole band, real music, parts of the band.
+
+    `seen` is as of `report_lines.view`; without `lines` there is none.
+    """
+    if "lines" not in seen:
+        return []
+    track, lines = np.array(seen["track"]), np.array(seen["lines"])
+    khz = (seen["hz"]["first"] + np.arange(len(track)) * seen["hz"]["step"]) / 1000
+    best = seen["match"] or seen["nearest"]
+    name = f"lines of {best['name']}'s decoder"
+
+    def whole(axes: Any) -> None:
+        up, down = columns(seen["track"]), columns(seen["lines"])
+        at = np.linspace(khz[0], khz[-1], len(up))
+        axes.fill_between(at, np.maximum(0, up), color=TRACK, linewidth=0, label="track")
+        axes.fill_between(at, -np.maximum(0, down), color=DECODER, linewidth=0, label=name)
+        axes.set_xlim(khz[0], khz[-1])
+        axes.set_ylabel("deviations")
+
+    def real(axes: Any) -> None:
+        z = seen["real_z"]
+        if z:
+            axes.hist(z, bins=20, color=_INK, alpha=0.35, label=f"{len(z)} real tracks")
+        at = seen["threshold_z"]
+        axes.axvline(at, color=_INK, linewidth=1, linestyle="--", label="named from here on")
+        axes.axvline(best["z"], color=DECODER, linewidth=2, label="this track")
+        axes.set_ylabel("real tracks")
+
+    out = [("Whole band", _chart(whole, f"{name}, whole band", (9.4, 2.6)))]
+    label = "What real music reaches against the same lines"
+    label += "" if best["speed"] == 1 else ", each track at its best speed"
+    out.append((label, _chart(real, label, along="z, standard score")))
+    for start, end in parts(seen):
+        part = slice(start, end)
+
+        def zoomed(axes: Any, part: slice = part) -> None:
+            axes.plot(khz[part], track[part], color=TRACK, linewidth=1.2, label="track")
+            axes.plot(khz[part], lines[part], color=DECODER, linewidth=1.2, label=name)
+            axes.set_xlim(khz[part][0], khz[part][-1])
+            axes.set_ylabel("deviations")
+
+        label = f"Strong lines, {khz[start]:.2f} to {khz[end - 1]:.2f} kHz"
+        out.append((label, _chart(zoomed, label)))
+    return out
 
 
 def _bars(verdict: Verdict, segment_s: float) -> list[tuple[float, float, float]]:

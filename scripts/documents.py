@@ -4,6 +4,7 @@
 
 - MODEL_CARD.md, from its template MODEL_CARD.md.j2, the reports and the weights
 - the tables of modules in docs/architecture.md, from their docstrings
+- the tables of docs/fingerprints.md, from the report of the bank
 - what README.md says of the weights, from the reports
 - the repository's address in all documents, from pyproject.toml
 - the version in CITATION.cff, from the package
@@ -174,6 +175,61 @@ def trust() -> str:
     return textwrap.fill(text, 99)
 
 
+def share(cell: Mapping[str, Any] | None) -> str:
+    """Hits of a report's cell with the interval in %, "" for none."""
+    if not cell or not cell["n"]:
+        return ""
+    low, high = (100 * end for end in cell["interval"])
+    return f"{cell['hits']} of {cell['n']} ({low:.0f} to {high:.0f} %)"
+
+
+def fingerprints() -> dict[str, str]:
+    """The tables of docs/fingerprints.md, by their part."""
+    report = read("fingerprint-report.json")
+    bank = [
+        (
+            *(decoder["name"], str(decoder["tracks"]), str(len(decoder["repositories"]))),
+            ", ".join(decoder["dates"]),
+            f"{decoder['band_hz'][1] / 1000:.1f} kHz",
+            percent(decoder["stability"]),
+        )
+        for decoder in report["bank"]["decoders"]
+    ]
+    found = [
+        (name, *(share(cells.get(part, {}).get("named")) for part in report["lengths"]))
+        for name, cells in report["found"].items()
+    ]
+    real = [
+        (f"p < {p}", *(share(report["real"]["p"][part][p]) for part in report["lengths"]))
+        for p in ("0.1", "0.01", "0.001", "0.0001")
+    ]
+    systems = list(next(iter(report["stress"].values())))
+    stress = [
+        (name, *(f"{c['hits']} of {c['n']} ({c['median_z']:g})" for c in cells.values()))
+        for name, cells in report["stress"].items()
+    ]
+    longest = report["lengths"][::-1]
+    beside = []
+    for name, cells in report["fakeprint"].items():
+        if name in report["found"]:
+            part = next(part for part in longest if part in report["found"][name])
+            ours = share(report["found"][name][part]["named"])
+            beside.append((name, ours, share(cells["0.01"]), share(cells["0.05"])))
+    return {
+        "bank": table(
+            ("decoder", "tracks", "repositories", "years", "band up to", "found by the others'"),
+            bank,
+        ),
+        "found": table(("decoder", *report["lengths"]), found),
+        "real": table(("stated", *report["lengths"]), real),
+        "stress": table(("changed by", *systems), stress),
+        "fakeprint": table(
+            ("", "named here", "fakeprint at 1 % false alarms", "at 5 %"),
+            beside,
+        ),
+    }
+
+
 def modules() -> str:
     """Tables of all modules, by folder: a row is a link and the first line of the docstring."""
     inner = sorted(path.parent.name for path in (ROOT / "artifactnet_jax").glob("*/__init__.py"))
@@ -218,6 +274,10 @@ def made() -> dict[Path, bytes]:
     page = "docs/architecture.md"
     texts[page] = filled((ROOT / page).read_text(encoding="utf-8"), "modules", modules())
     texts["MODEL_CARD.md"] = card()
+    page = "docs/fingerprints.md"
+    texts[page] = (ROOT / page).read_text(encoding="utf-8")
+    for name, content in fingerprints().items():
+        texts[page] = filled(texts[page], name, content)
     return {
         WEIGHTS: with_limits(WEIGHTS.read_bytes(), limits()),
         **{ROOT / name: text.encode() for name, text in texts.items()},

@@ -68,8 +68,8 @@ NAMES = {
     **dict.fromkeys(("Coco-Mulla", "STAGE", "StemGen", "MAGNeT", "MusicGen"), "MusicGen"),
     "Riffusion": "Riffusion",
     "DITTO": "DITTO-2",
-    "AudioX": "AudioX",
-    **dict.fromkeys(("Audio-Omni", "Stable Audio"), "Stable Audio Open"),
+    # AudioX and Audio-Omni decode with the autoencoder of Stable Audio.
+    **dict.fromkeys(("AudioX", "Audio-Omni", "Stable Audio"), "Stable Audio Open"),
     "VersBand": "VersBand",
     **dict.fromkeys(("AudioLDM", "Tango"), "AudioLDM"),
     "LoopGen": "LoopGen",
@@ -506,6 +506,8 @@ def build(folder: Path, out: Path) -> None:
     report = {
         "bank": {"digest": digest, "decoders": [dataclasses.asdict(d) for d in decoders]},
         "dropped": dropped,
+        "doubted": DOUBTED,
+        "lengths": LENGTH_NAMES,
         "data": {"tracks": len(data.rows), "real": len(real.groups), "real groups": len(groups)},
         "found": found_table(found, data, bank, left),
     }

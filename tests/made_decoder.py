@@ -20,16 +20,19 @@ def coloured(seed: int, seconds: float = SECONDS, rms: float = 0.1) -> np.ndarra
 
 
 def combed(seed: int, spacing: float, speed: float = 1.0, seconds: float = SECONDS) -> np.ndarray:
-    """A made-up decoder: noise through a filter that lifts narrow lines `spacing` Hz apart.
+    """A made-up decoder: noise through a filter that lifts narrow lines about `spacing` Hz apart.
 
-    Lines have heights of their own, as a network's have, so no other comb looks the same.
+    Lines have heights and places of their own, as a network's have: no other comb looks so.
     """
     audio = coloured(seed, seconds * speed)
     n = len(audio)
     hz = np.fft.rfftfreq(n, 1 / RATE)
-    order = np.rint(hz / spacing)
-    height = np.random.default_rng(1234).uniform(0.3, 3.0, int(order.max()) + 1)[order.astype(int)]
-    lifted = 1 + height * np.exp(-0.5 * ((hz - order * spacing) / 2) ** 2)
+    order = np.rint(hz / spacing).astype(int)
+    rng = np.random.default_rng(1234)
+    count = round(RATE / 2 / spacing) + 2
+    height = rng.uniform(0.3, 3.0, count)[order]
+    place = (np.arange(count) * spacing + rng.uniform(-0.3, 0.3, count) * spacing)[order]
+    lifted = 1 + height * np.exp(-0.5 * ((hz - place) / 2) ** 2)
     audio = np.fft.irfft(np.fft.rfft(audio) * lifted, n)
     if speed != 1:
         audio = soxr.resample(audio, round(RATE * speed), RATE, quality="VHQ")

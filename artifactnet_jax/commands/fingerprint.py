@@ -5,10 +5,7 @@ from __future__ import annotations
 from artifactnet_jax.commands import arguments as shared
 from artifactnet_jax.commands.arguments import Parser, Verbs
 
-_CODES = (
-    "Exit codes: 0 {done}, 1 some inputs failed{or_more}, 2 usage or a bank that cannot be used, "
-    "130 interrupted."
-)
+_CODES = "Exit codes: {}, 2 usage or a bank that cannot be used, 130 interrupted."
 
 
 def fingerprint(verbs: Verbs) -> None:
@@ -21,8 +18,8 @@ def fingerprint(verbs: Verbs) -> None:
     _test(actions)
 
 
-def _add(actions: Verbs, name: str, text: str, about: str, **codes: str) -> Parser:
-    epilog = _CODES.format(**{"or_more": ""} | codes)
+def _add(actions: Verbs, name: str, text: str, about: str, codes: str) -> Parser:
+    epilog = _CODES.format(codes)
     runs = "artifactnet_jax.fingerprint_command:run"
     return shared.add_verb(actions, name, runs, help=text, description=about, epilog=epilog)
 
@@ -38,8 +35,7 @@ def _learn(actions: Verbs) -> None:
         "learn a decoder from 10 tracks or more",
         "Learn a decoder's lines from tracks of one generator, and write a bank of it. If the bank "
         "is there already, the decoder is added; one of the same name is replaced.",
-        done="learnt",
-        or_more=" or the tracks share no decoder (then nothing is written)",
+        "0 learnt, 1 some inputs failed, or (then nothing is written) the tracks share no decoder",
     )
     add = verb.add_argument
     add("name", metavar="NAME", help="what a match is to be called")
@@ -65,7 +61,7 @@ def _list(actions: Verbs) -> None:
         "list the decoders that are known",
         "List decoders: tracks and groups that each was learnt from, band, share of tracks that "
         "lines learnt from the other groups find.",
-        done="listed",
+        "0 listed",
     )
     _bank(verb)
     verb.add_argument("--json", action="store_true", help="the same as one JSON object")
@@ -79,7 +75,7 @@ def _match(actions: Verbs) -> None:
         "name the decoder whose lines tracks carry",
         "Look for decoders' lines in the mean spectrum of each track. p is the chance of a real "
         "track to carry those of any decoder of the banks so well; from 0.001 on none is named.",
-        done="all read",
+        "0 all read, 1 some inputs failed",
     )
     add = verb.add_argument
     add("paths", nargs="+", metavar="PATH", help="file, folder, @list.txt, or - for stdin")
@@ -102,7 +98,7 @@ def _test(actions: Verbs) -> None:
         "Count what banks find in the tracks of a manifest, by generator (column model, else "
         "source), and false alarms by source of real music, with 95 % intervals. A decoder learnt "
         "from a track, or from its group, is replaced by the same one learnt without that.",
-        done="all read",
+        "0 all read, 1 some inputs failed",
     )
     add = verb.add_argument
     add("banks", nargs="+", metavar="BANK", help="files, tested as one; embedded: our own")
