@@ -5,7 +5,7 @@ residuals of `fingerprint.residuals` it reads how high the comb of any spacing s
 Fourier transform along frequency has, how its values are distributed, how they go with their
 neighbours, and where in the band they are large. Every figure is of the band that is there, and
 becomes a standard score against real music cut to the same band and of the same length. A small
-network makes one logit of them. Positive speaks for a decoder; it is not calibrated.
+network makes one logit of them: the higher, the more like a decoder. It is not calibrated.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class SegmentScore:
 
 @dataclasses.dataclass(frozen=True)
 class Fine:
-    """What the head for decoders in no bank says of the fine spectrum: above 0 for a decoder."""
+    """What the head for decoders in no bank says of the fine spectrum: high for a decoder."""
 
     logit: float
 
