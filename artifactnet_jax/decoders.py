@@ -292,8 +292,13 @@ def hear(spectrum: fp.Accumulator) -> tuple[np.ndarray, int, int] | str:
     return levels, i, j
 
 
-def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
-    """Which decoder's lines the audio carries, if any."""
+def match(spectrum: fp.Accumulator | None, bank: Bank | None) -> Outcome:
+    """Which decoder's lines the audio carries, if any; no spectrum: of audio at another rate."""
+    if bank is None:
+        return Outcome(None, "no bank was asked", None)
+    if spectrum is None:
+        text = f"the weights do not read audio at {fp.RATE} Hz, which a bank needs"
+        return Outcome(None, text, None)
     heard = hear(spectrum)
     if isinstance(heard, str):
         return Outcome(None, heard, None)
