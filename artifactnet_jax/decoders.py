@@ -32,12 +32,12 @@ from artifactnet_jax.text import printable
 
 FORMAT = "artifactnet-jax/decoders/1"
 DEFAULT = "decoders.npz"
-CLASSES = (7_500.0, 10_500.0, 13_000.0, 15_000.0)  # Hz; upper ends of the bands compared
+CLASSES = (7_500.0, 10_500.0, 13_000.0, 15_000.0, 16_000.0)  # Hz; upper ends of what is compared
 LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
 FOUND = 1e-3  # p of a match
 TONAL = 0.1  # share of the band beside strong tones, above which nothing is said
-OWN = 4e-3  # p of a match's lines where steady tones and pulses are taken out of both
+OWN = 5e-3  # p of a match's lines where steady tones and pulses are taken out of both
 UNSURE = 0.75  # a decoder of another name with so much of the best score cannot be told apart
 SPEED_SHARE = 0.1  # of p, that all speeds but 1 have together
 STEP_DB = 0.25  # of the reference tracks

@@ -119,7 +119,7 @@ def test_a_match_and_its_stretches(command, music, bank):
     assert made["decoder"]["name"] == "Made up"
     assert made["decoder"]["p"] < 1e-3
     assert made["decoder"]["speed"] == pytest.approx(1.04, abs=4e-4)
-    assert made["decoder"]["band_hz"] == [5000, 15_000]
+    assert made["decoder"]["band_hz"] == [5000, 16_000]
     assert made["decoder"]["windows"][0]["start_s"] == 0
     assert (made["reason"], made["nearest"]) == (None, None)
     assert made["duration_s"] == pytest.approx(14, abs=0.01)
