@@ -137,7 +137,7 @@ def test_removers_change_what_they_say_and_keep_the_length():
     late = (phase - 2 * np.pi * 1000 * np.arange(len(audio)) / RATE)[inner] / (2 * np.pi * 1000)
     assert 1.5e-5 < late.std() < 1e-4
     phase = np.unwrap(np.angle(scipy.signal.hilbert(made["wow"])))
-    speed = np.diff(phase[inner]).reshape(-1, 551)[:, 100:450].mean(axis=1) * RATE / 2 / np.pi
+    speed = np.diff(phase[inner][::441]) / 441 * RATE / (2 * np.pi)
     assert 3e-4 < (speed / 1000 - 1).std() < 2e-3
     added = made["music-noise"] - audio
     assert 20 * np.log10(added.std() / audio.std()) == pytest.approx(-60, abs=0.5)
