@@ -20,6 +20,7 @@ import numpy as np
 from artifactnet_jax.arrays import LOUD, checked
 from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import Source, open_audio
+from artifactnet_jax.fingerprint import RATE, Accumulator
 from artifactnet_jax.recording import SHORT_S, AudioError, Decoded
 from artifactnet_jax.text import printable
 
@@ -78,6 +79,7 @@ class AudioReport:
     channels: int  # of the source
     bandwidth_hz: float  # highest frequency within 90 dB of the strongest; 0 for digital silence
     warnings: tuple[str, ...]
+    notices: tuple[str, ...] = ()  # what the file says of itself, as of `tags.notices`
     lost_s: float = 0.0  # damaged, and left out
     track: str | None = None  # which of several audio tracks, such as "2 of 3"
 
@@ -105,6 +107,9 @@ class SegmentReader:
 
     With `counted` `most` is from the first segment on how many there will be at most. Where no
     header can be relied upon for that, the source is decoded once more, to count.
+
+    With `fingerprint` the fine spectrum of what is read is taken too: `spectrum`, once every
+    segment has been read. None where the detector's rate is not that of fingerprints.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class SegmentReader:
         segments: Segments = "all",
         name: str | None = None,
         counted: bool = False,
+        fingerprint: bool = False,
     ):
         segments = check_plan(segments)
         if isinstance(source, tuple):
@@ -128,6 +134,8 @@ class SegmentReader:
         self._report: AudioReport | None = None
         self._counted = counted
         self.most: int | None = None
+        self._fingerprint = fingerprint and front_end.sample_rate == RATE
+        self.spectrum: Accumulator | None = None
 
     @property
     def report(self) -> AudioReport:
@@ -154,7 +162,8 @@ class SegmentReader:
             self.most = self._plan if isinstance(self._plan, int) else self._at_most(limit)
         meter = Meter()
         min_tail = round(self._verdict.min_tail_s * rate)
-        blocks = self._decode(meter, limit)
+        self.spectrum = Accumulator() if self._fingerprint else None
+        blocks = self._decode(meter, limit, self.spectrum)
         least = self._verdict.least_segments
         if self._plan == "all" and least > 1:
             first, n = [], 0
@@ -196,10 +205,13 @@ class SegmentReader:
         least = self._verdict.least_segments if self._plan == "all" else 1
         return max(-(-n // size), least if n < least * size else 1)
 
-    def _decode(self, meter: Meter, limit: int | None) -> Iterator[np.ndarray]:
-        """float32 blocks [1 or 2, n] at the detector's rate, n `limit` at most; fills `meter`.
+    def _decode(
+        self, meter: Meter, limit: int | None, spectrum: Accumulator | None = None
+    ) -> Iterator[np.ndarray]:
+        """float32 blocks [1 or 2, n] at the detector's rate, n `limit` at most.
 
-        The rows are those of `resampled`, not clipped.
+        The rows are those of `resampled`, not clipped. Fills `meter`, and `spectrum` if there is
+        one.
         """
         rate = self._fe.sample_rate
         with open_audio(self._source) as decoded:
@@ -207,6 +219,8 @@ class SegmentReader:
             for block in meter.mixed(decoded, rate):
                 block = block[:, : None if limit is None else limit - meter.out]
                 meter.out += block.shape[1]
+                if spectrum is not None:
+                    spectrum.add(np.clip(block[0], -1, 1))
                 yield block
                 if meter.out == limit:
                     if decoded.exact and decoded.frames is not None:
@@ -227,15 +241,30 @@ def read_mono(source: Source, rate: int, name: str) -> np.ndarray:
 
     AudioError, whose message begins with `name`.
     """
+    return Meter().levelled(np.concatenate(list(_mixed(source, rate, name)), axis=1))[0]
+
+
+def read_spectrum(source: Source, name: str) -> Accumulator:
+    """The fine spectra of a whole recording, in constant memory.
+
+    AudioError, whose message begins with `name`.
+    """
+    spectrum = Accumulator()
+    for block in _mixed(source, RATE, name):
+        spectrum.add(np.clip(block[0], -1, 1))
+    return spectrum
+
+
+def _mixed(source: Source, rate: int, name: str) -> Iterator[np.ndarray]:
+    """Blocks as of `Meter.mixed`."""
     meter = Meter()
     try:
         with open_audio(source) as decoded:
             meter.begin(decoded)
-            blocks = list(meter.mixed(decoded, rate))
+            yield from meter.mixed(decoded, rate)
             meter.end(decoded)
     except AudioError as error:
         raise AudioError(error.kind, f"{printable(name)}: {error}") from None
-    return meter.levelled(np.concatenate(blocks, axis=1))[0]
 
 
 class Meter:
@@ -248,6 +277,7 @@ class Meter:
         self.rate = self.channels = self.frames = 0  # of the source
         self.out = 0  # samples at the detector's rate
         self.truncated = False
+        self.notices: tuple[str, ...] = ()
         self.lost_s = 0.0
         self.track: str | None = None
         self._phase = self._scaled = self._over = False
@@ -260,6 +290,7 @@ class Meter:
     def begin(self, decoded: Decoded) -> None:
         """Note what the source says of itself."""
         self.rate, self.channels, self.track = decoded.rate, decoded.channels, decoded.track
+        self.notices = decoded.notices
         self._lossless = decoded.lossless
         self._scaled = decoded.flaws.gain != 1
 
@@ -351,8 +382,16 @@ class Meter:
         }
         warnings = tuple(code for code, present in codes.items() if present)
         seconds = self.frames / self.rate
-        lost = round(self.lost_s, 3)
-        return AudioReport(seconds, self.rate, self.channels, bandwidth, warnings, lost, self.track)
+        return AudioReport(
+            seconds,
+            self.rate,
+            self.channels,
+            bandwidth,
+            warnings,
+            self.notices,
+            round(self.lost_s, 3),
+            self.track,
+        )
 
 
 def resampled(

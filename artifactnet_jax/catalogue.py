@@ -135,6 +135,12 @@ def schema() -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
+    score = {"z": number, "p": number}
+    decoder = {
+        **{"name": text, **score, "speed": number, "band_hz": pa.list_(number)},
+        "windows": pa.list_(pa.struct({"start_s": number, "end_s": number, **score}.items())),
+        **{"rivals": pa.list_(text), "sentence": text},
+    }
     named = {
         **{"schema": text, "path": text, "sha256": text, "score": number, "threshold": number},
         **{"operating_point": text, "margin": number, "n_segments": pa.int32()},
@@ -143,6 +149,10 @@ def schema() -> Any:
         "weights": pa.struct([(key, text) for key in ("name", "sha256", "preset")]),
         **{"backend": text, "dtype": text, "aggregate": text, "plan": text},
         **{"warnings": pa.list_(text), "skipped": pa.int32()},
+        **{"decoder": pa.struct(decoder.items()), "decoder_reason": text},
+        "bank": pa.struct([("sha256", text), ("decoders", pa.int32())]),
+        **{"fine": pa.struct([("logit", number)]), "fine_reason": text},
+        "notices": pa.list_(text),
         "timings": pa.struct([("decode_s", number), ("compute_s", number)]),
         "error": pa.struct([("kind", text), ("message", text)]),
     }
@@ -177,6 +187,8 @@ class Folder:
         if inside and not (resume and old):
             what = "holds results: --resume goes on with them" if old else "is not empty"
             raise CommandError(f"-o {self._where}: it {what}, or name another folder", USAGE)
+        # Rows of a run that is older than the key say nothing of a bank.
+        old = old and {"bank": common.get("bank")} | old
         if old and (what := ", ".join(k for k in common if old.get(k) != common[k])):
             cure = "give the same options, or another -o DIR"
             raise CommandError(f"{self._where} has rows with other {what}: {cure}", USAGE)

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 
 from artifactnet_jax import __version__
-from artifactnet_jax.commands import bench, convert, score, serve, train
+from artifactnet_jax.commands import bench, convert, fingerprint, score, serve, train
 from artifactnet_jax.files import writing
 from artifactnet_jax.text import NO_BACKEND, SOME_FAILED, CommandError, brief, printable
 
@@ -31,7 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (
         *(score.score, convert.convert, convert.export, convert.verify, convert.build),
-        *(score.live, score.report, train.split, train.train, train.mine, train.finetune),
+        *(score.live, score.report, fingerprint.fingerprint),
+        *(train.split, train.train, train.mine, train.finetune),
         *(train.residuals, train.rvq, train.texture, bench.bench, score.doctor),
         *(serve.serve, serve.token),
     ):

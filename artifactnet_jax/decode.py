@@ -34,6 +34,7 @@ from artifactnet_jax.recording import (
     detail,
     size_of,
 )
+from artifactnet_jax.tags import notices
 from artifactnet_jax.text import printable
 
 Opener = Callable[[], contextlib.AbstractContextManager[Decoded]]  # decodes by itself; AudioError
@@ -61,7 +62,9 @@ def open_audio(source: Source) -> Iterator[Decoded]:
                     raise AudioError("permission", text) from None
                 except OSError as error:
                     raise AudioError("read", f"cannot be opened: {detail(error)}") from None
-            decoded = _decode_file(source, size_of(source))
+            size = size_of(source)
+            said = notices(source)
+            decoded = dataclasses.replace(_decode_file(source, size), notices=said)
         for kind, value, low, high in (
             ("sample-rate", decoded.rate, *RATES),
             ("channels", decoded.channels, 1, MAX_CHANNELS),

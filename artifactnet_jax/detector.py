@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import operator
@@ -20,15 +21,18 @@ from typing import Any
 
 import numpy as np
 
+from artifactnet_jax import decoders, fine_head
 from artifactnet_jax.audio import AudioReport, Segment, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import BackendError, cpu_count
 from artifactnet_jax.files import facts_of
+from artifactnet_jax.fingerprint import Accumulator
 from artifactnet_jax.models import load_backend, open_model
 from artifactnet_jax.recording import AudioError
-from artifactnet_jax.results import Decision, Failure, SegmentScore, Verdict, aggregate
+from artifactnet_jax.results import Decision, Failure, Fine, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
 from artifactnet_jax.weights import ForeignGraph, Model
 
+EMBEDDED = "embedded"  # among banks: that which comes with the package
 STOP_S = 2.0  # what closing waits for decoding threads
 THREAD_NAME = "artifactnet-decode"
 FORKS = ("numpy", "onnxruntime")  # backends that can begin anew in a forked process
@@ -51,6 +55,8 @@ class _Track:
     song: float | None = None  # what a whole-song graph says
     file: dict[str, Any] | None = None  # size, time of change and digest of what was read
     end: AudioReport | Failure | None = None  # set once the last segment has been read
+    carries: decoders.Outcome | None = None  # set with it
+    fine: tuple[float | None, str | None] = (None, None)  # logit, or why there is none
     most: int = 0  # segments that it has at most, if the rest of them may be left out
     decided: bool = False  # whatever they say
     skipped: int = 0
@@ -126,6 +132,35 @@ def decided(scores: list[float], rest: int, threshold: float, margin: float) -> 
     ends = (float(np.median([*scores, *[end] * rest])) for end in (0.0, 1.0))
     low, high = (decide(end, threshold, margin) for end in ends)
     return low == high
+
+
+def _joined(banks: Iterable[decoders.Bank | str | os.PathLike[str]]) -> decoders.Bank | None:
+    """One bank of several; None where there is none. BankError: a file cannot be used."""
+    found = [
+        bank
+        if isinstance(bank, decoders.Bank)
+        else _embedded()
+        if bank == EMBEDDED
+        else decoders.load(bank)
+        for bank in banks
+    ]
+    return decoders.join(*found) if found else None
+
+
+@functools.cache
+def _embedded() -> decoders.Bank:
+    return decoders.load()
+
+
+def fine_logit(
+    spectrum: Accumulator | None, head: fine_head.FineHead | None
+) -> tuple[float | None, str | None]:
+    """What the weights' head for the fine spectrum says: (logit, None), or (None, the reason)."""
+    if head is None:
+        return None, "the weights have no head for the fine spectrum"
+    if spectrum is None:
+        return None, "no fine spectrum was taken"
+    return fine_head.judge(spectrum, head)
 
 
 def log_odds(p: Any) -> Any:
@@ -262,11 +297,14 @@ class Detector:
     the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
     convolutions on backend "xla". batch_size: segments per backend call. jobs: decoding threads.
     until_decided: leave out the rest of a track's segments once they cannot change its verdict;
-    for the median only.
+    for the median only. banks: whose decoders' lines are looked for in a track's spectrum, which
+    changes neither verdict nor score: banks, their files, and "embedded" for the one that comes
+    with the package; none at all, and nothing is looked for.
 
     `threshold` is the number in any case, `operating_point` the name, or None where none was given.
 
-    Raises WeightsError, BackendError, or ValueError for an unknown option or operating point.
+    Raises WeightsError, BackendError, BankError, or ValueError for an unknown option or operating
+    point.
     """
 
     def __init__(
@@ -282,6 +320,7 @@ class Detector:
         batch_size: int | None = None,
         jobs: int | None = None,
         until_decided: bool = False,
+        banks: Iterable[decoders.Bank | str | os.PathLike[str]] | None = (EMBEDDED,),
     ):
         self.weights = weights if isinstance(weights, Model) else open_model(weights, backend)
         config = self.weights.config
@@ -308,6 +347,7 @@ class Detector:
         if until_decided and (self.rule != "median" or self._song):
             cure = "use --aggregate median" if not self._song else "leave --until-decided out"
             raise ValueError(f"only a median of segments is decided early: {cure}")
+        self.bank = _joined(banks or ())
         self._options = {"dtype": dtype, "batch_size": batch_size}
         self.backend = load_backend(backend, self.weights, **self._options)
         self._process = os.getpid()
@@ -326,6 +366,7 @@ class Detector:
             "margin": self.margin,
             "jobs": self.jobs,
             "until_decided": self.until_decided,
+            "banks": () if self.bank is None else (self.bank,),
         } | self._options
         return _made, (self.weights, self.backend.name, options)
 
@@ -338,6 +379,12 @@ class Detector:
             raise BackendError(f"backend {self.backend.name!r} does not survive a fork: {cure}")
         self.backend = load_backend(self.backend.name, self.weights, **self._options)
         self._process = os.getpid()
+
+    @property
+    def asked(self) -> dict[str, Any] | None:
+        """The bank, as rows name it; None without one."""
+        bank = self.bank
+        return None if bank is None else {"sha256": bank.digest, "decoders": len(bank.decoders)}
 
     def score(
         self, source: str | os.PathLike[str] | np.ndarray, sample_rate: int | None = None
@@ -427,6 +474,7 @@ class Detector:
             self.segments,
             name=track.path,
             counted=self.until_decided,
+            fingerprint=self.bank is not None,
         )
         try:
             for segment in reader:
@@ -448,6 +496,8 @@ class Detector:
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
             track.file = _facts(source)
+            track.carries = decoders.match(reader.spectrum, self.bank)
+            track.fine = fine_logit(reader.spectrum, self.weights.fine)
             if audible and song:
                 track.decode_s += time.perf_counter() - began
                 ahead.put((track, _together(song)))
@@ -530,5 +580,11 @@ class Detector:
             lost_s=track.end.lost_s,
             track=track.end.track,
             file=track.file,
+            decoder=track.carries.match if track.carries else None,
+            decoder_reason=track.carries.reason if track.carries else None,
+            bank=self.asked,
+            notices=track.end.notices,
+            fine=None if track.fine[0] is None else Fine(track.fine[0]),
+            fine_reason=track.fine[1],
             timings={"decode_s": round(track.decode_s, 4), "compute_s": round(track.compute_s, 4)},
         )

@@ -73,7 +73,16 @@ def decode(stream: Stream, flaws: Flaws) -> Decoded:
 
     declared = _declared(container, track)
     frames_declared = None if declared is None else int(declared * rate)
-    return Decoded(rate, channels, blocks(), frames_declared, False, lossless, which, flaws)
+    return Decoded(
+        rate,
+        channels,
+        blocks(),
+        frames_declared,
+        exact=False,
+        lossless=lossless,
+        track=which,
+        flaws=flaws,
+    )
 
 
 def _declared(container: Any, track: Any) -> float | None:

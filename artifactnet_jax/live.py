@@ -24,8 +24,9 @@ import numpy as np
 
 from artifactnet_jax.audio import resampled
 from artifactnet_jax.config import Config
-from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.console.detectors import banks, open_detector
 from artifactnet_jax.console.writers import writer
+from artifactnet_jax.live_decoder import Watch
 from artifactnet_jax.live_source import open_source
 from artifactnet_jax.recording import MAX_CHANNELS, RATES, SHORT_S, AudioError, Decoded
 from artifactnet_jax.results import aggregate
@@ -72,6 +73,7 @@ class Buffer:
     `fill` runs in one thread, `next` in another. size, hop: of the windows, in samples at `rate`
     Hz. wait: the source waits until there is room, so that every window is read. Otherwise a window
     is dropped, and counted in `dropped`, when newer ones have been complete for `BACKLOG_S`.
+    `tap` is given all samples, in the thread of `fill`, before a window that ends with them.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class Buffer:
         hop: int,
         wait: bool,
         clock: Callable[[], float] = time.monotonic,
+        tap: Callable[[np.ndarray], None] = lambda samples: None,
     ):
         self.rate, self.size, self.hop = rate, size, hop
         self.source: Decoded | None = None  # once it is open
         self.total = 0  # samples so far
         self.dropped = 0
-        self._wait, self._clock = wait, clock
+        self._wait, self._clock, self._tap = wait, clock, tap
         self._backlog = max(hop, round(BACKLOG_S * rate))
         self._ring = np.zeros(size + self._backlog + 2 * hop, np.float32)
         self._changed = threading.Condition()
@@ -106,6 +109,7 @@ class Buffer:
                 for block in resampled(self._watch(decoded.blocks), decoded.rate, self.rate):
                     block = np.clip(block[0], -1, 1)
                     for k in range(0, len(block), self.hop):
+                        self._tap(block[k : k + self.hop])
                         self._append(block[k : k + self.hop])
                 missing = ((decoded.frames or 0) - self._frames) / decoded.rate
                 missing = max(missing if decoded.exact else 0.0, decoded.flaws.missing_s)
@@ -330,6 +334,7 @@ class Monitor:
             "compute_ms": percentiles(self._compute),
             "sample_rate": source.rate if source else None,
             "channels": source.channels if source else None,
+            "notices": list(source.notices) if source else [],
             "weights": self._detector.weights.summary(),
             "backend": self._detector.backend.name,
         }
@@ -352,6 +357,7 @@ def run(args: argparse.Namespace) -> int:
         margin=args.margin,
         batch_size=1,
         jobs=1,
+        banks=banks(args),
     )
     config = detector.weights.config
     front_end = config.front_end
@@ -360,7 +366,8 @@ def run(args: argparse.Namespace) -> int:
     size, hop = front_end.segment_samples, hop_samples(config, args.hop)
     # Compiling and the first touch of memory are over before the stream begins.
     scorer(detector)(np.zeros(size, np.float32), 0)
-    buffer = Buffer(front_end.sample_rate, size, hop, wait)
+    watch = Watch(detector.bank, front_end.sample_rate)
+    buffer = Buffer(front_end.sample_rate, size, hop, wait, tap=watch.add)
     notes: list[str] = []
     source = open_source(args, buffer.gap, notes)
     monitor = Monitor(detector, hop, args.over, timed=not wait)
@@ -372,7 +379,7 @@ def run(args: argparse.Namespace) -> int:
         reader.start()
         try:
             while (window := buffer.next(args.timeout or None)) is not None:
-                row = monitor(window, buffer.dropped)
+                row = monitor(window, buffer.dropped) | watch.row(window.start + size)
                 if write:
                     write(row)
                 show(row)
@@ -386,7 +393,8 @@ def run(args: argparse.Namespace) -> int:
         finally:
             buffer.close()
             reader.join(STOP_S)
-        summary = monitor.summary(buffer, ended) | {"notes": notes}
+        found = watch.summary() | {"bank": detector.asked}
+        summary = monitor.summary(buffer, ended) | found | {"notes": notes}
         if write:
             write({"schema": SCHEMA, "summary": summary})
         show(None)
@@ -440,7 +448,7 @@ def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
     """
     terminal = sys.stderr.isatty()
     bars: deque[str] = deque(maxlen=24)
-    said: dict[str, Any] = {"verdict": None, "dropped": 0}
+    said: dict[str, Any] = {"verdict": None, "dropped": 0, "decoder": None}
 
     def show(row: dict[str, Any] | None) -> None:
         if quiet:
@@ -451,6 +459,9 @@ def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
             return
         score, median = ("-" if row[k] is None else f"{row[k]:.3f}" for k in ("score", "median"))
         at = clock(row["start_s"], hours=True)
+        if (text := _changed(row, said)) is not None:
+            before, after = ("\r", "\x1b[K") if terminal else ("", "")
+            print(f"{before}{at}  {text}{after}", file=sys.stderr, flush=True)
         if terminal:
             bars.append(" " if row["score"] is None else _BARS[min(7, int(8 * row["score"]))])
             text = f"{at}  {row['verdict']:<9}  median {median}  now {score:>5}  {''.join(bars)}"
@@ -474,6 +485,16 @@ def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
     yield show
 
 
+def _changed(row: dict[str, Any], said: dict[str, Any]) -> str | None:
+    """What there is to say of a decoder where it is another one than was `said`."""
+    decoder = row.get("decoder", said["decoder"])
+    before, now = (found and found["name"] for found in (said["decoder"], decoder))
+    said["decoder"] = decoder
+    if now == before:
+        return None
+    return decoder["sentence"] if now else f"the lines of {before}'s decoder are not there any more"
+
+
 def _sentence(summary: dict[str, Any]) -> str:
     """The summary in a few lines that people read."""
     median = "-" if summary["median"] is None else f"{summary['median']:.3f}"
@@ -484,6 +505,8 @@ def _sentence(summary: dict[str, Any]) -> str:
         f"{summary['ai']:,} of {summary['scored']:,} windows at or above "
         f"{summary['threshold']:.4g}; at the end {summary['verdict']}, median {median}",
     ]
+    if decoder := summary["decoder"]:
+        lines.append(f"as a whole, {decoder['sentence']}")
     for key, what in (
         ("latency_ms", "from the last sample of a window, which must be full first, to its score"),
         ("compute_ms", "to compute a score"),

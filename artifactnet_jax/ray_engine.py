@@ -31,10 +31,9 @@ from artifactnet_jax import results
 from artifactnet_jax.catalogue import Folder, filesystem_of, list_entries, utf8
 from artifactnet_jax.console.detectors import comparable, detector_options, open_detector
 from artifactnet_jax.console.progress import progress
-from artifactnet_jax.files import (
-    TemporaryCopy,
-    sha256_of,
-)
+from artifactnet_jax.decoders import BankError, load
+from artifactnet_jax.detector import EMBEDDED
+from artifactnet_jax.files import TemporaryCopy, sha256_of
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
@@ -334,6 +333,10 @@ def run(args: argparse.Namespace) -> int:
     except WeightsError as error:
         raise CommandError(str(error), USAGE) from error
     options = detector_options(args)
+    try:  # the workers may be on other machines
+        options["banks"] = [b if b == EMBEDDED else load(b) for b in options["banks"]]
+    except BankError as error:
+        raise CommandError(str(error), USAGE) from error
     pool = settle(Pool(args.workers, args.cpus, args.gpus), args.backend)
     folder.begin(describe(weights, args.backend, options, pool), args.resume)
     return _score(args, folder, entries, weights, options, pool)

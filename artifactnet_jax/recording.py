@@ -61,6 +61,7 @@ class Decoded:
     frames: int | None = None  # declared length, if the format declares one
     exact: bool = True  # whether that length can be relied upon
     lossless: bool = True
+    notices: tuple[str, ...] = ()  # what the file says of itself, as of `tags.notices`
     track: str | None = None  # which of several audio tracks, such as "2 of 3"
     flaws: Flaws = dataclasses.field(default_factory=Flaws)
 

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from artifactnet_jax import __version__, report_page
+from artifactnet_jax import __version__, report_lines, report_page
 from artifactnet_jax import config as cfg
 from artifactnet_jax.audio import SegmentReader, resampled
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.console.detectors import banks, open_detector
 from artifactnet_jax.console.inputs import find_inputs
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.decode import open_audio
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         margin=args.margin,
         jobs=args.jobs,
+        banks=banks(args),
     )
     entries: dict[int, tuple[str, Verdict | Failure]] = {}  # page and result
     with (
@@ -286,7 +287,14 @@ def make_page(detector: Detector, verdict: Verdict) -> tuple[str, dict[str, Any]
     """The page of a track, and the same as data."""
     config = detector.weights.config
     front_end = config.front_end
-    reader = SegmentReader(verdict.path, front_end, config.verdict, detector.segments)
+    bank = detector.bank
+    reader = SegmentReader(
+        verdict.path,
+        front_end,
+        config.verdict,
+        detector.segments,
+        fingerprint=bank is not None,
+    )
     seen = looks(detector, verdict, reader)
     duration = verdict.duration_s
     facts = figures(detector, seen) if seen else {}
@@ -295,6 +303,7 @@ def make_page(detector: Detector, verdict: Verdict) -> tuple[str, dict[str, Any]
         name: picture(name, seen, front_end, duration) for name in (seen[0].power if seen else ())
     }
     curves = _curves(seen)
+    lines = None if bank is None else report_lines.view(reader.spectrum, bank)
     with open(verdict.path, "rb") as file:
         digest = sha256_of(file)
     data: dict[str, Any] = {
@@ -328,12 +337,17 @@ def make_page(detector: Detector, verdict: Verdict) -> tuple[str, dict[str, Any]
                 name: base64.b64encode(image.tobytes()).decode() for name, image in images.items()
             },
         },
+        "decoder_lines": lines,
         "file_sha256": digest,
         "limits": limits(detector.weights),
         "licence": detector.weights.licence,
         "versions": versions(),
     }
-    shown = report_page.pictures(images), report_page.charts(data, curves)
+    shown = (
+        report_page.pictures(images),
+        report_page.charts(data, curves),
+        report_page.lines_charts(lines or {}),
+    )
     # What is left of the page is the audio's.
     rest = report_page.track_page(verdict, data, *shown, b"")
     budget = min((PAGE_BYTES - len(rest.encode()) - 1000) * 3 // 4, 2 * PAGE_BYTES // 3)

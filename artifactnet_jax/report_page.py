@@ -27,6 +27,7 @@ def track_page(
     data: Mapping[str, Any],
     pictures: Sequence[tuple[str, str]],
     charts: Sequence[tuple[str, Markup]],
+    lines: Sequence[tuple[str, Markup]],
     audio: bytes,
 ) -> str:
     """The page of a track.
@@ -36,6 +37,7 @@ def track_page(
         data: what is written beside the page as JSON.
         pictures: as of `pictures`.
         charts: as of `charts`.
+        lines: as of `lines_charts`.
         audio: MP3, to listen to.
     """
     duration, bars = verdict.duration_s, _bars(verdict, data["segment_s"])
@@ -50,6 +52,7 @@ def track_page(
         ticks=_ticks(duration),
         pictures=pictures,
         charts=charts,
+        lines=lines,
         segments=bars[:LISTED],
         more=len(bars) - LISTED,
         data={
@@ -89,7 +92,12 @@ def _png(image: np.ndarray) -> str:
 _INK = "#010203"  # becomes the page's own colour of text
 
 
-def _chart(draw: Callable[[Any], None], label: str) -> Markup:
+def _chart(
+    draw: Callable[[Any], None],
+    label: str,
+    size: tuple[float, float] = (4.6, 2.7),
+    along: str = "kHz",
+) -> Markup:
     """A plot as SVG to be put into a page; its text and axes take the page's colour."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -98,10 +106,10 @@ def _chart(draw: Callable[[Any], None], label: str) -> Markup:
     settings |= {f"{part}.color": _INK for part in ("text", "xtick", "ytick")}
     settings |= {"axes.labelcolor": _INK, "axes.edgecolor": _INK, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("kHz")
+        axes.set_xlabel(along)
         draw(axes)
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
         figure.patch.set_alpha(0)
@@ -150,6 +158,78 @@ def charts(data: Mapping[str, Any], curves: Mapping[str, np.ndarray]) -> list[tu
     if "mask" in curves:
         parts.append(("Mask by frequency", mask))
     return [(label, _chart(draw, label)) for label, draw in parts]
+
+
+TRACK, DECODER = "#3a86c8", "#d1603d"
+PARTS = 2  # where the lines are strongest
+WIDTHS = {"fine": 400.0, "wide": 3_000.0}  # Hz of such a part, by the kind of lines
+COLUMNS = 900  # of a plot of the whole band
+
+
+def lines_charts(seen: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """Label and SVG of the plots of a decoder's lines: whole band, real music, parts of the band.
+
+    `seen` is as of `report_lines.view`; without `lines` there is none.
+    """
+    if "lines" not in seen:
+        return []
+    track, lines = np.array(seen["track"]), np.array(seen["lines"])
+    khz = (seen["hz"]["first"] + np.arange(len(track)) * seen["hz"]["step"]) / 1000
+    best = seen["match"] or seen["nearest"]
+    name = f"lines of {best['name']}'s decoder"
+
+    def whole(axes: Any) -> None:
+        up, down = columns(seen["track"]), columns(seen["lines"])
+        at = np.linspace(khz[0], khz[-1], len(up))
+        axes.fill_between(at, np.maximum(0, up), color=TRACK, linewidth=0, label="track")
+        axes.fill_between(at, -np.maximum(0, down), color=DECODER, linewidth=0, label=name)
+        axes.set_xlim(khz[0], khz[-1])
+        axes.set_ylabel("deviations")
+
+    def real(axes: Any) -> None:
+        z = seen["real_z"]
+        if z:
+            axes.hist(z, bins=20, color=_INK, alpha=0.35, label=f"{len(z)} real tracks")
+        at = seen["threshold_z"]
+        axes.axvline(at, color=_INK, linewidth=1, linestyle="--", label="named from here on")
+        axes.axvline(best["z"], color=DECODER, linewidth=2, label="this track")
+        axes.set_ylabel("real tracks")
+
+    out = [("Whole band", _chart(whole, f"{name}, whole band", (9.4, 2.6)))]
+    label = "What real music reaches against the same lines"
+    label += "" if best["speed"] == 1 else ", each track at its best speed"
+    out.append((label, _chart(real, label, along="z, standard score")))
+    for start, end in parts(seen):
+        part = slice(start, end)
+
+        def zoomed(axes: Any, part: slice = part) -> None:
+            axes.plot(khz[part], track[part], color=TRACK, linewidth=1.2, label="track")
+            axes.plot(khz[part], lines[part], color=DECODER, linewidth=1.2, label=name)
+            axes.set_xlim(khz[part][0], khz[part][-1])
+            axes.set_ylabel("deviations")
+
+        label = f"Strong lines, {khz[start]:.2f} to {khz[end - 1]:.2f} kHz"
+        out.append((label, _chart(zoomed, label)))
+    return out
+
+
+def parts(seen: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Where the decoder's lines are strongest: first and last place in `lines`, by frequency."""
+    lines = np.maximum(0, np.array(seen["lines"]))
+    size = min(len(lines), round(WIDTHS[seen["kind"]] / seen["hz"]["step"]))
+    energy = np.convolve(np.square(lines), np.ones(size), "valid")
+    found: list[int] = []
+    while len(found) < PARTS and energy.max() > 0:
+        start = int(energy.argmax())
+        found.append(start)
+        energy[max(0, start - size) : start + size] = 0
+    return [(start, start + size) for start in sorted(found)]
+
+
+def columns(row: list[float]) -> np.ndarray:
+    """The highest value in each of at most `COLUMNS` parts of a row."""
+    edges = np.linspace(0, len(row), min(COLUMNS, len(row)) + 1).astype(int)
+    return np.asarray(np.maximum.reduceat(np.array(row), edges[:-1]))
 
 
 def _bars(verdict: Verdict, segment_s: float) -> list[tuple[float, float, float]]:

@@ -11,8 +11,10 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
+from artifactnet_jax.decoders import FOUND, Match
 from artifactnet_jax.text import printable
 
 SCHEMA = "artifactnet-jax/score/1"
@@ -26,6 +28,13 @@ class SegmentScore:
 
     start_s: float
     score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Fine:
+    """What the head for decoders in no bank says of the fine spectrum: high for a decoder."""
+
+    logit: float
 
 
 # Keys of a row that are there where they say something, and what they are where they do not.
@@ -61,6 +70,13 @@ class Verdict:
     # Audible segments that were not scored because they could not change the verdict any more
     # (`score` is the median of the others); None where all are scored in any case.
     skipped: int | None = None
+    # Whose decoder's lines the track carries; it changes neither verdict nor score.
+    decoder: Match | None = None
+    decoder_reason: str | None = None  # why there is no match
+    bank: dict[str, Any] | None = None  # that was asked: sha256, and number of decoders
+    fine: Fine | None = None  # of all decoders; it changes neither verdict nor score
+    fine_reason: str | None = None  # why it says nothing
+    notices: tuple[str, ...] = ()  # what the file says of itself; no evidence of the sound
     lost_s: float = 0.0  # seconds of a lossy file that are damaged, and left out
     track: str | None = None  # which of several audio tracks, such as "2 of 3"
     # Of the file that was read: size in bytes, time of change in ns since 1970, sha256.
@@ -81,8 +97,34 @@ class Verdict:
         head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
         head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
         head |= {key: row.pop(key) for key in ("operating_point", "margin")}
-        row["segments"], row["warnings"] = list(row["segments"]), list(row["warnings"])
+        row |= {key: list(row[key]) for key in ("segments", "warnings", "notices")}
+        row["decoder"] = None if self.decoder is None else decoder_row(self.decoder)
         return head | {"n_segments": len(self.segments)} | row
+
+
+def decoder_row(match: Match) -> dict[str, Any]:
+    """A match as rows have it."""
+    row = dataclasses.asdict(match)
+    del row["decoder"]  # its place in the bank
+    row |= {key: list(row[key]) for key in ("band_hz", "windows", "rivals")}
+    return row | {"sentence": sentence(match)}
+
+
+def sentence(match: Match) -> str:
+    """What people are told of a match, in the words that they are told it everywhere.
+
+    "1 in 1,000" whatever p is: what p says beyond that is a model's word, not a count.
+    """
+    text = f"its spectrum carries the lines of {_whose(match.name, match.rivals)}"
+    if match.speed != 1:
+        way = "sped up" if match.speed > 1 else "slowed down"
+        text += f", {way} by {abs(100 * (match.speed - 1)):.1f} %"
+    return f"{text}; fewer than 1 in {round(1 / FOUND):,} real tracks does"
+
+
+def _whose(name: str, rivals: Iterable[str]) -> str:
+    """The decoder that a match names, and those that cannot be told from it."""
+    return " or ".join(f"{printable(one)}'s" for one in (name, *rivals)) + " decoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,13 +180,15 @@ def from_json(line: bytes) -> dict[str, Any] | None:
 CSV_COLUMNS = (
     *("path", "verdict", "score", "threshold", "n_segments", "duration_s", "sample_rate"),
     *("channels", "warnings", "weights", "backend", "dtype", "error_kind", "error"),
-    *("operating_point", "margin"),  # last, so that the columns before them keep their numbers
+    # What is newer comes last, so that the columns before it keep their numbers.
+    *("operating_point", "margin", "decoder", "decoder_z", "decoder_p", "decoder_speed"),
+    "notices",
 )
 
 
 def to_cells(row: dict[str, Any]) -> list[Any]:
     """What the row has in each of `CSV_COLUMNS`; None for nothing."""
-    error = row.get("error", {})
+    error, decoder = row.get("error", {}), row.get("decoder") or {}
     flat = {
         **row,
         "path": printable(row["path"], keep="\n"),
@@ -152,6 +196,9 @@ def to_cells(row: dict[str, Any]) -> list[Any]:
         "weights": row.get("weights", {}).get("sha256", ""),
         "error_kind": error.get("kind", ""),
         "error": error.get("message", ""),
+        "decoder": printable(decoder["name"]) if decoder else None,
+        **{f"decoder_{key}": decoder.get(key) for key in ("z", "p", "speed")},
+        "notices": "; ".join(row.get("notices", [])),
     }
     return [flat.get(column) for column in CSV_COLUMNS]
 
@@ -175,5 +222,8 @@ def to_table(row: dict[str, Any]) -> str:
     minutes, seconds = divmod(round(row["duration_s"], 1), 60)
     length = f"{int(minutes)}:{seconds:04.1f}"
     path = printable(row["path"])
-    notes = f"  ({', '.join(row['warnings'])})" if row["warnings"] else ""
+    said = list(row["warnings"])
+    if decoder := row.get("decoder"):
+        said.append(f"lines of {_whose(decoder['name'], decoder['rivals'])}")
+    notes = f"  ({', '.join(said)})" if said else ""
     return f"{row['verdict']:<10} {score:>6} {row['n_segments']:>8} {length:>9}  {path}{notes}\n"

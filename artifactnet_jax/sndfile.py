@@ -51,7 +51,7 @@ def decode(stream: Stream, flaws: Flaws) -> Decoded | None:
                 done += len(block)
                 yield block
 
-    return Decoded(file.samplerate, file.channels, blocks(), frames, exact, lossless, None, flaws)
+    return Decoded(file.samplerate, file.channels, blocks(), frames, exact, lossless, flaws=flaws)
 
 
 def _rest(stream: Stream, seconds: float) -> float:

@@ -165,7 +165,7 @@ def _scores(graph: str, tracks: Sequence[str]) -> list[Any]:
     """Verdicts of tracks by a graph in onnxruntime; a Failure where a track cannot be scored."""
     from artifactnet_jax.detector import Detector
 
-    detector = Detector(graph, "onnxruntime", segments=SEGMENTS)
+    detector = Detector(graph, "onnxruntime", segments=SEGMENTS, banks=())
     return [result for _, result in sorted(detector.score_many(tracks), key=lambda pair: pair[0])]
 
 

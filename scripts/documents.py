@@ -4,6 +4,7 @@
 
 - MODEL_CARD.md, from its template MODEL_CARD.md.j2, the reports and the weights
 - the tables of modules in docs/architecture.md, from their docstrings
+- the tables of docs/fingerprints.md, from the reports of the bank and of the head beside it
 - what README.md says of the weights, from the reports
 - the repository's address in all documents, from pyproject.toml
 - the version in CITATION.cff, from the package
@@ -157,6 +158,8 @@ def card() -> str:
         results=results,
         margins=margins,
         changes=changes,
+        fine=read("fine-head-report.json"),
+        with_interval=shown_with_interval,
     )
 
 
@@ -172,6 +175,97 @@ def trust() -> str:
         f"{percent(kinds['real']['called_ai'])} of single 4 s snippets of other real music."
     )
     return textwrap.fill(text, 99)
+
+
+def share(cell: Mapping[str, Any] | None) -> str:
+    """Hits of a report's cell with the interval in %, "" for none."""
+    if not cell or not cell["n"]:
+        return ""
+    low, high = (100 * end for end in cell["interval"])
+    return f"{cell['hits']} of {cell['n']} ({low:.0f} to {high:.0f} %)"
+
+
+def fingerprints() -> dict[str, str]:
+    """The tables of docs/fingerprints.md, by their part."""
+    report = read("fingerprint-report.json")
+    bank = [
+        (
+            *(decoder["name"], str(decoder["tracks"]), str(len(decoder["repositories"]))),
+            ", ".join(decoder["dates"]),
+            f"{decoder['band_hz'][1] / 1000:.1f} kHz",
+            percent(decoder["stability"]),
+        )
+        for decoder in report["bank"]["decoders"]
+    ]
+    found = [
+        (name, *(share(cells.get(part, {}).get("named")) for part in report["lengths"]))
+        for name, cells in report["found"].items()
+    ]
+    real = [
+        (f"p < {p}", *(share(report["real"]["p"][part][p]) for part in report["lengths"]))
+        for p in ("0.1", "0.01", "0.001", "0.0001")
+    ]
+    systems = list(next(iter(report["stress"].values())))
+    stress = [
+        (name, *(f"{c['hits']} of {c['n']} ({c['median_z']:g})" for c in cells.values()))
+        for name, cells in report["stress"].items()
+    ]
+    longest = report["lengths"][::-1]
+    beside = []
+    for name, cells in report["fakeprint"].items():
+        if name in report["found"]:
+            part = next(part for part in longest if part in report["found"][name])
+            ours = share(report["found"][name][part]["named"])
+            beside.append((name, ours, share(cells["0.01"]), share(cells["0.05"])))
+    return {
+        "bank": table(
+            ("decoder", "tracks", "repositories", "years", "band up to", "found by the others'"),
+            bank,
+        ),
+        "found": table(("decoder", *report["lengths"]), found),
+        "real": table(("stated", *report["lengths"]), real),
+        "stress": table(("changed by", *systems), stress),
+        "fakeprint": table(
+            ("", "named here", "fakeprint at 1 % false alarms", "at 5 %"),
+            beside,
+        ),
+    }
+
+
+def shown_with_interval(cell: Mapping[str, Any], name: str) -> str:
+    """A figure of fine-head-report.json, an AUC or a share."""
+    low, high = cell[f"{name}_interval"]
+    if name == "auc":
+        return f"{cell[name]:.3f} ({low:.3f} to {high:.3f})"
+    return f"{percent(cell[name])} ({100 * low:.0f} to {percent(high)})"
+
+
+def beside_the_bank() -> dict[str, str]:
+    """The tables of docs/fingerprints.md on decoders in no bank, by their part."""
+    report, shown = read("fine-head-report.json"), shown_with_interval
+    names = ("auc", "found_at_5", "found_at_1")
+    heads = ("AI", "n", "groups", "real", "AUC", "found at 5 % false alarms", "at 1 %")
+    whole, bands = [], []
+    for parted in ("groups left out", "systems left out"):
+        for length in ("whole", "20 s", "5 s"):
+            for name, cell in report[parted][length].items():
+                counts = (str(cell[key]) for key in ("n", "groups", "real"))
+                first = f"{name}, {length}" + ("" if parted[0] == "g" else f", {parted}")
+                whole.append((first, *counts, *(shown(cell, key) for key in names)))
+    for band, cells in report["groups left out"]["by band"].items():
+        for name, cell in cells.items():
+            counts = (str(cell[key]) for key in ("n", "groups", "real"))
+            first = f"{name}, band to {int(band) / 1000:g} kHz"
+            bands.append((first, *counts, *(shown(cell, key) for key in names[:2])))
+    neither = [
+        (kind, str(cell["n"]), *(percent(x) for x in cell["above_5_and_1_percent"]))
+        for kind, cell in report["apart"].items()
+    ]
+    return {
+        "head": table(heads, whole),
+        "head by band": table(heads[:-1], bands),
+        "head apart": table(("kind", "n", "above the limit of 5 %", "of 1 %"), neither),
+    }
 
 
 def modules() -> str:
@@ -218,6 +312,10 @@ def made() -> dict[Path, bytes]:
     page = "docs/architecture.md"
     texts[page] = filled((ROOT / page).read_text(encoding="utf-8"), "modules", modules())
     texts["MODEL_CARD.md"] = card()
+    page = "docs/fingerprints.md"
+    texts[page] = (ROOT / page).read_text(encoding="utf-8")
+    for name, content in (fingerprints() | beside_the_bank()).items():
+        texts[page] = filled(texts[page], name, content)
     return {
         WEIGHTS: with_limits(WEIGHTS.read_bytes(), limits()),
         **{ROOT / name: text.encode() for name, text in texts.items()},

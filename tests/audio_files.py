@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from artifactnet_jax import decoders, fingerprint
+
 SOUNDFILE = {
     "wav": ("WAV", "PCM_16"),
     "flac": ("FLAC", "PCM_16"),
@@ -31,6 +33,21 @@ def noise(seconds: float, rate: int = 44_100, channels: int = 2, seed: int = 0) 
     """16-bit noise, int16 [n, channels], at about -20 dB of full scale."""
     rng = np.random.default_rng(seed)
     return (3277 * rng.standard_normal((round(seconds * rate), channels))).astype(np.int16)
+
+
+def carrying(name: str, seconds: float, seed: int = 0, channels: int = 2) -> np.ndarray:
+    """Noise whose spectrum carries the lines of a decoder of the embedded bank, up to 6 dB high.
+
+    int16 [n, channels] at 44.1 kHz, all channels alike.
+    """
+    bank, rate = decoders.load(), fingerprint.RATE
+    (lines,) = (bank.lines[k, 0] for k, d in enumerate(bank.decoders) if d.name == name)
+    hz = np.fft.rfftfreq(round(seconds * rate), 1 / rate)
+    lift = np.interp(hz, fingerprint.HZ[decoders.BINS], 6 * lines / np.abs(lines).max(), 0, 0)
+    spectrum = np.fft.rfft(np.random.default_rng(seed).normal(size=round(seconds * rate)))
+    audio = np.fft.irfft(spectrum * np.maximum(hz, 40) ** -0.66 * 10 ** (lift / 20))
+    pcm = np.rint(3277 * audio / audio.std()).clip(-32768, 32767).astype(np.int16)
+    return np.repeat(pcm[:, None], channels, axis=1)
 
 
 def encode(pcm: np.ndarray, suffix: str, rate: int = 44_100, bit_rate: int = 128_000) -> bytes:

@@ -180,6 +180,10 @@ USAGE = [
     "export {tiny} -o {out}/m.onnx --precision int8",
     pytest.param("verify {out}/none.onnx", marks=needs("onnx", "onnxruntime", "flax")),
     "build {out}/none",
+    "fingerprint learn x {music} -o {out}/b.npz",
+    "fingerprint list --bank {out}/none.npz",
+    "fingerprint match @{out}/none.txt",
+    "fingerprint test embedded --data {out}/none.csv",
     "split {out}/none.csv -o {out}/split.csv",
     "split {music}/data.csv -o {out}/split.txt",
     pytest.param("train head", marks=TRAINING),
@@ -283,7 +287,16 @@ def test_a_missing_backend_is_3(command, music, tiny, verb):
 
 
 @pytest.mark.parametrize(
-    "line", [*NEEDING, "score x.wav", "live x", "report x -o y", "convert x", "export x -o y"]
+    "line",
+    [
+        *NEEDING,
+        "score x.wav",
+        "live x",
+        "report x -o y",
+        "fingerprint match x",
+        "convert x",
+        "export x -o y",
+    ],
 )
 def test_ctrl_c_is_130_and_a_bug_is_1(command, monkeypatch, line):
     def broken(error: BaseException):

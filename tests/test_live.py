@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import signal
 import struct
 import subprocess
@@ -24,14 +25,16 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
-from artifactnet_jax import dsp_numpy, live, texture
+from artifactnet_jax import dsp_numpy, live, live_decoder, texture
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.config import Config, FrontEnd
+from artifactnet_jax.decoders import Outcome, load
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.recording import Decoded
 from artifactnet_jax.weights import Weights
-from audio_files import encode, noise, write
+from audio_files import carrying, encode, noise, write
 from tiny_model import TINY, save_tiny
 
 RATE = 44_100
@@ -322,6 +325,79 @@ def test_a_stream_shorter_than_a_window_has_no_verdict(run, stdin):
     rows, summary, code, err = run("-")
     assert (rows, summary["scored"], code) == ([], 0, 1)
     assert "ended after 0.5 s, before the first window of 1 s was full" in err
+
+
+# --- Decoders -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [RATE, 48_000])
+def test_the_decoder_is_told_while_it_runs_and_is_that_of_score(run, tiny, tmp_path, rate):
+    lines = carrying("MusicGen", 42, channels=1)
+    pcm = np.concatenate([noise(22, channels=1), lines])[:, 0] / np.float32(32768)
+    pcm = pcm if rate == RATE else soxr.resample(pcm, RATE, rate)
+    path = write(tmp_path, "x.wav", np.rint(pcm[:, None] * 32767).astype(np.int16), rate)
+    rows, summary, code, err = run("--hop", 1, path)
+    assert code == 0
+    told = [row for row in rows if "decoder" in row]
+    # The windows that first reach 20, 40 and 60 s.
+    hop = rows[1]["start_sample"]
+    ends = [-(-(s * RATE - RATE) // hop) * hop for s in (20, 40, 60)]
+    assert [row["start_sample"] for row in told] == ends
+    audio = read_mono(path, RATE, "x")
+    detector = Detector(tiny, "numpy")
+    for row, seconds in zip(told, (20, 40, 60), strict=True):
+        expected = detector.score((audio[: seconds * RATE].copy(), RATE)).to_dict()
+        if expected["decoder"]:
+            del expected["decoder"]["windows"]
+        for key in ("decoder", "decoder_reason"):
+            assert row[key] == expected[key]
+    assert told[0]["decoder"] is None
+    assert told[2]["decoder"]["name"] == "MusicGen"
+    whole = json.loads(json.dumps(detector.score(path).to_dict()))
+    for key in ("decoder", "decoder_reason", "bank", "notices"):
+        assert summary[key] == whole[key]
+    assert err.count("carries the lines of MusicGen's decoder") == 2
+
+
+def test_without_a_bank_nothing_is_told(run, tmp_path):
+    rows, summary, _, _ = run("--no-decoder", "--hop", 5, write(tmp_path, "x.wav", noise(21)))
+    assert not any("decoder" in row for row in rows)
+    assert (summary["decoder"], summary["bank"]) == (None, None)
+    assert summary["decoder_reason"] == "no bank was asked"
+
+
+def test_a_watch_of_a_long_stream_keeps_its_memory(monkeypatch):
+    monkeypatch.setattr(live_decoder, "match", lambda spectrum, bank: Outcome(None, "so", None))
+    watch = live_decoder.Watch(load(), RATE)
+    spectrum = watch._spectrum
+    assert spectrum is not None
+    spectrum.window_frames = 1  # 64 windows after 12 s
+    block = noise(10, channels=1)[:, 0].astype(np.float32) / 32768
+    sizes = []
+    for k in range(30):
+        watch.add(block)
+        assert bool(watch.row(spectrum.samples)) == (k % 2 == 1)
+        sizes.append(len(pickle.dumps(watch._spectrum)))
+    assert len(spectrum.windows) <= 64
+    assert max(sizes[20:]) <= max(sizes[:10])
+    assert watch.row(0) == {}
+
+
+def test_matches_that_nobody_took_in_time_are_left_out(monkeypatch):
+    seen = []
+
+    def matched(spectrum: Any, bank: Any) -> Outcome:
+        seen.append(spectrum.samples)
+        return Outcome(None, "so", None)
+
+    monkeypatch.setattr(live_decoder, "match", matched)
+    watch = live_decoder.Watch(load(), RATE)
+    watch.add(np.zeros(130 * RATE, np.float32))
+    assert watch.row(20 * RATE) == {}  # the first two have gone
+    assert watch.row(101 * RATE) == {"decoder": None, "decoder_reason": "so"}
+    assert watch.row(119 * RATE) == {}
+    assert watch.row(120 * RATE) != {}
+    assert seen == [100 * RATE, 120 * RATE]
 
 
 # --- How a source ends ----------------------------------------------------------------------------

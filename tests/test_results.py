@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from artifactnet_jax import results
+from artifactnet_jax.decoders import Match, WindowMatch
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
 
@@ -31,6 +32,20 @@ VERDICT = Verdict(
     plan="all",
     warnings=("resampled", "clipped"),
     timings={"decode_s": 0.1, "compute_s": 0.2},
+    decoder_reason="too short",
+    bank={"sha256": "cd" * 32, "decoders": 25},
+    fine=results.Fine(-1.5),
+    notices=("tag comment: made with Suno",),
+)
+MATCH = Match(
+    name="Suno",
+    z=12.5,
+    p=3e-9,
+    speed=1.04,
+    band_hz=(5000.0, 16000.0),
+    windows=(WindowMatch(0.0, 20.06, 9.25, 1e-6),),
+    rivals=("MusicGen",),
+    decoder=3,
 )
 FAILURE = Failure("bad.mp3", "empty", "bad.mp3: the file has 0 bytes: copy it again")
 NASTY = [
@@ -67,6 +82,12 @@ def test_a_row_is_the_documented_schema():
         "plan": "all",
         "warnings": ["resampled", "clipped"],
         "timings": {"decode_s": 0.1, "compute_s": 0.2},
+        "decoder": None,
+        "decoder_reason": "too short",
+        "bank": {"sha256": "cd" * 32, "decoders": 25},
+        "fine": {"logit": -1.5},
+        "fine_reason": None,
+        "notices": ["tag comment: made with Suno"],
     }
     head = ["schema", "path", "verdict", "score", "threshold", "operating_point"]
     assert list(VERDICT.to_dict())[: len(head)] == head
@@ -130,6 +151,8 @@ def test_csv_columns():
             "error": "",
             "operating_point": "",
             "margin": "0.0",
+            **dict.fromkeys(("decoder", "decoder_z", "decoder_p", "decoder_speed"), ""),
+            "notices": "tag comment: made with Suno",
         },
         {
             **dict.fromkeys(results.CSV_COLUMNS, ""),
@@ -165,6 +188,51 @@ def test_table_lines():
     assert results.to_table(silent.to_dict()).split()[:3] == ["undecided", "-", "0"]
     assert json.loads(results.to_json(silent.to_dict()))["score"] is None
     assert records(results.to_csv(None) + results.to_csv(silent.to_dict()))[0]["score"] == ""
+
+
+def test_a_row_with_a_decoder():
+    row = dataclasses.replace(VERDICT, decoder=MATCH, decoder_reason=None).to_dict()
+    sentence = row["decoder"].pop("sentence")
+    assert row["decoder"] == {
+        "name": "Suno",
+        "z": 12.5,
+        "p": 3e-9,
+        "speed": 1.04,
+        "band_hz": [5000.0, 16000.0],
+        "windows": [{"start_s": 0.0, "end_s": 20.06, "z": 9.25, "p": 1e-6}],
+        "rivals": ["MusicGen"],
+    }
+    assert json.loads(results.to_json(row)) == row
+    assert sentence == (
+        "its spectrum carries the lines of Suno's or MusicGen's decoder, sped up by 4.0 %; "
+        "fewer than 1 in 1,000 real tracks does"
+    )
+    (record,) = records(results.to_csv(None) + results.to_csv(row))
+    columns = ("decoder", "decoder_z", "decoder_p", "decoder_speed")
+    assert [record[column] for column in columns] == ["Suno", "12.5", "3e-09", "1.04"]
+    assert results.CSV_COLUMNS[-7:] == ("operating_point", "margin", *columns, "notices")
+    line = results.to_table(row)
+    assert line.endswith("song.wav  (resampled, clipped, lines of Suno's or MusicGen's decoder)\n")
+
+
+def test_what_is_said_of_a_decoder_accuses_nobody():
+    plain = dataclasses.replace(MATCH, rivals=(), speed=1.0)
+    said = (
+        "its spectrum carries the lines of Suno's decoder; fewer than 1 in 1,000 real tracks does"
+    )
+    assert results.sentence(plain) == said
+    assert "slowed down by 3.5 %" in results.sentence(dataclasses.replace(plain, speed=0.965))
+    assert "\\x1b" in results.sentence(dataclasses.replace(plain, name="a\x1b"))
+
+
+def test_rows_that_are_older_than_decoders_are_read():
+    row = VERDICT.to_dict()
+    for key in ("decoder", "decoder_reason", "bank", "fine", "fine_reason", "notices"):
+        del row[key]
+    assert results.from_json(results.to_json(row).encode()) == row
+    (record,) = records(results.to_csv(None) + results.to_csv(row))
+    assert [record[column] for column in results.CSV_COLUMNS[-5:]] == [""] * 5
+    assert results.to_table(row) == results.to_table(VERDICT.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,19 @@ def add(verb: Parser, *options: str, **changed: Any) -> None:
         verb.add_argument(*_SHORT.get(option, ()), option, **settings)
 
 
+def add_banks(verb: Parser) -> None:
+    """Banks of decoders whose lines are looked for; see `console.detectors.banks`."""
+    group = verb.add_argument_group(
+        "decoders",
+        "Rows name the decoder whose lines a track's spectrum carries, if there is one. Verdict "
+        "and score do not change by that.",
+    )
+    either = group.add_mutually_exclusive_group()
+    text = "look for the decoders of this bank too (repeatable)"
+    either.add_argument("--bank", action="append", default=[], metavar="FILE", help=text)
+    either.add_argument("--no-decoder", action="store_true", help="look for none")
+
+
 def add_count(verb: Parser, name: str, default: int | None, text: str, metavar: str = "N") -> None:
     """A whole number above 0."""
     verb.add_argument(name, type=positive, default=default, metavar=metavar, help=text)

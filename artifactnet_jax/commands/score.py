@@ -27,6 +27,7 @@ def score(verbs: Verbs) -> None:
     _detector(verb)
     _rows(verb)
     shared.add(verb, "--debug")
+    shared.add_banks(verb)
     _engine(verb)
 
 
@@ -177,6 +178,7 @@ def live(verbs: Verbs) -> None:
     add("--format", default="text", choices=("text", "jsonl"))
     shared.add(verb, "--quiet", help="nothing on stderr but errors")
     shared.add(verb, "--debug")
+    shared.add_banks(verb)
 
 
 def report(verbs: Verbs) -> None:
@@ -198,6 +200,7 @@ def report(verbs: Verbs) -> None:
     shared.add(verb, "--recursive", *shared.AS_OF_SCORE, "--segments", "--aggregate", "--jobs")
     shared.add(verb, "--quiet", help="nothing on stderr but errors")
     shared.add(verb, "--debug")
+    shared.add_banks(verb)
 
 
 def doctor(verbs: Verbs) -> None:

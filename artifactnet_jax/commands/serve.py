@@ -36,6 +36,7 @@ def serve(verbs: Verbs) -> None:
     ):
         shared.add_count(verb, option, default, f"{text} (default: {default})")
     _add_store(verb)
+    shared.add_banks(verb)
 
 
 def token(verbs: Verbs) -> None:

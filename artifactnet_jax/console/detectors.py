@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from artifactnet_jax.backends import BackendError
-from artifactnet_jax.detector import Detector
+from artifactnet_jax.decoders import BankError
+from artifactnet_jax.detector import EMBEDDED, Detector
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief
 from artifactnet_jax.weights import Model, WeightsError
 
@@ -22,7 +23,13 @@ def detector_options(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "jobs": args.jobs,
         "until_decided": args.until_decided,
+        "banks": banks(args),
     }
+
+
+def banks(args: argparse.Namespace) -> tuple[str, ...]:
+    """Banks of decoders that --bank and --no-decoder ask for, as `Detector` takes them."""
+    return () if args.no_decoder else (EMBEDDED, *args.bank)
 
 
 def open_detector(weights: str | Model | None, backend: str, **options: Any) -> Detector:
@@ -31,7 +38,7 @@ def open_detector(weights: str | Model | None, backend: str, **options: Any) -> 
         return Detector(weights, backend, **options)
     except BackendError as error:
         raise CommandError(str(error), NO_BACKEND) from error
-    except (WeightsError, ValueError) as error:
+    except (WeightsError, BankError, ValueError) as error:
         raise CommandError(str(error), USAGE) from error
     except Exception as error:  # a broken installation or driver, of which jax says what it likes
         cure = "see artifactnet-jax doctor, or use --backend numpy"
@@ -49,4 +56,5 @@ def comparable(detector: Detector) -> dict[str, Any]:
         "plan": detector.segments,
         "dtype": detector.backend.dtype,
         "until_decided": detector.until_decided,
+        "bank": detector.asked,
     }

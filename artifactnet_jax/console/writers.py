@@ -42,6 +42,7 @@ def rows_to_keep(
                     continue
                 known = {"margin": 0.0} | (row or {})  # rows are older than the key
                 known["until_decided"] = "skipped" in known
+                known.setdefault("bank", expected.get("bank"))  # rows that say nothing of one
                 what = ", ".join(k for k, v in expected.items() if known.get(k) != v)
                 if what and row is not None and "error" not in row:
                     cure = "give the same options, or another -o FILE"
@@ -108,9 +109,14 @@ def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def writer(
-    form: str, path: str | None, kept: list[dict[str, Any]]
+    form: str,
+    path: str | None,
+    kept: list[dict[str, Any]],
+    table: tuple[str, Callable[[dict[str, Any]], str]] = (results.TABLE_HEADER, results.to_table),
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that writes one row in the chosen format, to stdout or to a file.
+
+    `table` has the head of a table, and makes a row's lines of it.
 
     A JSON Lines file grows row by row, each on disk before the next is begun, so that a kill costs
     at most the row being written. Any other file appears when all is done, in place of the old one.
@@ -150,10 +156,10 @@ def writer(
         elif form == "jsonl":
             emit(results.to_json(row) + "\n")
         else:
-            emit(results.to_csv(row) if form == "csv" else results.to_table(row))
+            emit(results.to_csv(row) if form == "csv" else table[1](row))
 
     if form in ("csv", "table"):
-        emit(results.to_csv(None) if form == "csv" else results.TABLE_HEADER)
+        emit(results.to_csv(None) if form == "csv" else table[0])
     yield write
     if form == "json":
         emit(json.dumps(rows, indent=1, allow_nan=False) + "\n")

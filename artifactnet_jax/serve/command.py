@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from artifactnet_jax.console.detectors import banks
+from artifactnet_jax.detector import EMBEDDED
 from artifactnet_jax.files import make_folder, replace_file, writing
 from artifactnet_jax.serve.limits import DecodeLimits, Limits
 from artifactnet_jax.serve.store import Store, new_id
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     )
     names = ("weights", "backend", "segments", "threshold", "margin", "batch_size", "jobs")
     detector = {name: getattr(args, name) for name in names}
+    detector["banks"] = [b if b == EMBEDDED else os.path.abspath(b) for b in banks(args)]
     if detector["weights"] is not None:
         detector["weights"] = os.path.abspath(detector["weights"])
     database = _database(args, root)

@@ -26,6 +26,7 @@ import numpy as np
 from artifactnet_jax.decode import open_audio
 from artifactnet_jax.recording import AudioError, Blocks, Decoded, Flaws
 from artifactnet_jax.serve.limits import DecodeLimits
+from artifactnet_jax.tags import MODULES, MOST
 from artifactnet_jax.text import printable
 
 MESSAGE_BYTES = 2**20  # of audio in a message, at most
@@ -35,7 +36,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def context() -> Any:
     """What starts processes: forks of one that has loaded the decoders and nothing else."""
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["soundfile", "soxr", "av", __name__])  # those that are installed
+    forks.set_forkserver_preload(
+        ["soundfile", "soxr", "av", *MODULES, __name__]
+    )  # those that are installed
     first = forks.Process(target=int)  # loading takes a while, which is no file's fault
     first.start()
     first.join()
@@ -79,6 +82,9 @@ class Sandboxed:
                 raise ValueError("no whole numbers")
             if not (frames is None or (type(frames) is int and 0 <= frames < 2**62)):
                 raise ValueError("no length")
+            notices = tuple(head["notices"])
+            if len(notices) > MOST or not all(type(text) is str for text in notices):
+                raise ValueError("no notices")
         except (KeyError, TypeError, ValueError) as error:
             raise AudioError("crashed", f"its decoder broke off: {_CURE}") from error
         if exact and frames is not None:
@@ -100,7 +106,7 @@ class Sandboxed:
                 self._check_length(total / rate)
                 yield block
 
-        return Decoded(rate, channels, blocks(), frames, exact, lossless, track, flaws)
+        return Decoded(rate, channels, blocks(), frames, exact, lossless, notices, track, flaws)
 
     def _check_length(self, seconds: float) -> None:
         if seconds > self._limits.audio_s:
@@ -173,7 +179,7 @@ def _decode(path: str, pipe: Connection, limits: DecodeLimits) -> None:
 
     try:
         with open_audio(path) as decoded:
-            names = ("rate", "channels", "frames", "exact", "lossless", "track")
+            names = ("rate", "channels", "frames", "exact", "lossless", "track", "notices")
             say(**{name: getattr(decoded, name) for name in names})
             frames = max(1, MESSAGE_BYTES // (4 * decoded.channels))
             for block in decoded.blocks:

@@ -71,6 +71,7 @@ def describe(detector: Detector) -> dict[str, Any]:
         "margin": detector.margin,
         "aggregate": detector.rule,
         "plan": detector.segments,
+        "bank": detector.asked,
     }
 
 

@@ -281,7 +281,7 @@ class _Scorer:
         """What is said of each row, as `results` has it in JSON."""
         args, sha = self._args, weights.sha256
         if self._open is None or self._open[0] != sha:
-            self._open = sha, open_detector(weights, args.backend, jobs=args.jobs)
+            self._open = sha, open_detector(weights, args.backend, jobs=args.jobs, banks=())
         output = str(self._folder / f"scores-{sha[:12]}.jsonl")
         found = mine.score_rows(rows, self._open[1], output, args.quiet)
         self.failed |= {verdict["path"] for verdict in found if "error" in verdict}

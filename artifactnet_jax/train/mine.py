@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Score, rank and write what the arguments name; returns the exit code."""
     check_output(args.output)
     rows = rows_of(args.paths, args.label, args.recursive)
-    detector = open_detector(args.weights, args.backend, jobs=args.jobs)
+    detector = open_detector(args.weights, args.backend, jobs=args.jobs, banks=())
     try:
         threshold = threshold_of(detector.weights, args.threshold)
     except ValueError as error:
