@@ -206,7 +206,7 @@ def _sums(grid: np.ndarray) -> np.ndarray:
     """Rows on `_AXIS` -> their sums over the multiples of each of `_SPACING`."""
     sums = np.fft.irfft(np.fft.rfft(grid, _COMB_FFT) * _harmonics(), _COMB_FFT)
     # A spacing below the highest by a factor exp(k step) puts its lines k steps lower.
-    return np.roll(sums, _STEPS, axis=-1)[..., : _STEPS + 1][..., ::-1]
+    return np.asarray(np.roll(sums, _STEPS, axis=-1)[..., : _STEPS + 1][..., ::-1])
 
 
 @functools.cache
