@@ -64,6 +64,7 @@ class AudioReport:
     channels: int  # of the source
     bandwidth_hz: float  # highest frequency within 90 dB of the strongest; 0 for digital silence
     warnings: tuple[str, ...]
+    notices: tuple[str, ...] = ()  # what the file says of itself, as of `tags.notices`
 
 
 class SegmentReader:
@@ -189,6 +190,7 @@ class SegmentReader:
         rate = self._fe.sample_rate
         with open_audio(self._source) as decoded:
             meter.rate, meter.channels = decoded.rate, decoded.channels
+            meter.notices = decoded.notices
             for block in resampled(meter.watch(decoded.blocks), decoded.rate, rate):
                 block = np.clip(block, -1, 1)[: None if limit is None else limit - meter.out]
                 meter.out += len(block)
@@ -250,6 +252,7 @@ class Meter:
         self.rate = self.channels = self.frames = 0  # of the source
         self.out = 0  # samples at the detector's rate
         self.truncated = False
+        self.notices: tuple[str, ...] = ()
         self._values = self._clipped = self._segments = self._silent = 0
         self._tail = np.zeros((0, 0), bool)  # last two rows: a run at full scale may span blocks
         self._power = np.zeros(self.N_FFT // 2 + 1)
@@ -311,7 +314,7 @@ class Meter:
         }
         warnings = tuple(code for code, present in codes.items() if present)
         seconds = self.frames / self.rate
-        return AudioReport(seconds, self.rate, self.channels, bandwidth, warnings)
+        return AudioReport(seconds, self.rate, self.channels, bandwidth, warnings, self.notices)
 
 
 def resampled(blocks: Iterator[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from artifactnet_jax.files import audio_in
+from artifactnet_jax.tags import notices
 from artifactnet_jax.text import printable
 
 MAX_CHANNELS = 64
@@ -62,6 +63,7 @@ class Decoded:
     blocks: Blocks
     frames: int | None = None  # declared length, if the format declares one
     exact: bool = True  # whether that length can be relied upon
+    notices: tuple[str, ...] = ()  # what the file says of itself, as of `tags.notices`
 
 
 Opener = Callable[[], contextlib.AbstractContextManager[Decoded]]  # decodes by itself; AudioError
@@ -136,8 +138,9 @@ def open_audio(source: Source) -> Iterator[Decoded]:
                 raise AudioError("unsupported", text) from None
             if size == 0:
                 raise AudioError("empty", "the file has 0 bytes: copy or download it again")
-            stream = _Stream(source)
+            said, stream = notices(source), _Stream(source)
             decoded = _decode_soundfile(stream) or _decode_pyav(stream)
+            decoded = dataclasses.replace(decoded, notices=said)
         for kind, value, low, high in (
             ("sample-rate", decoded.rate, *RATES),
             ("channels", decoded.channels, 1, MAX_CHANNELS),

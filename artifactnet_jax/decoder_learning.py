@@ -260,7 +260,8 @@ def learn(name: str, tracks: Iterable[Track], bank: dc.Bank) -> Learned:
     pool, digests = accumulate(tracks)
     if len(pool.groups) < LEAST_TRACKS:
         text = f"{len(pool.groups)} tracks can be judged, {LEAST_TRACKS} are needed"
-        raise LearningError(f"{name}: {text}: name more, of 4 s and more and a band above 8 kHz")
+        enough = f"a band up to {dc.CLASSES[0] / 1000:g} kHz"
+        raise LearningError(f"{name}: {text}: name more, of 4 s and more and {enough}")
     real_tracks = reference(bank)
     # What the bank carries are whole tracks: they stand for shorter stretches too.
     real = [_real(real_tracks, real_tracks.length >= 0)] * len(dc.LENGTHS)

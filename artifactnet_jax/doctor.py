@@ -20,8 +20,8 @@ from artifactnet_jax.models import pick, why_unavailable
 from artifactnet_jax.text import NO_BACKEND, OK, brief
 
 PACKAGES = (
-    *("numpy", "soundfile", "soxr", "safetensors", "threadpoolctl", "tqdm", "av", "jax"),
-    *("jaxlib", "flax", "optax", "onnx", "onnxruntime"),
+    *("numpy", "soundfile", "soxr", "safetensors", "threadpoolctl", "tqdm", "av", "mutagen"),
+    *("jax", "jaxlib", "flax", "optax", "onnx", "onnxruntime"),
 )
 
 BOARD = ("/proc/device-tree/model", "/etc/nv_tegra_release")  # of a Jetson
@@ -119,6 +119,7 @@ def examine() -> dict[str, Any]:
         "nvidia": _nvidia(),
         "audio_formats": formats,
         "pyav": "ok" if _version("av") else "AAC, M4A: pip install 'artifactnet-jax[av]'",
+        "tags": "ok" if _version("mutagen") else "notices: pip install 'artifactnet-jax[tags]'",
         "weights_file": os.fspath(default_path()),
         "weights": weights,
     }
@@ -160,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {package:<13} {version or '-'}")
     formats = ", ".join(found["audio_formats"])
     print(f"\naudio by libsndfile: {formats}\naudio by PyAV:       {found['pyav']}")
+    print(f"tags by mutagen:     {found['tags']}")
     weights = found["weights"]
     if "error" in weights:
         print(f"\nweights: {weights['error']}")

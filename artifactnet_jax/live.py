@@ -338,6 +338,7 @@ class Monitor:
             "compute_ms": percentiles(self._compute),
             "sample_rate": source.rate if source else None,
             "channels": source.channels if source else None,
+            "notices": list(source.notices) if source else [],
             "weights": self._detector.weights.summary(),
             "backend": self._detector.backend.name,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import os
 import struct
@@ -69,9 +70,7 @@ def _played(
         if not realtime:
             yield decoded
             return
-        yield Decoded(
-            decoded.rate, decoded.channels, blocks(decoded), decoded.frames, decoded.exact
-        )
+        yield dataclasses.replace(decoded, blocks=blocks(decoded))
 
 
 @contextlib.contextmanager

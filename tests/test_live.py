@@ -354,7 +354,7 @@ def test_the_decoder_is_told_while_it_runs_and_is_that_of_score(run, tiny, tmp_p
     assert told[0]["decoder"] is None
     assert told[2]["decoder"]["name"] == "MusicGen"
     whole = json.loads(json.dumps(detector.score(path).to_dict()))
-    for key in ("decoder", "decoder_reason", "bank"):
+    for key in ("decoder", "decoder_reason", "bank", "notices"):
         assert summary[key] == whole[key]
     assert err.count("carries the lines of MusicGen's decoder") == 2
 

@@ -274,6 +274,29 @@ def test_confidence_is_said_of_calibrated_weights_only():
         assert expected in report_verb.statements(weights, verdict_of(0.62), {})[0]
 
 
+def test_the_page_says_what_was_found_of_decoders(made, album):
+    names = sorted(path.name for path in album.iterdir())
+    number = names.index("a chirp.wav") + 1
+    seen = data_of(made, str(number))["decoder_lines"]
+    text = (made / f"{number}-a-chirp.html").read_text()
+    assert seen["match"] is None
+    assert f"No decoder was found ({seen['reason']})" in text
+    assert "no finding" in text
+    assert text.count("lines of ") >= 2  # in plots
+    number = names.index("silent.wav") + 1
+    seen = data_of(made, str(number))["decoder_lines"]
+    (page,) = made.glob(f"{number}-*.html")
+    assert f"No decoder was looked for: {seen['reason']}" in page.read_text()
+
+
+def test_without_banks_there_is_nothing_of_decoders(tmp_path, tiny):
+    audio = write(tmp_path, "a.wav", noise(4, channels=1))
+    detector = Detector(str(tiny), "numpy", banks=())
+    text, data = report_verb.make_page(detector, detector.score(audio))
+    assert data["decoder_lines"] is None
+    assert "decoder's lines" not in text
+
+
 def test_a_silent_track_has_a_page_without_a_score(made, album):
     number = sorted(path.name for path in album.iterdir()).index("silent.wav") + 1
     data = data_of(made, str(number))

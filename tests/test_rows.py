@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -14,9 +15,12 @@ import soxr
 from artifactnet_jax import decode, decoders
 from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.audio import SegmentReader
+from artifactnet_jax.catalogue import Folder
 from artifactnet_jax.config import Decision, FrontEnd
-from artifactnet_jax.detector import Detector, match
-from artifactnet_jax.results import Verdict
+from artifactnet_jax.detector import Detector
+from artifactnet_jax.detector import match as matched
+from artifactnet_jax.results import Verdict, to_json
+from artifactnet_jax.text import CommandError
 from audio_files import carrying, encode, noise, write
 
 RATE = fp.RATE
@@ -120,7 +124,7 @@ def test_what_cannot_be_matched_says_why(detector):
         assert verdict.decoder is None
         assert reason in verdict.decoder_reason
         assert verdict.bank == detector.asked
-    outcome = match(None, detector.bank)
+    outcome = matched(None, detector.bank)
     assert outcome.match is None
     assert "do not read audio at 44100 Hz" in outcome.reason
 
@@ -223,3 +227,36 @@ def test_people_read_whose_lines_they_are(score, generated, tmp_path):
     path = write(tmp_path, "g.wav", generated)
     table = score("--format", "table", path).out
     assert table.splitlines()[1].endswith("g.wav  (lines of MusicGen's decoder)")
+
+
+def test_decoders_and_notices_come_back_from_parquet(tmp_path, detector):
+    dataset = pytest.importorskip("pyarrow.dataset")
+    match = decoders.Match(
+        "Suno", 9.5, 1e-9, 1.04, (5e3, 16e3), (decoders.WindowMatch(0, 20.06, 9, 1e-6),), ("X",)
+    )
+    verdict = dataclasses.replace(
+        detector.score(noise(4), 44_100),
+        decoder=match,
+        decoder_reason=None,
+        notices=("tag x: suno",),
+    )
+    row = json.loads(to_json(verdict.to_dict()))
+    old = {
+        k: v for k, v in row.items() if k not in ("decoder", "decoder_reason", "bank", "notices")
+    }
+    folder = Folder(str(tmp_path / "out"))
+    folder.begin({"plan": "all"}, resume=False)
+    for name, one in (("new", row), ("old", old)):
+        folder.add({**one, "path": name, "sha256": "0" * 64})
+    folder.flush()
+    found = {
+        one["path"]: one
+        for one in dataset.dataset(tmp_path / "out", partitioning="hive").to_table().to_pylist()
+    }
+    for key in ("decoder", "decoder_reason", "bank", "notices"):
+        assert found["new"][key] == row[key]
+        assert found["old"][key] is None
+    # A folder of a version that knew no banks may be gone on with, by any bank.
+    Folder(str(tmp_path / "out")).begin({"plan": "all", "bank": row["bank"]}, resume=True)
+    with pytest.raises(CommandError, match="other bank"):
+        Folder(str(tmp_path / "out")).begin({"plan": "all", "bank": None}, resume=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from audio_files import encode, noise
+from audio_files import carrying, encode, noise
 
 for package in ("fastapi", "uvicorn", "python_multipart", "sqlalchemy", "prometheus_client"):
     pytest.importorskip(package)
@@ -120,6 +120,37 @@ def test_rows_are_those_of_score(server, command, tmp_path):
     reply = server.client.post("/v1/score", files={"file": ("text.wav", b"not audio")})
     assert (reply.status_code, reply.json()["error"]["kind"]) == (422, "unsupported")
     assert not os.listdir(server.root / "files")  # scored: nothing reads them again
+
+
+def test_decoders_and_notices_reach_every_form(server):
+    openpyxl, mutagen = map(pytest.importorskip, ("openpyxl", "mutagen"))
+    music = io.BytesIO(encode(carrying("MusicGen", 6, channels=1), "flac"))
+    file = mutagen.File(music)
+    file["comment"] = ["made with suno"]
+    music.seek(0)
+    file.save(music)
+    batch = server.batch({"a.flac": music.getvalue(), "b.wav": clip(1)})
+    server.wait(batch)
+    found, other = (json.loads(line) for line in server.results(batch).splitlines())
+    assert found["decoder"]["name"] == "MusicGen"
+    sentence = "its spectrum carries the lines of MusicGen's decoder; fewer than 1 in 1,000 real "
+    assert found["decoder"]["sentence"] == f"{sentence}tracks does"
+    assert found["notices"] == ["tag comment: made with suno"]
+    assert (other["decoder"], other["notices"]) == (None, [])
+    assert "too short" in other["decoder_reason"]
+    assert found["bank"] == other["bank"] == server.client.get("/v1/info").json()["engine"]["bank"]
+    table = list(csv.DictReader(io.StringIO(server.results(batch, format="csv"))))
+    url = f"/v1/batch/{batch}/results"
+    data = server.client.get(url, params={"format": "xlsx"}).content
+    sheet = openpyxl.load_workbook(io.BytesIO(data)).active
+    header, row, _ = sheet.iter_rows(values_only=True)
+    columns = ("decoder", "decoder_z", "decoder_p", "decoder_speed", "notices")
+    cells = [row[header.index(column)] for column in columns]
+    wanted = [found["decoder"][key] for key in ("name", "z", "p", "speed")]
+    # A workbook holds 16 digits of a number.
+    assert cells == [wanted[0], *map(pytest.approx, wanted[1:]), "tag comment: made with suno"]
+    assert [table[0][column] for column in columns] == [*map(str, wanted), cells[-1]]
+    assert [table[1][column] for column in columns] == [""] * 5
 
 
 def test_workbook_holds_the_same_rows_and_no_formulas(server):

@@ -24,6 +24,7 @@ import numpy as np
 
 from artifactnet_jax.decode import AudioError, Blocks, Decoded, open_audio
 from artifactnet_jax.serve.limits import DecodeLimits
+from artifactnet_jax.tags import MODULES, MOST
 from artifactnet_jax.text import printable
 
 MESSAGE_BYTES = 2**20  # of audio in a message, at most
@@ -33,7 +34,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def context() -> Any:
     """What starts processes: forks of one that has loaded the decoders and nothing else."""
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["soundfile", "soxr", "av", __name__])  # those that are installed
+    forks.set_forkserver_preload(
+        ["soundfile", "soxr", "av", *MODULES, __name__]
+    )  # those that are installed
     first = forks.Process(target=int)  # loading takes a while, which is no file's fault
     first.start()
     first.join()
@@ -76,6 +79,9 @@ class Sandboxed:
                 raise ValueError("no whole numbers")
             if not (frames is None or (type(frames) is int and 0 <= frames < 2**62)):
                 raise ValueError("no length")
+            notices = tuple(head["notices"])
+            if len(notices) > MOST or not all(type(text) is str for text in notices):
+                raise ValueError("no notices")
         except (KeyError, TypeError, ValueError) as error:
             raise AudioError("crashed", f"its decoder broke off: {_CURE}") from error
         if exact and frames is not None:
@@ -94,7 +100,7 @@ class Sandboxed:
                 self._check_length(total / rate)
                 yield block
 
-        return Decoded(rate, channels, blocks(), frames, exact)
+        return Decoded(rate, channels, blocks(), frames, exact, notices)
 
     def _check_length(self, seconds: float) -> None:
         if seconds > self._limits.audio_s:
@@ -159,7 +165,10 @@ def _decode(path: str, pipe: Connection, limits: DecodeLimits) -> None:
 
     try:
         with open_audio(path) as decoded:
-            head = {key: getattr(decoded, key) for key in ("rate", "channels", "frames", "exact")}
+            head = {
+                key: getattr(decoded, key)
+                for key in ("rate", "channels", "frames", "exact", "notices")
+            }
             say(**head)
             frames = max(1, MESSAGE_BYTES // (4 * decoded.channels))
             for block in decoded.blocks:

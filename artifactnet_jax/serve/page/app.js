@@ -410,6 +410,9 @@ function showRow(shown, track, row) {
   if (row.warnings.length) {
     name.append(element("span", { className: "note", textContent: row.warnings.map(words).join(", ") }));
   }
+  if (row.decoder) {
+    name.append(element("span", { className: "note", textContent: sentence(row.decoder.sentence) }));
+  }
   const label = element("span", { className: "label", textContent: "score " });
   const score = element("span", { className: "number score" }, label, row.score === null ? "none" : row.score.toFixed(3));
   const length = element("span", { className: "number length", textContent: clock(row.duration_s) });
@@ -439,12 +442,18 @@ const WARNINGS = {
 
 const words = (warning) => warning.replaceAll("-", " ");
 
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
+
 function detail(track) {
   const { row } = track;
   const box = element("div", { className: "detail" });
   if (row.warnings.length) {
     const list = row.warnings.map((w) => element("li", { textContent: `Warning: ${words(w)}. ${WARNINGS[w] ?? ""}` }));
     box.append(element("ul", { className: "warnings" }, ...list));
+  }
+  if (row.notices?.length) {
+    const list = row.notices.map((text) => element("li", { textContent: `The file says of itself, which is no evidence of its sound: ${text}` }));
+    box.append(element("ul", { className: "notices" }, ...list));
   }
   if (row.segments.length) box.append(chart(row));
   let player = null;
@@ -494,10 +503,19 @@ function table(row, track, player) {
   return scroll;
 }
 
+function decoder(row) {
+  if (row.decoder === undefined) return "not looked for";
+  if (row.decoder === null) return `none: ${row.decoder_reason}`;
+  const { z, p, speed, band_hz: [low, high] } = row.decoder;
+  const band = `${low.toLocaleString()} to ${high.toLocaleString()} Hz`;
+  return `z ${z.toFixed(1)}, p ${p.toPrecision(2)}, speed ${speed}, from ${band}`;
+}
+
 function facts(row) {
   const point = row.operating_point ? ` (${row.operating_point})` : "";
   const pairs = {
     "Score and threshold": `${row.score === null ? "none" : row.score.toFixed(4)}, ${row.threshold.toFixed(4)}${point}`,
+    "Decoder": decoder(row),
     "Recording": `${row.sample_rate.toLocaleString()} Hz, ${count(row.channels, "channel")}`,
     "Segments": `${row.n_segments}, ${row.aggregate}`,
     "Weights": `${row.weights.name} (${row.weights.sha256.slice(0, 12)})`,
