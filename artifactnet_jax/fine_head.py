@@ -83,8 +83,10 @@ class FineHead:
         """Of the `FEATURES` of a stretch, in these classes."""
         t = self.tensors
         standard = (features - t["mean"][band, length]) / t["spread"][band, length]
-        hidden = np.clip(standard, -MOST, MOST) @ t["hidden.kernel"] + t["hidden.bias"]
-        return float((np.maximum(hidden, 0) @ t["out.kernel"] + t["out.bias"])[0])
+        # Not by BLAS, whose sums depend on how many threads it may use.
+        hidden = np.einsum("i,ij->j", np.clip(standard, -MOST, MOST), t["hidden.kernel"])
+        hidden = np.maximum(hidden + t["hidden.bias"], 0)
+        return float(np.einsum("i,ij->j", hidden, t["out.kernel"])[0] + t["out.bias"][0])
 
 
 def stored(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
