@@ -32,7 +32,7 @@ from artifactnet_jax.text import printable
 
 FORMAT = "artifactnet-jax/decoders/1"
 DEFAULT = "decoders.npz"
-CLASSES = (7_500.0, 10_500.0, 13_000.0, 15_000.0, 16_000.0)  # Hz; upper ends of what is compared
+CLASSES = (7_000.0, 10_500.0, 13_000.0, 15_000.0, 16_000.0)  # Hz; upper ends of what is compared
 LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
 FOUND = 1e-3  # p of a match
