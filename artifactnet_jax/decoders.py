@@ -32,7 +32,7 @@ from artifactnet_jax.text import printable
 
 FORMAT = "artifactnet-jax/decoders/1"
 DEFAULT = "decoders.npz"
-CLASSES = (7_500.0, 10_500.0, 13_000.0, 15_000.0, 16_000.0)  # Hz; upper ends of what is compared
+CLASSES = (7_000.0, 10_500.0, 13_000.0, 15_000.0, 16_000.0)  # Hz; upper ends of what is compared
 LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
 FOUND = 1e-3  # p of a match
@@ -292,22 +292,32 @@ def hear(spectrum: fp.Accumulator) -> tuple[np.ndarray, int, int] | str:
     return levels, i, j
 
 
-def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
-    """Which decoder's lines the audio carries, if any."""
+def match(spectrum: fp.Accumulator | None, bank: Bank | None) -> Outcome:
+    """Which decoder's lines the audio carries, if any; no spectrum: of audio at another rate."""
+    if bank is None:
+        return Outcome(None, "no bank was asked", None)
+    if spectrum is None:
+        text = f"the weights do not read audio at {fp.RATE} Hz, which a bank needs"
+        return Outcome(None, text, None)
     heard = hear(spectrum)
     if isinstance(heard, str):
         return Outcome(None, heard, None)
     levels, i, j = heard
-    grid = fp.on_grid(fp.residuals(levels))
+    step = spectrum.window_frames * fp.HOP / fp.RATE
+    parts = [
+        (n * step, length, mean)
+        for n, mean in enumerate(spectrum.windows)
+        if (length := length_class(mean.frames)) is not None
+    ]
+    residuals = fp.residuals_of([levels, *(mean.levels() for _, _, mean in parts)])
+    grid = fp.on_grid(residuals[0])
     z, p, speed = (rows[0] for rows in scores(bank, track_transform(grid[None], CLASSES[i]), i, j))
     best, rivals = named(bank, z, p)
-    windows = []
     shift = round(math.log(speed[best]) / fp.GRID_STEP)
-    step = spectrum.window_frames * fp.HOP / fp.RATE
-    for n, mean in enumerate(spectrum.windows):
-        length = length_class(mean.frames)
-        if length is not None:
-            windows.append(_window(bank, best, i, length, shift, mean, n * step, (n + 1) * step))
+    windows = [
+        _window(bank, best, i, length, shift, rows, start, start + step)
+        for (start, length, _), rows in zip(parts, residuals[1:], strict=True)
+    ]
     found = Match(
         bank.decoders[best].name,
         round(float(z[best]), 3),
@@ -358,10 +368,10 @@ def agreement(rows: np.ndarray, template: np.ndarray, basis: np.ndarray) -> np.n
 
 
 def _window(
-    bank: Bank, k: int, i: int, j: int, shift: int, mean: fp.Mean, start: float, end: float
+    bank: Bank, k: int, i: int, j: int, shift: int, rows: np.ndarray, start: float, end: float
 ) -> WindowMatch:
     """One decoder at one speed in a stretch of the track; p is of that decoder alone."""
-    grid = fp.in_band(fp.on_grid(fp.residuals(mean.levels())), fp.LOW_HZ, CLASSES[i])
+    grid = fp.in_band(fp.on_grid(rows), fp.LOW_HZ, CLASSES[i])
     moved = np.roll(unit(bank.grid[k], CLASSES[i]), shift, axis=-1)
     s = np.einsum("cg,cg->c", grid, moved.repeat(2, axis=0))
     z = float(s @ bank.nulls["weights"][k, i, j] - bank.nulls["offset"][k, i, j])

@@ -24,7 +24,7 @@ from artifactnet_jax import decoders, fine_head
 from artifactnet_jax.audio import AudioReport, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.fingerprint import RATE, Accumulator
+from artifactnet_jax.fingerprint import Accumulator
 from artifactnet_jax.models import load_backend, open_model
 from artifactnet_jax.results import Failure, Fine, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
@@ -124,16 +124,6 @@ def _joined(banks: Iterable[decoders.Bank | str | os.PathLike[str]]) -> decoders
 @functools.cache
 def _embedded() -> decoders.Bank:
     return decoders.load()
-
-
-def match(spectrum: Accumulator | None, bank: decoders.Bank | None) -> decoders.Outcome:
-    """Whose decoder's lines a spectrum carries; the reason where nothing can be looked for."""
-    if bank is None:
-        return decoders.Outcome(None, "no bank was asked", None)
-    if spectrum is None:
-        text = f"the weights do not read audio at {RATE} Hz, which a bank needs"
-        return decoders.Outcome(None, text, None)
-    return decoders.match(spectrum, bank)
 
 
 def fine_logit(
@@ -410,7 +400,7 @@ class Detector:
                 ahead.put((track, segment.samples))
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
-            track.carries = match(reader.spectrum, self.bank)
+            track.carries = decoders.match(reader.spectrum, self.bank)
             track.fine = fine_logit(reader.spectrum, self.weights.fine)
             if audible and song:
                 track.decode_s += time.perf_counter() - began

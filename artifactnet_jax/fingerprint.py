@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -139,6 +140,12 @@ def residuals(levels: np.ndarray) -> np.ndarray:
     fine = np.clip(fine, -CLIP_DB, CLIP_DB)
     wide = np.clip(wide / spread, -SPREADS, SPREADS)
     return np.concatenate([fine, wide])
+
+
+def residuals_of(levels: Sequence[np.ndarray]) -> np.ndarray:
+    """`residuals` of many, float32 [n, 4, bins], to the bit: together they take less time."""
+    rows = residuals(np.concatenate(levels))
+    return rows.reshape(2, len(levels), 2, -1).swapaxes(0, 1).reshape(len(levels), 4, -1)
 
 
 def _near(tone: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ import numpy as np
 from artifactnet_jax import decoders as dc
 from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.decoder_learning import reference
-from artifactnet_jax.detector import match
 from artifactnet_jax.results import decoder_row, sentence
 
 
@@ -21,7 +20,7 @@ def view(spectrum: fp.Accumulator | None, bank: dc.Bank) -> dict[str, Any]:
     and `lines` at these, in units of their own deviation; `real_z`, what real tracks of the bank
     reach against the same lines, and `threshold_z`, from which on a decoder is named.
     """
-    outcome = match(spectrum, bank)
+    outcome = dc.match(spectrum, bank)
     found = outcome.match
     out: dict[str, Any] = {
         "sentence": None if found is None else sentence(found),

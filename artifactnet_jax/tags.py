@@ -79,7 +79,7 @@ def _kinds() -> list[Any]:
 def _of_tags(file: BinaryIO, kinds: list[Any]) -> Iterator[str]:
     import mutagen
 
-    found: Any = mutagen.File(file, options=kinds)  # type: ignore[attr-defined]
+    found: Any = mutagen.File(file, options=kinds)
     tags = found.tags if found is not None else None
     for key, values in tags.items() if tags is not None else ():
         field = str(key).partition(":")[0]

@@ -89,6 +89,15 @@ def test_the_end_of_the_band_is_seen(end):
     assert fp.band_end(whole[1]) == RATE / 2
 
 
+def test_residuals_of_many_are_those_of_each():
+    parts = [coloured(40, 4), coloured(41, 4), tones([6000.0], 0.02)[: 4 * RATE]]
+    levels = [sum(spectrum(part).windows, fp.Mean()).levels() for part in parts]
+    many = fp.residuals_of(levels)
+    assert many.shape == (3, 4, fp.LAST - fp.FIRST)
+    for got, one in zip(many, levels, strict=True):
+        assert got.tobytes() == fp.residuals(one).tobytes()
+
+
 # -- what no decoder laid ----------------------------------------------------------------------
 
 
