@@ -151,6 +151,7 @@ def schema() -> Any:
         **{"warnings": pa.list_(text), "skipped": pa.int32()},
         **{"decoder": pa.struct(decoder.items()), "decoder_reason": text},
         "bank": pa.struct([("sha256", text), ("decoders", pa.int32())]),
+        **{"fine": pa.struct([("logit", number)]), "fine_reason": text},
         "notices": pa.list_(text),
         "timings": pa.struct([("decode_s", number), ("compute_s", number)]),
         "error": pa.struct([("kind", text), ("message", text)]),

@@ -31,12 +31,12 @@ from artifactnet_jax.text import printable
 
 FORMAT = "artifactnet-jax/decoders/1"
 DEFAULT = "decoders.npz"
-CLASSES = (7_500.0, 10_500.0, 13_000.0, 15_000.0)  # Hz; upper ends of the bands compared
+CLASSES = (7_000.0, 10_500.0, 13_000.0, 15_000.0, 16_000.0)  # Hz; upper ends of what is compared
 LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
 FOUND = 1e-3  # p of a match
 TONAL = 0.1  # share of the band beside strong tones, above which nothing is said
-OWN = 4e-3  # p of a match's lines where steady tones and pulses are taken out of both
+OWN = 5e-3  # p of a match's lines where steady tones and pulses are taken out of both
 UNSURE = 0.75  # a decoder of another name with so much of the best score cannot be told apart
 SPEED_SHARE = 0.1  # of p, that all speeds but 1 have together
 STEP_DB = 0.25  # of the reference tracks
@@ -291,8 +291,13 @@ def hear(spectrum: fp.Accumulator) -> tuple[np.ndarray, int, int] | str:
     return levels, i, j
 
 
-def match(spectrum: fp.Accumulator, bank: Bank) -> Outcome:
-    """Which decoder's lines the audio carries, if any."""
+def match(spectrum: fp.Accumulator | None, bank: Bank | None) -> Outcome:
+    """Which decoder's lines the audio carries, if any; no spectrum: of audio at another rate."""
+    if bank is None:
+        return Outcome(None, "no bank was asked", None)
+    if spectrum is None:
+        text = f"the weights do not read audio at {fp.RATE} Hz, which a bank needs"
+        return Outcome(None, text, None)
     heard = hear(spectrum)
     if isinstance(heard, str):
         return Outcome(None, heard, None)

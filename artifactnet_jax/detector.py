@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import decoders
+from artifactnet_jax import decoders, fine_head
 from artifactnet_jax.audio import AudioReport, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.decode import AudioError
-from artifactnet_jax.fingerprint import RATE, Accumulator
+from artifactnet_jax.fingerprint import Accumulator
 from artifactnet_jax.models import load_backend, open_model
-from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
+from artifactnet_jax.results import Failure, Fine, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
 from artifactnet_jax.weights import ForeignGraph, Model
 
@@ -51,6 +51,7 @@ class _Track:
     song: float | None = None  # what a whole-song graph says
     end: AudioReport | Failure | None = None  # set once the last segment has been read
     carries: decoders.Outcome | None = None  # set with it
+    fine: tuple[float | None, str | None] = (None, None)  # logit, or why there is none
     most: int = 0  # segments that it has at most, if the rest of them may be left out
     decided: bool = False  # whatever they say
     skipped: int = 0
@@ -125,14 +126,15 @@ def _embedded() -> decoders.Bank:
     return decoders.load()
 
 
-def match(spectrum: Accumulator | None, bank: decoders.Bank | None) -> decoders.Outcome:
-    """Whose decoder's lines a spectrum carries; the reason where nothing can be looked for."""
-    if bank is None:
-        return decoders.Outcome(None, "no bank was asked", None)
+def fine_logit(
+    spectrum: Accumulator | None, head: fine_head.FineHead | None
+) -> tuple[float | None, str | None]:
+    """What the weights' head for the fine spectrum says: (logit, None), or (None, the reason)."""
+    if head is None:
+        return None, "the weights have no head for the fine spectrum"
     if spectrum is None:
-        text = f"the weights do not read audio at {RATE} Hz, which a bank needs"
-        return decoders.Outcome(None, text, None)
-    return decoders.match(spectrum, bank)
+        return None, "no fine spectrum was taken"
+    return fine_head.judge(spectrum, head)
 
 
 def log_odds(p: Any) -> Any:
@@ -398,7 +400,8 @@ class Detector:
                 ahead.put((track, segment.samples))
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
-            track.carries = match(reader.spectrum, self.bank)
+            track.carries = decoders.match(reader.spectrum, self.bank)
+            track.fine = fine_logit(reader.spectrum, self.weights.fine)
             if audible and song:
                 track.decode_s += time.perf_counter() - began
                 ahead.put((track, np.stack(song)))
@@ -482,5 +485,7 @@ class Detector:
             decoder_reason=track.carries.reason if track.carries else None,
             bank=self.asked,
             notices=track.end.notices,
+            fine=None if track.fine[0] is None else Fine(track.fine[0]),
+            fine_reason=track.fine[1],
             timings={"decode_s": round(track.decode_s, 4), "compute_s": round(track.compute_s, 4)},
         )

@@ -87,7 +87,7 @@ def learn(args: argparse.Namespace) -> int:
         raise CommandError(f"{name}: {cause}: name more", USAGE)
     bank, own = open_banks([EMBEDDED, *args.bank]), None
     if os.path.exists(output):
-        own = _without(open_banks([output]), name)
+        own = without(open_banks([output]), name)
     failed: list[Failure] = []
     with progress(args.quiet, "", len(paths)) as tell, sources(paths) as found:
 
@@ -112,7 +112,7 @@ def learn(args: argparse.Namespace) -> int:
     return SOME_FAILED if failed else OK
 
 
-def _without(bank: decoders.Bank, name: str) -> decoders.Bank | None:
+def without(bank: decoders.Bank, name: str) -> decoders.Bank | None:
     """A bank without the decoders of a name; None if there are no others."""
     keep = [k for k, decoder in enumerate(bank.decoders) if decoder.name != name]
     return bank.only(keep) if keep else None

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.decoders import Bank, Outcome
-from artifactnet_jax.detector import match
+from artifactnet_jax.decoders import Bank, Outcome, match
 from artifactnet_jax.fingerprint import RATE, Accumulator
 from artifactnet_jax.results import decoder_row
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,7 @@ import numpy as np
 from artifactnet_jax import decoders as dc
 from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.decoder_learning import reference
-from artifactnet_jax.detector import match
 from artifactnet_jax.results import decoder_row, sentence
-
-PARTS = 2  # where the lines are strongest
-WIDTHS = {"fine": 400.0, "wide": 3_000.0}  # Hz of such a part, by the kind of lines
-COLUMNS = 900  # of the whole band
 
 
 def view(spectrum: fp.Accumulator | None, bank: dc.Bank) -> dict[str, Any]:
@@ -26,7 +20,7 @@ def view(spectrum: fp.Accumulator | None, bank: dc.Bank) -> dict[str, Any]:
     and `lines` at these, in units of their own deviation; `real_z`, what real tracks of the bank
     reach against the same lines, and `threshold_z`, from which on a decoder is named.
     """
-    outcome = match(spectrum, bank)
+    outcome = dc.match(spectrum, bank)
     found = outcome.match
     out: dict[str, Any] = {
         "sentence": None if found is None else sentence(found),
@@ -99,22 +93,3 @@ def _threshold(bank: dc.Bank, best: dc.Match, i: int, j: int) -> float:
     z = np.arange(0, 100, 0.05)
     p = dc.beyond(z, bank.nulls[name][best.decoder, i, j]) / share * len(bank.decoders)
     return round(float(z[np.argmax(p < dc.FOUND)]), 2)
-
-
-def parts(seen: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Where the decoder's lines are strongest: first and last place in `lines`, by frequency."""
-    lines = np.maximum(0, np.array(seen["lines"]))
-    size = min(len(lines), round(WIDTHS[seen["kind"]] / seen["hz"]["step"]))
-    energy = np.convolve(np.square(lines), np.ones(size), "valid")
-    found: list[int] = []
-    while len(found) < PARTS and energy.max() > 0:
-        start = int(energy.argmax())
-        found.append(start)
-        energy[max(0, start - size) : start + size] = 0
-    return [(start, start + size) for start in sorted(found)]
-
-
-def columns(row: list[float]) -> np.ndarray:
-    """The highest value in each of at most `COLUMNS` parts of a row."""
-    edges = np.linspace(0, len(row), min(COLUMNS, len(row)) + 1).astype(int)
-    return np.asarray(np.maximum.reduceat(np.array(row), edges[:-1]))

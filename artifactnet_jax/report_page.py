@@ -15,7 +15,6 @@ from markupsafe import Markup, escape
 
 from artifactnet_jax import __version__
 from artifactnet_jax.pages import page
-from artifactnet_jax.report_lines import columns, parts
 from artifactnet_jax.results import Failure, Verdict
 
 LEVELS = 64  # colours of a spectrogram
@@ -162,6 +161,9 @@ def charts(data: Mapping[str, Any], curves: Mapping[str, np.ndarray]) -> list[tu
 
 
 TRACK, DECODER = "#3a86c8", "#d1603d"
+PARTS = 2  # where the lines are strongest
+WIDTHS = {"fine": 400.0, "wide": 3_000.0}  # Hz of such a part, by the kind of lines
+COLUMNS = 900  # of a plot of the whole band
 
 
 def lines_charts(seen: Mapping[str, Any]) -> list[tuple[str, Markup]]:
@@ -209,6 +211,25 @@ def lines_charts(seen: Mapping[str, Any]) -> list[tuple[str, Markup]]:
         label = f"Strong lines, {khz[start]:.2f} to {khz[end - 1]:.2f} kHz"
         out.append((label, _chart(zoomed, label)))
     return out
+
+
+def parts(seen: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Where the decoder's lines are strongest: first and last place in `lines`, by frequency."""
+    lines = np.maximum(0, np.array(seen["lines"]))
+    size = min(len(lines), round(WIDTHS[seen["kind"]] / seen["hz"]["step"]))
+    energy = np.convolve(np.square(lines), np.ones(size), "valid")
+    found: list[int] = []
+    while len(found) < PARTS and energy.max() > 0:
+        start = int(energy.argmax())
+        found.append(start)
+        energy[max(0, start - size) : start + size] = 0
+    return [(start, start + size) for start in sorted(found)]
+
+
+def columns(row: list[float]) -> np.ndarray:
+    """The highest value in each of at most `COLUMNS` parts of a row."""
+    edges = np.linspace(0, len(row), min(COLUMNS, len(row)) + 1).astype(int)
+    return np.asarray(np.maximum.reduceat(np.array(row), edges[:-1]))
 
 
 def _bars(verdict: Verdict, segment_s: float) -> list[tuple[float, float, float]]:

@@ -29,6 +29,13 @@ class SegmentScore:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fine:
+    """What the head for decoders in no bank says of the fine spectrum: high for a decoder."""
+
+    logit: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """What the detector says of one track.
 
@@ -61,6 +68,8 @@ class Verdict:
     decoder: Match | None = None
     decoder_reason: str | None = None  # why there is no match
     bank: dict[str, Any] | None = None  # that was asked: sha256, and number of decoders
+    fine: Fine | None = None  # of all decoders; it changes neither verdict nor score
+    fine_reason: str | None = None  # why it says nothing
     notices: tuple[str, ...] = ()  # what the file says of itself; no evidence of the sound
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,10 @@ The header holds the config, the preset's name, where the tensors come from, the
 digest over config and tensors. Loading is strict: a missing, extra, misshapen, non-finite or
 altered tensor is an error that names it, because a detector with half its weights still prints
 numbers.
+
+A file may hold a head for the fine spectrum beside it (`fine_head`): tensors "fine.NAME", and in
+the header under "fine" their own digest and provenance. It is no part of the model: the model's
+digest is the same with and without it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Any, overload
 import numpy as np
 
 from artifactnet_jax import config as cfg
+from artifactnet_jax import fine_head
 from artifactnet_jax.files import replace_file
 from artifactnet_jax.filterbank import hann, mel_filterbank
 from artifactnet_jax.layers import FOLDED_VARIANCE
@@ -27,6 +32,7 @@ from artifactnet_jax.presets import parameter_shapes
 
 FORMAT = "artifactnet-jax/weights/1"
 DEFAULT = "edge.safetensors"
+FINE = "fine."  # tensors of the head for the fine spectrum begin so
 ENGINE_SUFFIX = ".engine"  # of a file that holds a TensorRT engine
 
 
@@ -42,6 +48,7 @@ class Model:
     sha256: str  # digest over config and tensors as stored
     licence: str
     provenance: Mapping[str, Any]
+    fine: fine_head.FineHead | None  # beside the model
 
     def summary(self) -> dict[str, str]:
         """The three fields that identify a model in a result row."""
@@ -63,6 +70,7 @@ class Stored(Model):
     sha256: str
     licence: str
     provenance: Mapping[str, Any]
+    fine: fine_head.FineHead | None = dataclasses.field(default=None, kw_only=True)
 
 
 class Weights(Stored):
@@ -98,6 +106,7 @@ class Engine(Model):
     licence: str
     provenance: Mapping[str, Any]
     file: str
+    fine: fine_head.FineHead | None = None
 
     @property
     def compiled(self) -> bool:
@@ -197,11 +206,12 @@ def save_weights(
     provenance: Mapping[str, Any],
     graph: Mapping[str, Any] | None = None,
     dtype: Any = np.float32,
+    fine: fine_head.FineHead | None = None,
 ) -> None:
     """Write a weights file atomically; `dtype` float16 halves it. WeightsError on bad tensors.
 
     The variance of a folded norm stays float32: float16 rounds it to 1, which marks nothing.
-    With `graph` the tensors are its constants, and keep their dtypes.
+    With `graph` the tensors are its constants, and keep their dtypes. `fine` goes beside them.
     """
     from safetensors.numpy import save
 
@@ -227,6 +237,10 @@ def save_weights(
     }
     if graph is not None:
         header["graph"] = graph_json
+    if fine is not None:
+        header["fine"] = _json({"sha256": fine.sha256, "provenance": dict(fine.provenance)})
+        beside = fine_head.stored(fine.tensors)
+        stored |= {f"{FINE}{leaf}": tensor for leaf, tensor in beside.items()}
     replace_file(path, save(stored, metadata=header))
 
 
@@ -240,6 +254,7 @@ def write_weights(weights: Stored, path: str | os.PathLike[str]) -> None:
         licence=weights.licence,
         provenance=weights.provenance,
         graph=weights.graph if isinstance(weights, ForeignGraph) else None,
+        fine=weights.fine,
     )
 
 
@@ -282,15 +297,27 @@ def load_weights(path: str | os.PathLike[str] | None = None) -> Weights | Foreig
         name, licence, sha256 = header["name"], header["licence"], header["sha256"]
         graph_json = header.get("graph", "")
         graph = _table(header, "graph") if graph_json else None
+        fine = _beside(header, stored) if "fine" in header else None
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{where}: damaged header ({error!r})") from error
     _check(where, config, stored, graph)
     if _digest(header["config"], stored, graph_json) != sha256:
         raise WeightsError(f"{where}: tensors do not match the digest in the header")
     if graph is not None:
-        return ForeignGraph(name, config, stored, sha256, licence, provenance, graph)
+        return ForeignGraph(name, config, stored, sha256, licence, provenance, graph, fine=fine)
     single = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
-    return Weights(name, config, single, sha256, licence, provenance)
+    return Weights(name, config, single, sha256, licence, provenance, fine=fine)
+
+
+def _beside(header: Mapping[str, str], stored: dict[str, np.ndarray]) -> fine_head.FineHead:
+    """The head for the fine spectrum, whose tensors are taken out of `stored`. ValueError."""
+    facts = _table(header, "fine")
+    names = [name for name in stored if name.startswith(FINE)]
+    tensors = {name.removeprefix(FINE): stored.pop(name) for name in names}
+    try:
+        return fine_head.read(tensors, facts["provenance"], facts["sha256"])
+    except ValueError as error:
+        raise ValueError(f"fine: {error}") from error
 
 
 def _table(header: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 A detector is named by a specification, `NAME=` before it gives it another name in the results:
 
     artifactnet[:WEIGHTS]       ours, with a weights file or a converted ONNX model
+    fingerprint[:BANK]          decoders' lines, of the embedded bank and of a file
     onnx:FILE                   an ONNX build of ArtifactNet, run as its public runner runs it
     fakeprint[:FILE.json]       spectral peaks and logistic regression; trained here without a file
     separation[:TEACHER]        what a separator leaves, by logistic regression; trained here
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from artifactnet_jax import decoders
 from artifactnet_jax.audio import SegmentReader, Segments
 from artifactnet_jax.bench.adapter import RATE, Adapter, DetectorError, Scored, run_batch
 from artifactnet_jax.bench.baselines import (
@@ -45,6 +47,7 @@ from artifactnet_jax.bench.baselines import (
     Trained,
 )
 from artifactnet_jax.config import Config, Decision, FrontEnd
+from artifactnet_jax.fingerprint import Accumulator
 from artifactnet_jax.presets import flops
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief, printable
@@ -99,6 +102,45 @@ class ArtifactNet(Adapter):
         if isinstance(result, DetectorError):
             raise result
         return result
+
+
+class Fingerprint(Adapter):
+    """Decoders' lines in a track's spectrum, of the embedded bank and of one in a file.
+
+    The score is L / (L + 3) of L = -log10 p: 0.5 at p = 0.001, where a decoder is named, and below
+    it where none is, for whatever reason. Segments are the stretches of 20 s against the best
+    decoder alone. A track that cannot be judged fails.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+
+    def load(self, device: str) -> None:
+        """Read the banks. CommandError: one cannot be used."""
+        try:
+            banks = [decoders.load(), *([decoders.load(self._path)] if self._path else [])]
+        except decoders.BankError as error:
+            raise CommandError(f"--detector fingerprint: {error}", USAGE) from error
+        self.bank = decoders.join(*banks)
+        self.identity = self.bank.digest
+
+    def score(self, audio: np.ndarray) -> Scored:
+        """From the p of the best decoder; see the class."""
+        spectrum = Accumulator()
+        spectrum.add(audio)
+        outcome = decoders.match(spectrum, self.bank)
+        if outcome.nearest is None:
+            raise DetectorError("unjudged", outcome.reason or "")
+        score = surprise(outcome.nearest.p)
+        if outcome.match is None:
+            score = min(score, math.nextafter(0.5, 0))
+        return Scored(score, tuple(surprise(window.p) for window in outcome.nearest.windows))
+
+
+def surprise(p: float) -> float:
+    """0 of p = 1, 0.5 at what a decoder is named from, and near 1 far below."""
+    size = max(0.0, -math.log10(max(p, 1e-300)))
+    return size / (size - math.log10(decoders.FOUND))
 
 
 class Onnx(Adapter):
@@ -335,7 +377,7 @@ def _short(spec: str) -> str:
     """A specification without folders and endings: what results call it."""
     name, colon, rest = spec.partition(":")
     rest = os.path.basename(rest.rstrip("/"))
-    for ending in (".safetensors", ".onnx", ".json"):
+    for ending in (".safetensors", ".onnx", ".json", ".npz"):
         rest = rest.removesuffix(ending)
     return name + colon + rest
 
@@ -344,6 +386,8 @@ def _open(spec: str) -> Adapter:
     name, _, rest = spec.partition(":")
     if name in ("artifactnet", "ours"):
         return ArtifactNet(rest or None)
+    if name == "fingerprint":
+        return Fingerprint(rest or None)
     if name == "fakeprint":
         return Fakeprint(rest or None)
     if name == "separation":
@@ -362,8 +406,8 @@ def _open(spec: str) -> Adapter:
     words = shlex.split(spec)
     if words and shutil.which(words[0]):
         return Command(words)
-    known = "artifactnet, onnx:FILE, fakeprint, separation, spectttra:FOLDER, clam:FOLDER, "
-    known += "tiered:FAST+SECOND, module:Class or a command"
+    known = "artifactnet, fingerprint, onnx:FILE, fakeprint, separation, spectttra:FOLDER, "
+    known += "clam:FOLDER, tiered:FAST+SECOND, module:Class or a command"
     raise CommandError(printable(f"--detector {spec}: no such detector: use {known}"), USAGE)
 
 

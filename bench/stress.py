@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
+from artifactnet_jax.bench import remover
 from artifactnet_jax.data.augment import RATE, Chain
 from artifactnet_jax.data.manifest import LABELS
 from artifactnet_jax.data.teachers import Teacher
@@ -49,7 +50,11 @@ CHAINS = {
     "resampling": {f"{khz}khz": _resampled(1000 * khz) for khz in (32, 24, 16)},
     "loudness": {"20db-quieter": Chain(gain_db=-20.0), "to-minus-9dbfs": Chain(level_db=-9.0)},
     "clipping": {"clipped-6db": Chain(clip_db=6.0), "soft-6db": Chain(clip_db=6.0, soft=True)},
-    "speed": {"3%-faster": Chain(speed=1.03), "3%-slower": Chain(speed=0.97)},
+    "speed": {
+        f"{percent}%-{way}": Chain(speed=1 + sign * percent / 100)
+        for percent in (1, 2, 3, 4, 8, 10)
+        for way, sign in (("faster", 1), ("slower", -1))
+    },
     "noise": {"noise-40db": Chain(noise_db=-40.0), "noise-20db": Chain(noise_db=-20.0)},
 }
 
@@ -140,6 +145,10 @@ def laundered(audio: np.ndarray, teacher: Teacher, passes: int) -> np.ndarray:
     return audio
 
 
+def _removed(step: remover.Step, strength: float) -> Change:
+    return lambda audio, track: step(audio, np.random.default_rng(_seed(track)), strength)
+
+
 SUITES: dict[str, dict[str, Change]] = {
     **{suite: {n: _chain(c) for n, c in chains.items()} for suite, chains in CHAINS.items()},
     "stretch": {
@@ -151,6 +160,7 @@ SUITES: dict[str, dict[str, Change]] = {
         "1-semitone-down": lambda audio, track: shifted(audio, -1.0),
     },
     "rerecording": {"room": rerecorded},
+    "remover": {name: _removed(*change) for name, change in remover.CHANGES.items()},
     "position": {"first-half": _placed(0), "middle-half": _placed(0.5), "last-half": _placed(1)},
 }
 LAUNDERING = tuple(f"laundered-{passes}" for passes in PASSES)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from artifactnet_jax import __version__
+from artifactnet_jax import __version__, fine_head
 from artifactnet_jax import config as cfg
 from artifactnet_jax.convert import export_front_end as front_end
 from artifactnet_jax.convert.export_network import network
@@ -132,6 +132,7 @@ def build_onnx(
         "artifactnet_jax.config": json.dumps(config.to_dict(), sort_keys=True),
         "form": form,
         "precision": precision,
+        **({} if weights.fine is None else {fine_head.NOTE: fine_head.to_text(weights.fine)}),
     }
     helper.set_model_props(proto, notes)
     return proto

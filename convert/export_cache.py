@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from artifactnet_jax import fine_head
 from artifactnet_jax.config import Config
 from artifactnet_jax.convert.export import Form, build_onnx
 from artifactnet_jax.convert.protobuf import fields
@@ -42,6 +43,7 @@ def exported(weights: Weights, anew: bool = False, form: Form = "segment") -> st
     """
     digest = weights_digest(weights.config, weights.tensors)
     part = "" if form == "segment" else f"-{form}"
+    part += "" if weights.fine is None else f"-{weights.fine.sha256[:12]}"
     path = cache_folder("exported") / f"{digest[:40]}{part}-{EXPORT_REVISION}.onnx"
     if path.is_file() and not anew:
         return os.fspath(path)
@@ -67,10 +69,11 @@ def read_exported(path: str | os.PathLike[str], *, only: str = "") -> Engine | N
         raise WeightsError(f"{os.fspath(path)}: a graph of whole songs: {cure}")
     try:
         config = Config.from_dict(json.loads(notes["artifactnet_jax.config"]))
+        fine = fine_head.noted(notes)
     except (TypeError, KeyError, ValueError) as error:
         raise WeightsError(f"{os.fspath(path)}: damaged notes ({error!r})") from error
     name, licence, sha256 = (notes.get(k, "") for k in ("weights", "licence", "weights_sha256"))
-    return Engine(name, config, sha256, licence, {"precision": precision}, os.fspath(path))
+    return Engine(name, config, sha256, licence, {"precision": precision}, os.fspath(path), fine)
 
 
 def metadata(data: bytes) -> dict[str, str]:

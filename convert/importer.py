@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax import config as cfg
+from artifactnet_jax import fine_head
 from artifactnet_jax.convert.contract import Contract, examine, sample_rate
 from artifactnet_jax.convert.graph import ConvertError, Graph, graph_to_dict, read_graph
 from artifactnet_jax.convert.native import Native, difference, recognised
@@ -41,6 +42,11 @@ def import_model(
     where = os.fspath(path)
     graph = read_graph(path)
     try:
+        fine = fine_head.noted(graph.metadata)
+    except ValueError as error:
+        raise ConvertError(f"{where}: metadata {fine_head.NOTE}: {error}") from error
+    graph.metadata = {k: v for k, v in graph.metadata.items() if k != fine_head.NOTE}
+    try:
         contract, trace = examine(graph, output)
         native, reason = _native(contract, trace)
         if _mixes(graph, contract, trace, native):
@@ -63,10 +69,11 @@ def import_model(
     licence = licence or stated.get("licence") or stated.get("license") or UNKNOWN_LICENCE
     name = os.path.splitext(os.path.basename(where))[0]
     if native is None:
-        return _graph_weights(name, graph, contract, licence, provenance)
+        found = _graph_weights(name, graph, contract, licence, provenance)
+        return dataclasses.replace(found, fine=fine)
     digest = weights_digest(native.config, native.tensors)
     provenance |= native.found
-    return Weights(name, native.config, native.tensors, digest, licence, provenance)
+    return Weights(name, native.config, native.tensors, digest, licence, provenance, fine=fine)
 
 
 def _mixes(graph: Graph, contract: Contract, trace: Trace, native: Native | None) -> bool:

@@ -4,7 +4,7 @@
 
 - MODEL_CARD.md, from its template MODEL_CARD.md.j2, the reports and the weights
 - the tables of modules in docs/architecture.md, from their docstrings
-- the tables of docs/fingerprints.md, from the report of the bank
+- the tables of docs/fingerprints.md, from the reports of the bank and of the head beside it
 - what README.md says of the weights, from the reports
 - the repository's address in all documents, from pyproject.toml
 - the version in CITATION.cff, from the package
@@ -158,6 +158,8 @@ def card() -> str:
         results=results,
         margins=margins,
         changes=changes,
+        fine=read("fine-head-report.json"),
+        with_interval=shown_with_interval,
     )
 
 
@@ -230,6 +232,42 @@ def fingerprints() -> dict[str, str]:
     }
 
 
+def shown_with_interval(cell: Mapping[str, Any], name: str) -> str:
+    """A figure of fine-head-report.json, an AUC or a share."""
+    low, high = cell[f"{name}_interval"]
+    if name == "auc":
+        return f"{cell[name]:.3f} ({low:.3f} to {high:.3f})"
+    return f"{percent(cell[name])} ({100 * low:.0f} to {percent(high)})"
+
+
+def beside_the_bank() -> dict[str, str]:
+    """The tables of docs/fingerprints.md on decoders in no bank, by their part."""
+    report, shown = read("fine-head-report.json"), shown_with_interval
+    names = ("auc", "found_at_5", "found_at_1")
+    heads = ("AI", "n", "groups", "real", "AUC", "found at 5 % false alarms", "at 1 %")
+    whole, bands = [], []
+    for parted in ("groups left out", "systems left out"):
+        for length in ("whole", "20 s", "5 s"):
+            for name, cell in report[parted][length].items():
+                counts = (str(cell[key]) for key in ("n", "groups", "real"))
+                first = f"{name}, {length}" + ("" if parted[0] == "g" else f", {parted}")
+                whole.append((first, *counts, *(shown(cell, key) for key in names)))
+    for band, cells in report["groups left out"]["by band"].items():
+        for name, cell in cells.items():
+            counts = (str(cell[key]) for key in ("n", "groups", "real"))
+            first = f"{name}, band to {int(band) / 1000:g} kHz"
+            bands.append((first, *counts, *(shown(cell, key) for key in names[:2])))
+    neither = [
+        (kind, str(cell["n"]), *(percent(x) for x in cell["above_5_and_1_percent"]))
+        for kind, cell in report["apart"].items()
+    ]
+    return {
+        "head": table(heads, whole),
+        "head by band": table(heads[:-1], bands),
+        "head apart": table(("kind", "n", "above the limit of 5 %", "of 1 %"), neither),
+    }
+
+
 def modules() -> str:
     """Tables of all modules, by folder: a row is a link and the first line of the docstring."""
     inner = sorted(path.parent.name for path in (ROOT / "artifactnet_jax").glob("*/__init__.py"))
@@ -276,7 +314,7 @@ def made() -> dict[Path, bytes]:
     texts["MODEL_CARD.md"] = card()
     page = "docs/fingerprints.md"
     texts[page] = (ROOT / page).read_text(encoding="utf-8")
-    for name, content in fingerprints().items():
+    for name, content in (fingerprints() | beside_the_bank()).items():
         texts[page] = filled(texts[page], name, content)
     return {
         WEIGHTS: with_limits(WEIGHTS.read_bytes(), limits()),

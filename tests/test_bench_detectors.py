@@ -377,3 +377,33 @@ def test_the_middle_of_a_track():
     x = np.arange(10.0)
     assert centred(x, 4).tolist() == [3, 4, 5, 6]
     assert centred(x, 12).tolist() == [*range(10), 0, 0]
+
+
+# --- decoders' lines ------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_a_half_where_a_decoder_is_named(monkeypatch, tmp_path):
+    from artifactnet_jax import decoders
+    from artifactnet_jax.bench import detectors
+    from made_decoder import coloured
+
+    detector = open_detector("fingerprint")
+    detector.load("cpu")
+    assert (detector.name, detector.identity) == ("fingerprint", decoders.load().digest)
+    real = detector.score(coloured(3, 5))
+    assert 0 <= real.score < 0.5
+    with pytest.raises(DetectorError, match="too short"):
+        detector.score(coloured(3, 2))
+    # By hand: L = 6 gives 6 / 9, L = 3 a half, and a p that rounds to 0 no more than 1.
+    for p, score in ((1e-6, 2 / 3), (1e-3, 0.5), (1.0, 0.0), (0.1, 0.25)):
+        assert detectors.surprise(p) == pytest.approx(score)
+    assert 0.98 < detectors.surprise(0.0) < 1
+    # Where a comb explains a low p nothing is named, and the score stays below a half.
+    low = decoders.Match("X", 9.0, 1e-8, 1.0, (5e3, 16e3), ())
+    for match, above in ((low, True), (None, False)):
+        outcome = decoders.Outcome(match, None if match else "a steady tone", low)
+        monkeypatch.setattr(decoders, "match", lambda spectrum, bank, o=outcome: o)
+        assert (detector.score(coloured(3, 5)).score >= 0.5) == above
+    (tmp_path / "b.npz").write_bytes(b"")
+    with pytest.raises(CommandError, match="not a bank of decoders"):
+        open_detector(f"fingerprint:{tmp_path}/b.npz").load("cpu")

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.signal
 
 pytest.importorskip("av")
 pytest.importorskip("sklearn")
@@ -110,6 +111,43 @@ def test_a_room():
     assert np.array_equal(played, only("room")(music, "x"))
     assert not np.array_equal(played, only("room")(music, "y"))
     assert np.abs(only("room")(np.zeros(RATE, np.float32), "x")).max() == 0
+
+
+@pytest.mark.parametrize("percent", [1, 10])
+def test_speeds(percent):
+    for name, factor in ((f"{percent}%-faster", 1), (f"{percent}%-slower", -1)):
+        speed = 1 + factor * percent / 100
+        changed = only(name)(tone(440), "x")
+        assert len(changed) == pytest.approx(5 * RATE / speed, abs=2)
+        assert pitch(changed) == pytest.approx(440 * speed, rel=2e-3)
+
+
+def test_removers_change_what_they_say_and_keep_the_length():
+    audio = (0.5 * np.sin(2 * np.pi * 1000 * np.arange(4 * RATE) / RATE)).astype(np.float32)
+    changes = stress.changes(["remover"], no_teacher)
+    made = {name: change(audio, "x") for name, change in changes.items()}
+    for name, changed in made.items():
+        assert changed.shape == audio.shape, name
+        assert changed.dtype == np.float32
+        assert np.abs(changed).max() <= 1.01
+        np.testing.assert_array_equal(changed, changes[name](audio, "x"))
+    # Hearing a 1 kHz tone: its phase tells how late it is; one deviation is 0.05 ms.
+    inner = slice(RATE // 2, 3 * RATE)
+    phase = np.unwrap(np.angle(scipy.signal.hilbert(made["timing-jitter"])))
+    late = (phase - 2 * np.pi * 1000 * np.arange(len(audio)) / RATE)[inner] / (2 * np.pi * 1000)
+    assert 1.5e-5 < late.std() < 1e-4
+    phase = np.unwrap(np.angle(scipy.signal.hilbert(made["wow"])))
+    speed = np.diff(phase[inner][::441]) / 441 * RATE / (2 * np.pi)
+    assert 3e-4 < (speed / 1000 - 1).std() < 2e-3
+    added = made["music-noise"] - audio
+    assert 20 * np.log10(added.std() / audio.std()) == pytest.approx(-60, abs=0.5)
+    # Of a tone of 0.5: x^2 gives 0.01 * 0.25 at twice its frequency, x^3 0.01 * 0.125 at thrice.
+    bins = np.abs(np.fft.rfft(made["harmonics"])) * 2 / len(audio)
+    assert bins[2000 * 4] == pytest.approx(0.01 * 0.25, rel=0.02)
+    assert bins[3000 * 4] == pytest.approx(0.01 * 0.125, rel=0.02)
+    # Phases of 0.1 radians: the tone stays, what is beside it lies about 20 dB below at most.
+    moved = made["phase-jitter"][inner] - audio[inner]
+    assert -45 < 20 * np.log10(moved.std() / audio[inner].std()) < -15
 
 
 def test_positions():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from artifactnet_jax import decoder_learning as learning
-from artifactnet_jax import decoders, report_lines
+from artifactnet_jax import decoders, report_lines, report_page
 from artifactnet_jax import fingerprint as fp
 from made_decoder import coloured, combed
 
@@ -47,7 +47,7 @@ def test_the_lines_lie_where_the_tracks_do(bank, speed):
     count = round(44_100 / 2 / 173) + 2
     rng.uniform(size=count)  # their heights
     places = speed * (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * 173
-    for start, end in report_lines.parts(seen):
+    for start, end in report_page.parts(seen):
         hz = seen["hz"]["first"] + (start + lines[start:end].argmax()) * seen["hz"]["step"]
         assert np.abs(places - hz).min() < 2 * fp.BIN_HZ
 
@@ -83,7 +83,7 @@ def test_what_is_no_finding_is_said_so(bank):
 def test_the_columns_of_a_row_keep_its_peaks():
     row = [0.0] * 5000
     row[1234] = 7.0
-    found = report_lines.columns(row)
-    assert len(found) == report_lines.COLUMNS
-    assert found[int(1234 / 5000 * report_lines.COLUMNS)] == 7
+    found = report_page.columns(row)
+    assert len(found) == report_page.COLUMNS
+    assert found[int(1234 / 5000 * report_page.COLUMNS)] == 7
     assert found.sum() == 7

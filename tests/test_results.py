@@ -34,6 +34,7 @@ VERDICT = Verdict(
     timings={"decode_s": 0.1, "compute_s": 0.2},
     decoder_reason="too short",
     bank={"sha256": "cd" * 32, "decoders": 25},
+    fine=results.Fine(-1.5),
     notices=("tag comment: made with Suno",),
 )
 MATCH = Match(
@@ -84,6 +85,8 @@ def test_a_row_is_the_documented_schema():
         "decoder": None,
         "decoder_reason": "too short",
         "bank": {"sha256": "cd" * 32, "decoders": 25},
+        "fine": {"logit": -1.5},
+        "fine_reason": None,
         "notices": ["tag comment: made with Suno"],
     }
     head = ["schema", "path", "verdict", "score", "threshold", "operating_point"]
@@ -224,7 +227,7 @@ def test_what_is_said_of_a_decoder_accuses_nobody():
 
 def test_rows_that_are_older_than_decoders_are_read():
     row = VERDICT.to_dict()
-    for key in ("decoder", "decoder_reason", "bank", "notices"):
+    for key in ("decoder", "decoder_reason", "bank", "fine", "fine_reason", "notices"):
         del row[key]
     assert results.from_json(results.to_json(row).encode()) == row
     (record,) = records(results.to_csv(None) + results.to_csv(row))

@@ -213,7 +213,7 @@ def test_a_run_goes_on_with_the_bank_that_it_began_with(score, own, tracks, tmp_
         assert done.code == 2
         assert "has rows with other bank: " in done.err
     row = json.loads(out.read_text())
-    for key in ("decoder", "decoder_reason", "bank", "notices"):
+    for key in ("decoder", "decoder_reason", "bank", "fine", "fine_reason", "notices"):
         del row[key]
     old = json.dumps(row) + "\n"  # of a version that knew no decoders
     for options in (("--bank", own), ("--no-decoder",), ()):

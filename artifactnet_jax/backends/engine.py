@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax import config as cfg
+from artifactnet_jax import fine_head
 from artifactnet_jax.backends import BackendError
 from artifactnet_jax.backends.cuda import Device, find_device
 from artifactnet_jax.convert.export import build_onnx
@@ -119,6 +120,7 @@ def write_engine(path: str | os.PathLike[str], recipe: Recipe, weights: Model, p
         "licence": weights.licence,
         "sha256": weights.sha256,
         "provenance": json.dumps(dict(weights.provenance), sort_keys=True),
+        **({} if weights.fine is None else {fine_head.NOTE: fine_head.to_text(weights.fine)}),
     }
     replace_file(path, save({"plan": np.frombuffer(plan, np.uint8)}, metadata=header))
 
@@ -150,6 +152,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Recipe, Engine, Callable[[], by
         config = cfg.Config.from_dict(json.loads(header["config"]))
         provenance = json.loads(header["provenance"])
         name, sha256, licence = header["name"], header["sha256"], header["licence"]
+        fine = fine_head.noted(header)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{where}: not a readable engine ({brief(error)}): {cure}") from error
 
@@ -158,7 +161,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Recipe, Engine, Callable[[], by
             data: bytes = file.get_tensor("plan").tobytes()
         return data
 
-    return recipe, Engine(name, config, sha256, licence, provenance, where), plan
+    return recipe, Engine(name, config, sha256, licence, provenance, where, fine), plan
 
 
 # --- building ------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def _accuracy(kinds: Verbs) -> None:
         verb,
         "--detector",
         "[NAME=]SPEC",
-        "artifactnet[:W], onnx:FILE, fakeprint[:FILE], separation[:TEACHER], "
+        "artifactnet[:W], fingerprint[:BANK], onnx:FILE, fakeprint[:FILE], separation[:TEACHER], "
         "spectttra:FOLDER, clam:FOLDER, tiered:FAST+SECOND[@LOW-HIGH], module:Class, or a command "
         "that takes a WAV file and prints a score; repeat (default: artifactnet)",
     )
@@ -83,7 +83,7 @@ def _accuracy_views(verb: Parser) -> None:
         default=[],
         metavar="NAME,...",
         help="all, codecs, bandwidth, resampling, loudness, clipping, speed, stretch, pitch, "
-        "noise, position, laundering, or single changes",
+        "noise, rerecording, remover, position, laundering, or single changes",
     )
     add(
         "--mechanism",

@@ -325,6 +325,7 @@ def _write_weights(
                 name=folder.resolve().name,
                 licence=settings.licence or (weights.licence if weights else "not stated"),
                 provenance=provenance(weights, entry),
+                fine=weights.fine if weights else None,
             )
     except WeightsError as error:
         raise CommandError(str(error), SOME_FAILED) from error

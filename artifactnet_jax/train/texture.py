@@ -264,6 +264,7 @@ def _write(
                 licence=weights.licence,
                 provenance=provenance(weights, entry) | limits,
                 dtype=np.float16 if args.half else np.float32,
+                fine=weights.fine,
             )
     except WeightsError as error:
         raise CommandError(f"{args.output}: {brief(error)}", SOME_FAILED) from error
