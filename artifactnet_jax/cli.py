@@ -99,3 +99,7 @@ def _failed(error: BaseException, debug: bool) -> int:
         text, code = f"{brief(error)}; --debug shows where", SOME_FAILED
     print(f"artifactnet-jax: {printable(text)}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

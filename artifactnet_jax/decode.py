@@ -1,112 +1,44 @@
 """Decoders: any recording -> blocks of float32 [frames, channels], in constant memory.
 
 soundfile (libsndfile) reads WAV, FLAC, AIFF, Ogg, Opus and MP3; what it cannot open goes to PyAV
-(AAC and M4A, ALAC, WMA, Matroska, ...), an optional extra. Both read through one Python file
-object, so any file name works and no file can make a decoder open another file or the network.
+(AAC and M4A, ALAC, WMA, Matroska, ...), an optional extra. Neither is believed where a file ends:
+`containers` looks for itself. Both read through one Python file object, so any file name works and
+no file can make a decoder open another file or the network.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
+import importlib.util
 import os
-import re
 import stat
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from artifactnet_jax import arrays, containers, ffmpeg, sndfile
 from artifactnet_jax.files import audio_in
+from artifactnet_jax.packets import Part, Survey
+from artifactnet_jax.recording import (
+    MAX_CHANNELS,
+    RATES,
+    SHORT_S,
+    AtRate,
+    AudioError,
+    Blocks,
+    Decoded,
+    Flaws,
+    Stream,
+    detail,
+    size_of,
+)
 from artifactnet_jax.tags import notices
 from artifactnet_jax.text import printable
 
-MAX_CHANNELS = 64
-RATES = (1_000, 768_000)  # Hz; a header outside is damaged or lying
-_BLOCK_VALUES = 2**18  # samples over all channels in a decoded block, and at most one second
-
-# FFmpeg demuxers worth having. Playlists (hls, concat), devices and generators are not.
-_DEMUXERS = (
-    "3gp,aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,iff,loas,matroska,mov,mp3,mp4,"
-    "mpc,mpc8,mpeg,mpegts,ogg,oma,qoa,rm,tak,tta,voc,w64,wav,webm,wsd,wv,xwma"
-)
-
-Array = tuple[np.ndarray, int]  # samples [n] or [n, channels], sample rate in Hz
-
-
-class AudioError(Exception):
-    """A recording that cannot be scored. The message is one line: which, why, and the cure.
-
-    `kind` is for machines: not-found, broken-link, permission, is-directory, read, empty, no-audio,
-    unsupported, decode, truncated, non-finite, sample-rate, channels or missing-extra.
-    """
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(kind, message)  # both, so that it can be pickled
-        self.kind = kind
-
-    def __str__(self) -> str:
-        return str(self.args[1])
-
-
-Blocks = Generator[np.ndarray, None, None]  # float32 [frames, channels], none of them empty
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoded:
-    """A recording that is being decoded."""
-
-    rate: int  # Hz
-    channels: int
-    blocks: Blocks
-    frames: int | None = None  # declared length, if the format declares one
-    exact: bool = True  # whether that length can be relied upon
-    notices: tuple[str, ...] = ()  # what the file says of itself, as of `tags.notices`
-
-
 Opener = Callable[[], contextlib.AbstractContextManager[Decoded]]  # decodes by itself; AudioError
-Source = str | bytes | os.PathLike[Any] | BinaryIO | Array | Opener
-
-
-class _Stream:
-    """A binary file as the decoders see it. No exception may cross their C code: it is kept.
-
-    It has neither name nor descriptor, so nothing can be opened relative to it.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self.error: Exception | None = None  # of the file itself
-        self.refusal: Exception | None = None  # of libsndfile, to open it
-        self.at_end = False  # the last read came to the end of the file
-
-    def read(self, size: int) -> bytes:
-        try:
-            data = self._file.read(size)
-        except (OSError, ValueError) as error:
-            self.error, data = error, b""
-        self.at_end = len(data) < size
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        try:
-            return self._file.seek(offset, whence)
-        except (OSError, ValueError, OverflowError):  # a damaged header points outside the file
-            return -1
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def failure(self, error: Exception) -> AudioError:
-        """What a decoder raised midway, as an AudioError."""
-        if self.error:
-            return AudioError("read", f"reading failed ({_detail(self.error)}): check the disk")
-        why = f"({_detail(error)}): copy, download or export it again"
-        if self.at_end:
-            return AudioError("truncated", f"cut off, or damaged near its end {why}")
-        return AudioError("decode", f"damaged, cannot be decoded {why}")
+Source = str | bytes | os.PathLike[Any] | BinaryIO | arrays.Array | Opener
 
 
 @contextlib.contextmanager
@@ -117,7 +49,7 @@ def open_audio(source: Source) -> Iterator[Decoded]:
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, tuple):
-            decoded = _decode_array(*source)
+            decoded = arrays.decode(*arrays.checked(*source))
         elif callable(source):
             decoded = stack.enter_context(source())
         else:
@@ -129,18 +61,10 @@ def open_audio(source: Source) -> Iterator[Decoded]:
                     text = "no permission to read it: change its mode or owner"
                     raise AudioError("permission", text) from None
                 except OSError as error:
-                    raise AudioError("read", f"cannot be opened: {_detail(error)}") from None
-            try:
-                size = source.seek(0, os.SEEK_END)
-                source.seek(0)
-            except (OSError, ValueError, AttributeError):
-                text = "not a seekable binary file: read it into io.BytesIO first"
-                raise AudioError("unsupported", text) from None
-            if size == 0:
-                raise AudioError("empty", "the file has 0 bytes: copy or download it again")
-            said, stream = notices(source), _Stream(source)
-            decoded = _decode_soundfile(stream) or _decode_pyav(stream)
-            decoded = dataclasses.replace(decoded, notices=said)
+                    raise AudioError("read", f"cannot be opened: {detail(error)}") from None
+            size = size_of(source)
+            said = notices(source)
+            decoded = dataclasses.replace(_decode_file(source, size), notices=said)
         for kind, value, low, high in (
             ("sample-rate", decoded.rate, *RATES),
             ("channels", decoded.channels, 1, MAX_CHANNELS),
@@ -151,6 +75,9 @@ def open_audio(source: Source) -> Iterator[Decoded]:
                 text = f"{kind} {value} is outside {low} to {high}: {cure}"
                 raise AudioError(kind, text)
         stack.callback(decoded.blocks.close)
+        if decoded.lossless and not callable(source):
+            decoded = dataclasses.replace(decoded, blocks=_music(decoded.blocks, decoded.rate))
+            stack.callback(decoded.blocks.close)
         yield decoded
 
 
@@ -179,221 +106,103 @@ def _check_path(path: str | bytes | os.PathLike[Any]) -> None:
         raise AudioError("unsupported", text)
 
 
-def check_array(samples: np.ndarray, rate: int) -> None:
-    """TypeError or ValueError unless the arguments are samples [n] or [n, channels] and a rate."""
-    kind = getattr(samples, "dtype", np.dtype(object))
-    if not (kind.kind == "f" or kind in (np.uint8, np.int16, np.int32)):
-        raise TypeError(f"samples are {kind}: use float, int16, int32 or uint8")
-    if samples.ndim not in (1, 2):
-        raise ValueError(f"samples have shape {samples.shape}: use [n] or [n, channels]")
-    if isinstance(rate, bool) or int(rate) != rate:
-        raise TypeError(f"sample rate is {rate!r}: use a whole number of Hz")
-
-
-def _decode_array(samples: np.ndarray, rate: int) -> Decoded:
-    """Samples [n] or [n, channels] in memory, in blocks."""
-    samples = samples[:, None] if samples.ndim == 1 else samples
-    size = _block_frames(rate, samples.shape[1])
-    blocks = (to_float(samples[i : i + size]) for i in range(0, len(samples), size))
-    return Decoded(int(rate), samples.shape[1], blocks, len(samples))
-
-
-def _block_frames(rate: int, channels: int) -> int:
-    """Frames per block: one second, less where a header claims much."""
-    return max(1, min(rate, _BLOCK_VALUES // channels))
-
-
-def to_float(pcm: np.ndarray) -> np.ndarray:
-    """Integer PCM or float of any width -> float32, full scale 1, as libsndfile scales."""
-    if pcm.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite: non-finite
-            return pcm.astype(np.float32)
-    if pcm.dtype == np.uint8:
-        return (pcm.astype(np.float32) - 128) / np.float32(128)
-    return pcm.astype(np.float32) / np.float32(2.0 ** (8 * pcm.dtype.itemsize - 1))
-
-
-def _decode_soundfile(stream: _Stream) -> Decoded | None:
-    """Decode with libsndfile; None if it cannot open the file.
-
-    MP3: mpg123 drops the encoder's delay and padding where a LAME tag states them.
-    """
-    import soundfile
-
+def _decode_file(file: BinaryIO, size: int) -> Decoded:
+    """What a file holds, part after part."""
     try:
-        with _quiet:
-            file = soundfile.SoundFile(stream)
-    except soundfile.SoundFileError as error:
-        stream.refusal = error
-        return None
-    # soundfile would seek after every read, which costs time and restarts lossy decoders.
-    file.seekable = lambda: False
-    frames: int | None = file.frames if file.frames < 2**62 else None  # unknown: FLAC from a pipe
-    # libsndfile reads what is there of a truncated WAV or AIFF, and only its log tells.
-    sizes = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
-    if file.format == "MP3":
-        # Without a Xing tag the length is a guess; with one it is what the encoder wrote, which
-        # cutting tools do not update: hence not exact, and never an error.
-        frames = file.frames if _has_xing_tag(stream) else None
-    elif sizes and frames:
-        declared, present = map(int, sizes.groups())
-        if declared < 2**31 - 2**16 and present:  # about 2 or 4 GiB: written to a pipe, unknown
-            frames = frames * declared // present
+        survey = containers.survey(file, size)
+    except (OSError, ValueError) as error:
+        raise AudioError("read", f"reading failed ({detail(error)}): check the disk") from None
+    if survey is None:
+        survey = Survey([Part(((0, size),))])
+    if survey.as_text:
+        text = "damaged: it was copied or saved as text, and what is left is no music"
+        raise AudioError("decode", f"{text}: copy it again in binary mode")
+    if not survey.parts:
+        text = "damaged, nothing in it is whole: copy, download or export it again"
+        raise AudioError("decode", text)
+    flaws = Flaws(survey.lost_s, survey.missing_s)
+    first = _open_part(file, survey.parts[0], flaws)
 
     def blocks() -> Blocks:
-        size = _block_frames(file.samplerate, file.channels)
-        with file:
-            while True:
-                try:
-                    with _quiet:
-                        block = file.read(size, dtype="float32", always_2d=True)
-                except soundfile.SoundFileError as error:
-                    raise stream.failure(error) from None
-                if stream.error:
-                    raise stream.failure(stream.error)
-                if not len(block):
-                    return
-                yield block
+        at_rate = AtRate(first.rate)
+        for k, part in enumerate(survey.parts):
+            decoded = _open_part(file, part, flaws) if k else first
+            with contextlib.closing(_counted(decoded, survey)) as inner:
+                for block in inner:
+                    yield from at_rate(block, decoded.rate)
+        yield from at_rate.end()
 
-    return Decoded(file.samplerate, file.channels, blocks(), frames, file.format != "MP3")
-
-
-def _has_xing_tag(stream: _Stream) -> bool:
-    """Whether the first MP3 frame is an encoder's Xing or Info tag; keeps the position."""
-    position = stream.tell()
-    stream.seek(0)
-    head = stream.read(10)
-    if head[:3] == b"ID3" and len(head) == 10:  # its size is four groups of seven bits
-        stream.seek(10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(head[6:])))
-    head = stream.read(256)
-    stream.seek(position)
-    return b"Xing" in head or b"Info" in head
+    several = len(survey.parts) > 1
+    return dataclasses.replace(
+        first,
+        blocks=blocks(),
+        frames=None if several else first.frames,
+        exact=first.exact and not several,
+    )
 
 
-def _decode_pyav(stream: _Stream) -> Decoded:
-    """Decode with FFmpeg what libsndfile could not open.
-
-    FFmpeg drops the encoder's delay where the container states it; some padding may remain.
-    """
-    container, track = _open_container(stream)
-    frames = _frames(stream, container, track)
-    first = next(frames, None)  # the container's own word on rate and channels may be wrong
-    if first is None:
-        raise AudioError("no-audio", "the audio has no samples: export it again")
-    rate, channels = first.sample_rate, first.layout.nb_channels
-
-    def blocks() -> Blocks:
-        size, pending = _block_frames(rate, channels), [_from_frame(first)]
-        with contextlib.closing(frames):
-            for frame in frames:
-                if frame.sample_rate != rate:
-                    text = f"the rate changes from {rate} to {frame.sample_rate} Hz midway"
-                    raise AudioError("decode", f"{text}: convert it to WAV or FLAC")
-                pcm = _from_frame(frame)
-                # Broadcasts change their channels midway: the mean over them absorbs it.
-                changed = pcm.shape[1] != pending[0].shape[1]
-                if changed or sum(map(len, pending)) >= size:
-                    yield np.concatenate(pending)
-                    pending.clear()
-                pending.append(pcm)
-        yield np.concatenate(pending)
-
-    declared = None
-    if "mp4" in container.format.name and track.duration and track.time_base:
-        declared = int(track.duration * track.time_base * rate)
-    return Decoded(rate, channels, blocks(), declared, exact=False)
+def _open_part(file: BinaryIO, part: Part, flaws: Flaws) -> Decoded:
+    """A part as the reader that can has it."""
+    stream = Stream(file, part.pieces)
+    second = part.mixed and importlib.util.find_spec("av") is not None
+    decoded = (None if second else sndfile.decode(stream, flaws)) or ffmpeg.decode(stream, flaws)
+    return dataclasses.replace(decoded, frames=part.frames) if part.frames else decoded
 
 
-def _open_container(stream: _Stream) -> tuple[Any, Any]:
-    """PyAV's container of a stream, and its first audio track."""
-    reason = _detail(stream.refusal)
-    try:
-        import av
-    except ImportError:
-        text = "libsndfile cannot read it; AAC, M4A, WMA, Matroska and others need PyAV"
-        cure = 'pip install "artifactnet-jax[av]"'
-        raise AudioError("missing-extra", f"{text}: {cure} ({reason})") from None
-    # PyAV prints nothing of FFmpeg's log unless it is told to. No protocol: a file cannot refer to
-    # another file or to the network.
-    options = {"protocol_whitelist": "none", "format_whitelist": _DEMUXERS}
-    stream.seek(0)
-    try:
-        container = av.open(stream, "r", container_options=options, metadata_errors="replace")
-    except Exception as error:  # a dozen classes, others from damaged metadata
-        if stream.error or getattr(stream.refusal, "code", 1) != 1:  # 1: format not recognised
-            raise stream.failure(stream.refusal or error) from None
-        text = f"not audio in a known format ({reason}): check what it is, or convert it"
-        raise AudioError("unsupported", text) from None
-    if not container.streams.audio:
-        container.close()
-        raise AudioError("no-audio", "the file holds no audio track: name another file")
-    return container, container.streams.audio[0]
+def _counted(decoded: Decoded, survey: Survey) -> Blocks:
+    """The blocks of a part; at their end what falls short of its declared length is a flaw."""
+    before, frames = decoded.flaws.lost_s, 0
+    with contextlib.closing(decoded.blocks):
+        for block in decoded.blocks:
+            frames += len(block)
+            yield block
+    if decoded.frames is None or (survey.counted and not decoded.lossless):
+        return
+    flaws = decoded.flaws
+    short = (decoded.frames - frames) / decoded.rate - (flaws.lost_s - before)
+    if short > SHORT_S and survey.holes and not decoded.lossless:
+        flaws.lost_s += short
+    elif short > SHORT_S:
+        flaws.missing_s = max(flaws.missing_s, short)
 
 
-def _frames(stream: _Stream, container: Any, track: Any) -> Generator[Any, None, None]:
-    """FFmpeg's frames of a track that hold samples; their end closes the container."""
-    with container:
-        frames = container.decode(track)
-        while True:
-            try:
-                frame = next(frames, None)
-            except Exception as error:
-                raise stream.failure(error) from None
-            if frame is None:
-                return
-            if frame.samples:
-                yield frame
+# What may be packed into PCM, by two samples in a row, as 24 bits: IEC 61937 (AC-3, E-AC-3, DTS,
+# AAC), SMPTE 337 (Dolby E) of 16, 20 and 24 bits, and DTS of 16 and 14 bits; the bytes either way.
+_PACKED = {
+    "Dolby or DTS (IEC 61937)": ((0xF872, 0x4E1F), (0x72F8, 0x1F4E)),
+    "DTS": ((0x7FFE, 0x8001), (0xFE7F, 0x0180), (0x1FFF, 0xE800), (0xFF1F, 0x00E8)),
+}
+_PACKED_24 = ((0x6F8720, 0x54E1F0), (0x96F872, 0xA54E1F))
+_LOOK_S = 5.0  # s of sound that are looked at
 
 
-def _from_frame(frame: Any) -> np.ndarray:
-    """An FFmpeg audio frame, planar or packed, -> float32 [frames, channels]."""
-    pcm = frame.to_ndarray()
-    planar = frame.format.is_planar
-    return to_float(pcm.T if planar else pcm.reshape(-1, frame.layout.nb_channels))
+def _music(blocks: Blocks, rate: int) -> Blocks:
+    """The same blocks; AudioError where they are a bit stream packed into samples."""
+    looked, seen = 0, dict.fromkeys(_PACKED, 0)
+    with contextlib.closing(blocks):
+        for block in blocks:
+            if looked < _LOOK_S * rate and block.any():
+                looked += len(block)
+                for what, count in _packed(block).items():
+                    seen[what] += count
+                    if seen[what] >= 2:  # one is chance
+                        text = (
+                            f"{what} is packed into its samples, which are no sound by themselves"
+                        )
+                        cure = "unpack it first, as with ffmpeg -f spdif or -f dts -i FILE"
+                        raise AudioError("unsupported", f"{text}: {cure}")
+            yield block
 
 
-def _detail(error: Exception | None) -> str:
-    """A decoder's own words in one line."""
-    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-    return printable(text).strip().rstrip(".") or type(error).__name__
-
-
-class _Quiet:
-    """Context in which C's `stderr` goes nowhere: mpg123 prints there and libsndfile lets it.
-
-    Only the C library's FILE pointer is swapped, for the milliseconds of a read: Python's
-    sys.stderr and descriptor 2 stay, so no thread loses Python output. Outside glibc, where there
-    is no such symbol, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._depth = 0  # threads inside
-        self._null: int | None = None  # a FILE on /dev/null, opened at first use; 0: no such symbol
-        self._pointer: ctypes.c_void_p
-        self._saved: int | None = None
-
-    def _prepare(self) -> None:
-        self._null = 0
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            libc = ctypes.CDLL(None)
-            self._pointer = ctypes.c_void_p.in_dll(libc, "stderr")
-            libc.fopen.restype = ctypes.c_void_p
-            self._null = libc.fopen(os.devnull.encode(), b"w") or 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._null is None:
-                self._prepare()
-            self._depth += 1
-            if self._null and self._depth == 1:
-                self._saved, self._pointer.value = self._pointer.value, self._null
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._depth -= 1
-            if self._null and self._depth == 0:
-                self._pointer.value = self._saved
-
-
-_quiet = _Quiet()
+def _packed(block: np.ndarray) -> dict[str, int]:
+    """How often the beginnings of packed streams are found in float32 samples."""
+    finite = np.nan_to_num(np.clip(block.reshape(-1), -1, 1))
+    words = np.rint(finite * np.float32(2**23)).astype(np.int32)
+    words &= 0xFFFFFF
+    now, following = words[:-1], words[1:]
+    found = {}
+    for what, pairs in _PACKED.items():
+        wide = [(a << 8, b << 8) for a, b in pairs]
+        wide += _PACKED_24 if "61937" in what else ()
+        found[what] = sum(int(np.count_nonzero((now == a) & (following == b))) for a, b in wide)
+    return found

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 import math
+import operator
 import os
 import queue
 import threading
@@ -21,18 +22,21 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax import decoders, fine_head
-from artifactnet_jax.audio import AudioReport, SegmentReader, Segments, check_plan
-from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.decode import AudioError
+from artifactnet_jax.audio import AudioReport, Segment, SegmentReader, Segments, check_plan
+from artifactnet_jax.backends import BackendError, cpu_count
+from artifactnet_jax.files import facts_of
 from artifactnet_jax.fingerprint import Accumulator
 from artifactnet_jax.models import load_backend, open_model
-from artifactnet_jax.results import Failure, Fine, SegmentScore, Verdict, aggregate
+from artifactnet_jax.recording import AudioError
+from artifactnet_jax.results import Decision, Failure, Fine, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
 from artifactnet_jax.weights import ForeignGraph, Model
 
 EMBEDDED = "embedded"  # among banks: that which comes with the package
 STOP_S = 2.0  # what closing waits for decoding threads
 THREAD_NAME = "artifactnet-decode"
+FORKS = ("numpy", "onnxruntime")  # backends that can begin anew in a forked process
+LONGEST_NAME = 4096  # what is longer is no path: the bytes of a file, perhaps
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ class _Track:
     decode_s: float = 0.0
     compute_s: float = 0.0
     song: float | None = None  # what a whole-song graph says
+    file: dict[str, Any] | None = None  # size, time of change and digest of what was read
     end: AudioReport | Failure | None = None  # set once the last segment has been read
     carries: decoders.Outcome | None = None  # set with it
     fine: tuple[float | None, str | None] = (None, None)  # logit, or why there is none
@@ -73,7 +78,7 @@ def threshold_of(weights: Model, threshold: float | str | None) -> float:
     if threshold is None:
         value = verdict.threshold
     elif not isinstance(threshold, str):
-        value = threshold
+        value = _number("threshold", threshold)
     elif threshold in points:
         value = points[threshold]
     else:
@@ -86,7 +91,28 @@ def threshold_of(weights: Model, threshold: float | str | None) -> float:
     return value
 
 
-def decide(score: float, threshold: float, margin: float) -> str:
+def _number(name: str, value: Any) -> float:
+    """A number of any library as a float. Raises ValueError."""
+    if isinstance(value, (bool, np.bool_, str)):
+        raise ValueError(f"{name} {value!r} is no number")
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} {value!r} is no number") from error
+
+
+def _count(name: str, value: Any) -> int:
+    """A whole number above 0, of any library, as an int. Raises ValueError."""
+    try:
+        count = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
+    return count
+
+
+def decide(score: float, threshold: float, margin: float) -> Decision:
     """The verdict: "ai" at or above the threshold, else "real"; "undecided" in between.
 
     Undecided is a score within `margin` of the threshold, in log-odds.
@@ -231,9 +257,31 @@ def _name(source: Any) -> str:
     if isinstance(source, tuple):
         return "<array>"
     if isinstance(source, (str, bytes, os.PathLike)):
-        return os.fsdecode(source)
+        name = os.fsdecode(source)
+        return name if len(name) <= LONGEST_NAME else f"{name[:60]}..."
     name = getattr(source, "name", None)  # a descriptor's number for a file without a name
     return name if isinstance(name, str) else "<stream>"
+
+
+def _together(song: list[Segment]) -> np.ndarray:
+    """The segments of a song, under one gain."""
+    gain = min(segment.gain for segment in song)
+    return np.stack([segment.samples * np.float32(gain / segment.gain) for segment in song])
+
+
+def _facts(source: Any) -> dict[str, Any] | None:
+    """What tells a file from another: see `files.facts_of`; None for what is no file."""
+    if isinstance(source, (str, bytes, os.PathLike)):
+        with contextlib.suppress(OSError), open(source, "rb") as file:
+            return facts_of(file)
+    elif hasattr(source, "seek"):
+        with contextlib.suppress(OSError, ValueError):
+            return facts_of(source)
+    return None
+
+
+def _made(weights: Model, backend: str, options: dict[str, Any]) -> Detector:
+    return Detector(weights, backend, **options)
 
 
 class Detector:
@@ -279,10 +327,11 @@ class Detector:
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = threshold_of(self.weights, threshold)
         self.operating_point = threshold if isinstance(threshold, str) else None
-        self.margin = config.verdict.margin if margin is None else margin
-        self.segments: Segments = config.verdict.segments if segments is None else segments
+        self.margin = config.verdict.margin if margin is None else _number("margin", margin)
+        self.segments = check_plan(config.verdict.segments if segments is None else segments)
         self._song = self.weights.whole_song
-        self.jobs = cpu_count() if jobs is None else jobs
+        self.jobs = cpu_count() if jobs is None else _count("jobs", jobs)
+        batch_size = None if batch_size is None else _count("batch size", batch_size)
         if self.rule not in ("median", "rms", "mean"):
             raise ValueError(f"unknown aggregation {self.rule!r}: use 'median', 'rms' or 'mean'")
         if not 0.0 <= self.margin < math.inf:
@@ -298,11 +347,38 @@ class Detector:
         if until_decided and (self.rule != "median" or self._song):
             cure = "use --aggregate median" if not self._song else "leave --until-decided out"
             raise ValueError(f"only a median of segments is decided early: {cure}")
-        check_plan(self.segments)
-        if self.jobs < 1 or (batch_size is not None and batch_size < 1):
-            raise ValueError("jobs and batch size must be at least 1")
         self.bank = _joined(banks or ())
-        self.backend = load_backend(backend, self.weights, dtype=dtype, batch_size=batch_size)
+        self._options = {"dtype": dtype, "batch_size": batch_size}
+        self.backend = load_backend(backend, self.weights, **self._options)
+        self._process = os.getpid()
+        self._locks: dict[int, threading.Lock] = {}  # of file objects that are being read
+
+    def __repr__(self) -> str:
+        said = f"{self.weights.name!r}, {self.backend.name!r}, segments={self.segments!r}"
+        return f"Detector({said}, threshold={self.threshold:g}, margin={self.margin:g})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle makes a fresh Detector, with a backend of its own, in the other process."""
+        options = {
+            "segments": self.segments,
+            "aggregate_rule": None if self.rule == "graph" else self.rule,
+            "threshold": self.operating_point or self.threshold,
+            "margin": self.margin,
+            "jobs": self.jobs,
+            "until_decided": self.until_decided,
+            "banks": () if self.bank is None else (self.bank,),
+        } | self._options
+        return _made, (self.weights, self.backend.name, options)
+
+    def _in_this_process(self) -> None:
+        """Begin anew after a fork, which takes neither threads nor devices along. BackendError."""
+        if self._process == os.getpid():
+            return
+        if self.backend.name not in FORKS:
+            cure = "make the Detector in the child, and start that by spawn or forkserver"
+            raise BackendError(f"backend {self.backend.name!r} does not survive a fork: {cure}")
+        self.backend = load_backend(self.backend.name, self.weights, **self._options)
+        self._process = os.getpid()
 
     @property
     def asked(self) -> dict[str, Any] | None:
@@ -315,12 +391,13 @@ class Detector:
     ) -> Verdict:
         """Verdict on one file, or on an array [n] or [n, channels] at `sample_rate` Hz.
 
-        Raises AudioError, whose message names the cause and the cure.
+        Arrays of torch and jax are taken too, and lists. Raises AudioError, whose message names the
+        cause and the cure; TypeError for what is no array.
         """
         entry: Any = source
         if sample_rate is not None:
-            entry = (np.asarray(source), sample_rate)
-        elif isinstance(source, np.ndarray):
+            entry = (source, sample_rate)
+        elif hasattr(source, "__array__"):
             raise ValueError("an array needs its sample_rate in Hz")
         with contextlib.closing(self.score_many([entry])) as results:
             _, result = next(results)
@@ -336,8 +413,19 @@ class Detector:
         A source is a path, a binary file object or a pair (array, sample rate). Bad input becomes
         a `Failure` and never stops the others; what `sources` or the backend raises is raised here.
         `sources` is advanced in the decoding threads, one at a time, and may wait for results.
-        Closing the generator stops the threads.
+        Closing the generator stops the threads. Raises TypeError for one source instead of many.
         """
+        one = isinstance(sources, (str, bytes, os.PathLike)) or hasattr(sources, "read")
+        if one or hasattr(sources, "__array__"):
+            cause = f"sources is one {type(sources).__name__}"
+            raise TypeError(f"{cause}: pass a list of them, or use score")
+        return self._score_many(sources)
+
+    def _score_many(
+        self, sources: Iterable[Any]
+    ) -> Generator[tuple[int, Verdict | Failure], None, None]:
+        self._in_this_process()
+        self._locks.clear()
         size = 2 * self.backend.batch_size + self.jobs
         ahead = _ReadAhead(sources, self._decode, self.jobs, size)
         batch: list[tuple[_Track, np.ndarray]] = []
@@ -368,8 +456,15 @@ class Detector:
 
         For a model that sees a song as a whole all segments are one item, silent ones included.
         """
+        if hasattr(source, "seek"):  # given twice, it must not be read twice at once
+            with self._locks.setdefault(id(source), threading.Lock()):
+                self._read(track, source, ahead)
+        else:
+            self._read(track, source, ahead)
+
+    def _read(self, track: _Track, source: Any, ahead: _ReadAhead) -> None:
         config, began = self.weights.config, time.perf_counter()
-        song: list[np.ndarray] = []
+        song: list[Segment] = []
         audible = False
         # ValueError or TypeError here is the caller's mistake: raised, not a row.
         reader = SegmentReader(
@@ -394,17 +489,18 @@ class Detector:
                 track.starts.append(segment.start_s)
                 track.rms.append(segment.rms)
                 if self._song:
-                    song.append(segment.samples)
+                    song.append(segment)
                     continue
                 track.decode_s += time.perf_counter() - began
                 ahead.put((track, segment.samples))
                 began = time.perf_counter()
             end: AudioReport | Failure = reader.report
+            track.file = _facts(source)
             track.carries = decoders.match(reader.spectrum, self.bank)
             track.fine = fine_logit(reader.spectrum, self.weights.fine)
             if audible and song:
                 track.decode_s += time.perf_counter() - began
-                ahead.put((track, np.stack(song)))
+                ahead.put((track, _together(song)))
                 began = time.perf_counter()
             elif song:
                 track.starts.clear()
@@ -481,6 +577,9 @@ class Detector:
             plan=self.segments,
             warnings=tuple(track.end.warnings),
             skipped=track.skipped if self.until_decided else None,
+            lost_s=track.end.lost_s,
+            track=track.end.track,
+            file=track.file,
             decoder=track.carries.match if track.carries else None,
             decoder_reason=track.carries.reason if track.carries else None,
             bank=self.asked,

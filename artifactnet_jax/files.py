@@ -8,20 +8,70 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 import threading
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.request import url2pathname
 
 from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, brief, printable
 
-_SUFFIXES = (
-    ".wav .wave .w64 .rf64 .flac .aif .aiff .aifc .au .snd .caf .ogg .oga .opus .mp2 .mp3 .m4a "
-    ".m4b .mp4 .aac .ac3 .3gp .wma .ape .wv .tta .mka .webm"
-)
-SUFFIXES = frozenset(_SUFFIXES.split())  # what a folder is searched for; a named file may be any
+# What is read, once for all: FFmpeg's demuxers, and the suffixes of their files. Playlists (hls,
+# concat), devices and generators are not among them: they would open other files.
+FORMATS = {
+    "3gp": ".3gp .3g2 .3gpp",
+    "aac": ".aac .adts",
+    "ac3": ".ac3",
+    "aiff": ".aif .aiff .aifc .aff",
+    "amr": ".amr .awb",
+    "ape": ".ape",
+    "asf": ".wma .asf .wmv",
+    "au": ".au .snd",
+    "avi": ".avi",
+    "caf": ".caf",
+    "dsf": ".dsf",
+    "dts": ".dts",
+    "dtshd": ".dtshd",
+    "eac3": ".eac3 .ec3",
+    "flac": ".flac .fla",
+    "flv": ".flv .f4v",
+    "iff": ".dff .iff .8svx",
+    "loas": ".loas .latm",
+    "matroska": ".mka .mkv .mk3d",
+    "mlp": ".mlp",
+    "mov": ".mov .qt",
+    "mp3": ".mp3 .mp2 .mp1 .mpa .mpga",
+    "mp4": ".mp4 .m4a .m4b .m4p .m4r .m4v .f4a .f4b .ismv .isma",
+    "mpc": ".mpc",
+    "mpc8": ".mpp",
+    "mpeg": ".mpg .mpeg .vob .m2p",
+    "mpegts": ".ts .m2ts .mts .m2t",
+    "mxf": ".mxf",
+    "nut": ".nut",
+    "ogg": ".ogg .oga .ogv .ogx .opus .spx",
+    "oma": ".oma .aa3 .omg",
+    "qoa": ".qoa",
+    "rm": ".rm .ra .rmvb",
+    "shn": ".shn",
+    "tak": ".tak",
+    "truehd": ".thd .truehd",
+    "tta": ".tta",
+    "voc": ".voc",
+    "w64": ".w64",
+    "wav": ".wav .wave .bwf .rf64",
+    "webm": ".webm .weba",
+    "wsd": ".wsd",
+    "wtv": ".wtv",
+    "wv": ".wv",
+    "xwma": ".xwma",
+}
+SUFFIXES = frozenset(" ".join(FORMATS.values()).split())  # what a folder is searched for
 
 
 def cache_folder(part: str) -> Path:
@@ -30,49 +80,157 @@ def cache_folder(part: str) -> Path:
     return Path(base) / "artifactnet-jax" / part
 
 
-def find_audio(paths: Iterable[str | bytes | os.PathLike[Any]], recursive: bool) -> list[str]:
+Tell = Callable[[str], None]
+
+
+def find_audio(
+    paths: Iterable[str | bytes | os.PathLike[Any]], recursive: bool, tell: Tell = lambda text: None
+) -> list[str]:
     """Expand the arguments of a command line to recordings, in order, each path once.
 
     A file is taken whatever its suffix, and so is a path that does not exist: reading it gives the
     error. A folder gives its files with a suffix in `SUFFIXES`, sorted, and with `recursive` those
     of its subfolders; hidden names and links to folders are skipped; without any such file, the
-    folder itself is the entry. `@list.txt` gives the paths in that UTF-8 file, one per line, blank
-    lines and lines that start with # skipped, relative to the current folder. "-" stays.
+    folder itself is the entry. `tell` gets a line for each folder where something was left out.
+    `@list.txt`, unless that is the name of a file, gives the paths in that file: see `_listed`.
+    "-" stays. What is not there under its name is looked for as a file:// URL, with slashes for
+    backslashes, and in the other Unicode forms of its letters.
 
     Names that are not UTF-8 come back in Python's surrogate form, which `open` understands.
-    ValueError: a list file cannot be read.
+    ValueError: a list file cannot be read, or is none.
     """
     found: dict[str, None] = {}
     for path in map(os.fsdecode, paths):
-        for entry in _listed(path[1:]) if path.startswith("@") else [path]:
+        listed = path.startswith("@") and not os.path.lexists(path)
+        for entry in _listed(path[1:]) if listed else [_there(path) or path]:
             if entry != "-" and os.path.isdir(entry):
-                found.update(dict.fromkeys(audio_in(entry, recursive) or [entry]))
+                found.update(dict.fromkeys(audio_in(entry, recursive, tell) or [entry]))
             else:
                 found[entry] = None
     return list(found)
 
 
+def _there(path: str, folder: str = "") -> str | None:
+    """The path under which a name is there, in `folder` if it is relative; None: under none."""
+    if path == "-":
+        return path
+    names = [path]
+    if path.lower().startswith("file:"):
+        names.append(url2pathname(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", path)))
+    if "\\" in path:
+        names.append(path.replace("\\", "/"))
+    for find in (lambda name: name if os.path.lexists(name) else None, _respelled):
+        for name in names:
+            with contextlib.suppress(ValueError):  # a NUL in the name
+                if there := find(os.path.join(folder, name)):
+                    return there
+    return None
+
+
+def _respelled(path: str) -> str | None:
+    """The path of the file whose name has the same letters, in another Unicode form."""
+    if path.isascii():
+        return None
+    root, name = os.path.split(path)
+    if not name:
+        return None
+    folder = root if not root or os.path.isdir(root) else _respelled(root)
+    if folder is None:
+        return None
+    wanted = unicodedata.normalize("NFC", name)
+    with contextlib.suppress(OSError):
+        for other in sorted(os.listdir(folder or ".")):
+            if unicodedata.normalize("NFC", other) == wanted:
+                return os.path.join(folder, other)
+    return None
+
+
 def _listed(path: str) -> list[str]:
+    """The paths in a list: one per line, or each before a NUL as `find -print0` writes them.
+
+    The text is UTF-8, or UTF-16 as PowerShell writes it. Relative paths are in the folder of the
+    list, or else in the current one. Blank lines do not count, nor do those that begin with # and
+    name no file.
+    """
+    there = _there(path) or path
+    name = printable(path)
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = [line.rstrip("\n") for line in file]
+        with open(there, "rb") as file:
+            data = file.read()
     except OSError as error:
-        raise ValueError(f"list file {printable(path)}: {error.strerror}") from None
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+        raise ValueError(f"list file {name}: {error.strerror}") from None
+    pairs = data[:4096]
+    wide = next((c for b, c in _MARKS.items() if data.startswith(b)), None)
+    if wide is None and len(pairs) > 3 and pairs[1::2].count(0) > 0.4 * len(pairs):
+        wide = "utf-16-le"
+    try:
+        text = data.decode(wide) if wide else data.decode("utf-8-sig", "surrogateescape")
+    except UnicodeDecodeError:
+        text = "\1"
+    control = sum(c < " " and c not in "\t\r\n\0" for c in text[: 2**16])
+    if control * 100 > len(text[: 2**16]):
+        cure = "leave the @ out to score it, or name a text file with a path on each line"
+        raise ValueError(f"list file {name}: no list but binary data: {cure}")
+    lines = text.split("\0") if "\0" in text else text.splitlines()
+    folder, found = os.path.dirname(there), []
+    for line in lines:
+        if not line.strip():
+            continue
+        tries = (_there(each, where) for each in (line, line.strip()) for where in (folder, ""))
+        entry = next((each for each in tries if each), None)
+        if entry or not line.startswith("#"):
+            found.append(entry or line)
+    return found
 
 
-def audio_in(folder: str, recursive: bool) -> list[str]:
-    """Audio files in a folder, sorted, and subfolders that cannot be listed (to fail later)."""
+_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+def audio_in(folder: str, recursive: bool, tell: Tell = lambda text: None) -> list[str]:
+    """Audio files in a folder, sorted, and subfolders that cannot be listed (to fail later).
+
+    `tell` gets a line that says what was left out, and why.
+    """
     found: list[str] = []
+    others: Counter[str] = Counter()
+    left: Counter[str] = Counter()
     walk = os.walk(folder, onerror=lambda error: found.append(os.fsdecode(error.filename)))
     for root, folders, files in walk:
-        folders[:] = sorted(f for f in folders if recursive and not f.startswith("."))
-        found += [
-            os.path.join(root, file)
-            for file in sorted(files)
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES
-        ]
+        linked = [f for f in folders if os.path.islink(os.path.join(root, f))]
+        left["hidden"] += sum(f.startswith(".") for f in [*folders, *files])
+        left["linked"] += sum(not f.startswith(".") for f in linked)
+        inner = sorted(f for f in folders if f not in linked and not f.startswith("."))
+        left["inner"] += 0 if recursive else len(inner)
+        folders[:] = inner if recursive else []
+        for file in sorted(f for f in files if not f.startswith(".")):
+            suffix, path = os.path.splitext(file)[1].lower(), os.path.join(root, file)
+            if suffix not in SUFFIXES:
+                others[printable(suffix) or "no suffix"] += 1
+            elif os.path.exists(path) and not os.path.isfile(path):
+                left["special"] += 1
+            else:
+                found.append(path)
+    if parts := _left_out(others, left):
+        tell(f"{printable(folder)}: left out {', '.join(parts)}")
     return found
+
+
+def _left_out(others: Counter[str], left: Counter[str]) -> list[str]:
+    """What a folder has besides audio, in words."""
+    parts = []
+    if count := others.total():
+        kinds = [f"{suffix} {n}" for suffix, n in others.most_common(5)]
+        kinds += ["..."] if len(others) > 5 else []
+        parts.append(f"{_some(count, 'file')} of no audio suffix ({', '.join(kinds)})")
+    names = {"inner": "subfolder", "linked": "linked folder", "hidden": "hidden name"}
+    for key, name in (names | {"special": "pipe or device"}).items():
+        if left[key]:
+            parts.append(_some(left[key], name) + (" (-r searches them)" if key == "inner" else ""))
+    return parts
+
+
+def _some(count: int, name: str) -> str:
+    return f"{count} {name}" + ("" if count == 1 else "s")
 
 
 def sha256_of(file: BinaryIO) -> str:
@@ -81,6 +239,20 @@ def sha256_of(file: BinaryIO) -> str:
     while block := file.read(2**20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def facts_of(file: BinaryIO) -> dict[str, Any]:
+    """Size in bytes, time of change in ns since 1970 (None: no file on a disk) and SHA-256.
+
+    OSError.
+    """
+    modified = None
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        status = os.fstat(file.fileno())
+        modified = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return {"size": size, "modified": modified, "sha256": sha256_of(file)}
 
 
 class TemporaryCopy(io.BufferedRandom):

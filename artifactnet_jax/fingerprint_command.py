@@ -21,10 +21,10 @@ from artifactnet_jax.console.inputs import find_inputs, sources
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.manifest import Row, read_manifest
-from artifactnet_jax.decode import AudioError
 from artifactnet_jax.detector import EMBEDDED
 from artifactnet_jax.files import check_output, sha256_of, writing
 from artifactnet_jax.fingerprint import RATE, Accumulator
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.results import Failure, decoder_row
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, clock, printable
 

@@ -22,18 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from artifactnet_jax.audio import SHORT_S, resampled
+from artifactnet_jax.audio import resampled
 from artifactnet_jax.config import Config
 from artifactnet_jax.console.detectors import banks, open_detector
 from artifactnet_jax.console.writers import writer
-from artifactnet_jax.decode import (
-    MAX_CHANNELS,
-    RATES,
-    AudioError,
-    Decoded,
-)
 from artifactnet_jax.live_decoder import Watch
 from artifactnet_jax.live_source import open_source
+from artifactnet_jax.recording import MAX_CHANNELS, RATES, SHORT_S, AudioError, Decoded
 from artifactnet_jax.results import aggregate
 from artifactnet_jax.text import (
     OK,
@@ -112,12 +107,13 @@ class Buffer:
             with source as decoded:
                 self.source = decoded
                 for block in resampled(self._watch(decoded.blocks), decoded.rate, self.rate):
-                    block = np.clip(block, -1, 1)
+                    block = np.clip(block[0], -1, 1)
                     for k in range(0, len(block), self.hop):
                         self._tap(block[k : k + self.hop])
                         self._append(block[k : k + self.hop])
                 missing = ((decoded.frames or 0) - self._frames) / decoded.rate
-                if decoded.exact and missing > SHORT_S:
+                missing = max(missing if decoded.exact else 0.0, decoded.flaws.missing_s)
+                if decoded.lossless and missing > SHORT_S:
                     text = f"it ended {missing:.1f} s before its declared length"
                     raise AudioError("truncated", f"{text}: did what wrote it break off?")
         except _Closed:

@@ -15,15 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.decode import (
-    MAX_CHANNELS,
-    RATES,
-    AudioError,
-    Blocks,
-    Decoded,
-    open_audio,
-    to_float,
-)
+from artifactnet_jax.decode import open_audio
+from artifactnet_jax.recording import MAX_CHANNELS, RATES, AudioError, Blocks, Decoded, to_float
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief, printable
 
 BLOCK_S = 0.02  # of a device, and of a file that is played in real time

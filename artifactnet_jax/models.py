@@ -6,6 +6,7 @@ that it is for). `backends_of` is the only place that says so.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -31,8 +32,9 @@ def open_model(
 ) -> Weights | ForeignGraph | Engine:
     """The model of a weights file, an engine or an ONNX file; None: the weights of the package.
 
-    A graph that `export` wrote is an `Engine` for a backend that runs it, and in int8 for any. All
-    other ONNX files are converted once, then cached. Raises WeightsError.
+    A graph that `export` wrote is an `Engine` for a backend that runs it, for "auto" where
+    onnxruntime is installed, and in int8 for any. All other ONNX files are converted once, then
+    cached; the notes of `export` on thresholds and segments hold there too. Raises WeightsError.
     """
     name = "" if path is None else os.fspath(path).lower()
     if path is not None and name.endswith(ENGINE_SUFFIX):
@@ -40,11 +42,18 @@ def open_model(
 
         return read_recipe(path)[1]
     if path is not None and name.endswith(".onnx"):
-        from artifactnet_jax.convert.export_cache import read_exported
+        from artifactnet_jax.convert.export_cache import noted_config, read_exported
         from artifactnet_jax.convert.import_cache import load_onnx
 
-        only = "" if backend in EXPORTED else "int8"
-        return read_exported(path, only=only) or load_onnx(path)
+        runs = backend in EXPORTED or (backend == "auto" and not why_unavailable(EXPORTED[0]))
+        if found := read_exported(path, only="" if runs else "int8"):
+            return found
+        model, noted = load_onnx(path), noted_config(path)
+        if noted is None:
+            return model
+        # How a track is judged is a matter of the file, whatever runs its network.
+        config = dataclasses.replace(model.config, verdict=noted.verdict)
+        return dataclasses.replace(model, config=config)
     return load_weights(path) if path is not None else load_weights()
 
 

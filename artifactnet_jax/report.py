@@ -33,10 +33,11 @@ from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.console.detectors import banks, open_detector
 from artifactnet_jax.console.inputs import find_inputs
 from artifactnet_jax.console.progress import progress
-from artifactnet_jax.decode import AudioError, open_audio
+from artifactnet_jax.decode import open_audio
 from artifactnet_jax.dsp_numpy import effective_bandwidth, stft_magnitude
 from artifactnet_jax.files import make_folder, replace_file, sha256_of, writing
 from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.report_page import LEVELS
 from artifactnet_jax.results import Failure, Verdict
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
@@ -259,7 +260,7 @@ def encode_audio(path: str, seconds: float, budget: int) -> tuple[bytes, dict[st
         stream.bit_rate = 1000 * kbit
         stream.codec_context.format = "fltp"
         for block in resampled(decoded.blocks, decoded.rate, rate):
-            block = np.clip(block[:left], -1, 1)[None]
+            block = np.clip(block[:, :left], -1, 1)
             left -= block.shape[1]
             if block.shape[1]:
                 frame = av.AudioFrame.from_ndarray(block, "fltp", "mono")

@@ -12,12 +12,14 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from artifactnet_jax.decoders import FOUND, Match
 from artifactnet_jax.text import printable
 
 SCHEMA = "artifactnet-jax/score/1"
+
+Decision = Literal["ai", "real", "undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,11 @@ class Fine:
     logit: float
 
 
-@dataclasses.dataclass(frozen=True)
+# Keys of a row that are there where they say something, and what they are where they do not.
+_OPTIONAL = {"skipped": None, "lost_s": 0.0, "track": None, "file": None}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Verdict:
     """What the detector says of one track.
 
@@ -45,7 +51,7 @@ class Verdict:
     """
 
     path: str
-    verdict: str  # "ai", "real" or "undecided"
+    verdict: Decision
     score: float | None  # in [0, 1]
     threshold: float
     segments: tuple[SegmentScore, ...]
@@ -71,12 +77,23 @@ class Verdict:
     fine: Fine | None = None  # of all decoders; it changes neither verdict nor score
     fine_reason: str | None = None  # why it says nothing
     notices: tuple[str, ...] = ()  # what the file says of itself; no evidence of the sound
+    lost_s: float = 0.0  # seconds of a lossy file that are damaged, and left out
+    track: str | None = None  # which of several audio tracks, such as "2 of 3"
+    # Of the file that was read: size in bytes, time of change in ns since 1970, sha256.
+    file: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        score = "no score" if self.score is None else f"{self.score:.4f}"
+        told = f", {' '.join(self.warnings)}" if self.warnings else ""
+        length = f"{len(self.segments)} segments of {self.duration_s:.1f} s{told}"
+        return f"<Verdict {self.verdict}, {score}: {printable(self.path)}, {length}>"
 
     def to_dict(self) -> dict[str, Any]:
         """The row as written to JSON."""
         row = dataclasses.asdict(self)
-        if self.skipped is None:
-            del row["skipped"]
+        for key, nothing in _OPTIONAL.items():
+            if row[key] == nothing:
+                del row[key]
         head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
         head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
         head |= {key: row.pop(key) for key in ("operating_point", "margin")}

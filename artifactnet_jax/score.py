@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 from artifactnet_jax import results
 from artifactnet_jax.console.detectors import comparable, detector_options, open_detector
@@ -20,6 +21,7 @@ from artifactnet_jax.results import Failure
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError
 
 Result = results.Verdict | Failure
+STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of it
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,8 +32,10 @@ def run(args: argparse.Namespace) -> int:
     paths = find_inputs(args)
     output = _output(args, paths)
     detector = open_detector(args.weights, args.backend, **detector_options(args))
-    kept = rows_to_keep(output, comparable(detector), paths) if args.resume and output else []
-    done = {row["path"] for row in kept}
+    kept: list[dict[str, Any]] = []
+    done: set[str] = set()
+    if args.resume and output:
+        kept, done = rows_to_keep(output, comparable(detector), paths)
     todo = [path for path in paths if path not in done]
     if args.resume and not args.quiet:
         print(f"resume: {len(paths) - len(todo)} done, {len(todo)} to score", file=sys.stderr)
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _output(args: argparse.Namespace, paths: list[str]) -> str | None:
     """The file that rows go to, None for stdout; found wanting now rather than after hours."""
-    named = None if args.output == "-" else args.output
+    named = None if args.output in STDOUT else args.output
     if args.resume and (args.format != "jsonl" or named is None):
         raise CommandError("--resume needs --format jsonl and -o FILE", USAGE)
     if named is None:

@@ -25,8 +25,17 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def brief(error: BaseException) -> str:
-    """An exception's class and the first line of its message."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+    """An exception's class and the first line of its message, or else where it was raised."""
+    name, text = type(error).__name__, str(error).strip()
+    if text:
+        return f"{name}: {text}".splitlines()[0].rstrip(": ")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return name
+    file = trace.tb_frame.f_code.co_filename.replace("\\", "/").rpartition("/")[2]
+    return f"{name} in {file}, line {trace.tb_lineno}"
 
 
 def clock(seconds: float, hours: bool = False) -> str:

@@ -33,8 +33,8 @@ from artifactnet_jax.bench.manifests import AudioReader, Track
 from artifactnet_jax.console.progress import progress
 from artifactnet_jax.console.writers import writer
 from artifactnet_jax.data.teachers import Teacher, open_teacher
-from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import check_output, claim, make_folder, write_json, writing
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, brief, printable
 
@@ -117,8 +117,8 @@ class _Lazy:
         return self.teacher
 
 
-def _check_threshold(threshold: float | str, tracks: Sequence[Track]) -> None:
-    if isinstance(threshold, float):
+def _check_threshold(threshold: float | str | None, tracks: Sequence[Track]) -> None:
+    if threshold is None or isinstance(threshold, float):
         return
     if threshold not in evaluation.RULES:
         known = ", ".join(evaluation.RULES)
@@ -360,12 +360,18 @@ def _measured(tracks: Sequence[Track]) -> list[Track]:
 
 
 def _threshold(
-    threshold: float | str,
-    name: str,
+    threshold: float | str | None,
+    fact: Mapping[str, Any],
     tracks: Sequence[Track],
     rows: Mapping[Key, Mapping[str, Any]],
 ) -> float:
-    """The threshold of a rule, or the number given; 0.5 where calibration scores allow none."""
+    """The threshold of a rule, the number given, or None: the detector's own.
+
+    It is 0.5 where calibration scores allow none.
+    """
+    name = str(fact["name"])
+    if threshold is None:
+        return float(fact.get("own_threshold", 0.5))
     if isinstance(threshold, float):
         return threshold
     own = _metric_rows(name, [t for t in tracks if t.split == "calibration"], rows)
@@ -435,7 +441,7 @@ def _report(
     baseline = public.read_per_source(args.baseline) if args.baseline else {}
     for fact in listed:
         name = fact["name"]
-        threshold = _threshold(args.threshold, name, tracks, rows)
+        threshold = _threshold(args.threshold, fact, tracks, rows)
         own = _metric_rows(name, measured, rows)
         subsets = sanity.evaluate(own, threshold, _subsets(args.subsets))
         passes += [{"detector": name, **row} for row in subsets]
@@ -458,7 +464,7 @@ def _report(
         lines.append(_line(name, own, threshold, subsets))
     for detector in detectors:
         if args.mechanism and isinstance(detector, ArtifactNet):
-            threshold = _threshold(args.threshold, detector.name, tracks, rows)
+            threshold = _threshold(args.threshold, _facts(detector, rows), tracks, rows)
             looked.append(_look(detector, measured, known, teacher.open(), threshold))
     accuracy_report.write_report(
         out,
@@ -490,6 +496,7 @@ def _facts(detector: Adapter, rows: Mapping[Key, Mapping[str, Any]]) -> dict[str
         "params": detector.params,
         "gflops": detector.gflops,
         "seconds": float(np.mean(seconds)) if seconds else None,
+        "own_threshold": detector.threshold,
     }
     if isinstance(detector, Tiered):
         facts |= detector.cost([row.get("tier") for row in own])

@@ -32,7 +32,7 @@ def write_report(
     results: Sequence[Row],
     *,
     detectors: Sequence[Row],
-    threshold: str | float,
+    threshold: str | float | None,
     stress: Sequence[Row] | None,
     sanity: Sequence[Row] | None,
     mechanism: Sequence[Row] | None,
@@ -153,7 +153,10 @@ def _about(study: Study) -> str:
     text += f", of {len({row.get('source') for row in rows})} sources"
     text += f". {len(study.names)} detector{'s' if len(study.names) > 1 else ''}"
     if study.rule is None:
-        return f"{text}, threshold {limit_text(study.thresholds[study.names[0]][0])}, fixed."
+        value, origin = study.thresholds[study.names[0]]
+        if origin != "fixed":
+            return f"{text}, each at its own threshold."
+        return f"{text}, threshold {limit_text(value)}, fixed."
     return f"{text}, thresholds chosen on the calibration split ({study.rule})."
 
 

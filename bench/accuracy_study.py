@@ -23,7 +23,7 @@ class Study:
         rows: Sequence[Row],
         results: Sequence[Row],
         detectors: Sequence[Row],
-        threshold: str | float,
+        threshold: str | float | None,
         resamples: int,
         seed: int,
     ):
@@ -57,8 +57,10 @@ class Study:
     def _scored(self, rows: Sequence[Row], own: Mapping[Any, Row]) -> list[dict[str, Any]]:
         return [{**row, "score": own.get(row["id"], {}).get("score")} for row in rows]
 
-    def _threshold(self, name: str, threshold: str | float) -> tuple[float, str]:
+    def _threshold(self, name: str, threshold: str | float | None) -> tuple[float, str]:
         """Value and origin."""
+        if threshold is None:
+            return float(self.details[name].get("own_threshold", 0.5)), "the detector's own"
         if not isinstance(threshold, str):
             return float(threshold), "fixed"
         chosen = [row for row in self.scored[name] if row.get("split") == "calibration"]

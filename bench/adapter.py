@@ -43,6 +43,7 @@ class Adapter:
     name = ""
     params: int | None = None  # trained parameters
     gflops: float | None = None  # for 4 s of audio; 1e9 operations, a multiply-add is two
+    threshold = 0.5  # at or above it calls a track AI by itself
     input_rate = RATE  # Hz
     identity = ""  # of the weights and settings: other scores, another identity
 

@@ -17,8 +17,8 @@ import numpy as np
 from artifactnet_jax.audio import Segment, SegmentReader
 from artifactnet_jax.backends import BACKENDS
 from artifactnet_jax.console.detectors import open_detector
-from artifactnet_jax.decode import AudioError
 from artifactnet_jax.detector import decide
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.results import Failure, aggregate
 from artifactnet_jax.text import NO_BACKEND, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.weights import Model

@@ -81,6 +81,7 @@ class ArtifactNet(Adapter):
             self.gflops = flops(weights.config)["total"] / 1e9
             if isinstance(weights.config.unet, type(Config.edge().unet)):
                 self.params = parameter_counts(weights.config)["total"]
+        self.threshold = self.detector.threshold
         self.identity = f"{weights.sha256} {self.detector.backend.name}"
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:

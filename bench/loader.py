@@ -22,7 +22,7 @@ from artifactnet_jax.data.augment import CODECS, MARGIN, RATE, Augment, encode_d
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import read_manifest
 from artifactnet_jax.data.records import Examples, batches
-from artifactnet_jax.decode import to_float
+from artifactnet_jax.recording import to_float
 
 BATCH = 8
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -37,8 +37,8 @@ from artifactnet_jax.data.manifest import (
     pyarrow_or,
     read_records,
 )
-from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import audio_in
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.text import brief, printable
 
 REAL = "real hardneg"  # endings of public real sources

@@ -149,7 +149,7 @@ def _quantise(weights: Model, path: str | os.PathLike[str], tracks: Sequence[str
 def _segments(weights: Model, tracks: Sequence[str], failures: list[str]) -> list[np.ndarray]:
     """Up to `MOST` segments float32 [N], evenly spaced over the tracks that can be read."""
     from artifactnet_jax.audio import SegmentReader
-    from artifactnet_jax.decode import AudioError
+    from artifactnet_jax.recording import AudioError
 
     config, found = weights.config, []
     for track in tracks:

@@ -21,6 +21,7 @@ from artifactnet_jax.weights import Engine, Weights, WeightsError, weights_diges
 
 EXPORT_REVISION = 1  # of `export`: raise it whenever the same weights export to something else
 
+_CONFIG = "artifactnet_jax.config"  # key of the notes
 _METADATA = 14  # field of ModelProto
 
 
@@ -62,18 +63,26 @@ def read_exported(path: str | os.PathLike[str], *, only: str = "") -> Engine | N
     except OSError as error:
         raise WeightsError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
     precision = notes.get("precision", "")
-    if "artifactnet_jax.config" not in notes or only not in ("", precision):
+    if _CONFIG not in notes or only not in ("", precision):
         return None
     if notes.get("form") != "segment":
         cure = "export the weights with --form segment"
         raise WeightsError(f"{os.fspath(path)}: a graph of whole songs: {cure}")
     try:
-        config = Config.from_dict(json.loads(notes["artifactnet_jax.config"]))
+        config = Config.from_dict(json.loads(notes[_CONFIG]))
         fine = fine_head.noted(notes)
     except (TypeError, KeyError, ValueError) as error:
         raise WeightsError(f"{os.fspath(path)}: damaged notes ({error!r})") from error
     name, licence, sha256 = (notes.get(k, "") for k in ("weights", "licence", "weights_sha256"))
     return Engine(name, config, sha256, licence, {"precision": precision}, os.fspath(path), fine)
+
+
+def noted_config(path: str | os.PathLike[str]) -> Config | None:
+    """The config that `export` wrote into a graph; None: there is none that can be read."""
+    try:
+        return Config.from_dict(json.loads(metadata(Path(path).read_bytes())[_CONFIG]))
+    except (OSError, TypeError, KeyError, ValueError):
+        return None
 
 
 def metadata(data: bytes) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from artifactnet_jax.backends.started import first_device, own_settings
 from artifactnet_jax.convert.contract import Contract
 from artifactnet_jax.convert.graph import graph_from_dict
 from artifactnet_jax.convert.operators import compile_graph
@@ -30,6 +31,7 @@ class GraphBackend:
         if dtype != "float32":
             raise ValueError(f"a foreign graph computes in its own dtypes, not {dtype}")
         self.dtype = dtype
+        first_device()
         self._graph = graph_from_dict(weights.graph, weights.tensors)
         contract = dict(weights.provenance["contract"])
         self._contract = Contract(**{**contract, "axes": tuple(contract["axes"])})
@@ -45,6 +47,10 @@ class GraphBackend:
             self._run(np.zeros((self._segments, self._contract.samples), np.float32))
 
     def _run(self, audio: np.ndarray) -> np.ndarray:
+        with own_settings():
+            return self._scores(audio)
+
+    def _scores(self, audio: np.ndarray) -> np.ndarray:
         shaped = self._contract.shaped(audio)
         run = self._compiled.get(len(audio))
         if run is None:

@@ -25,10 +25,10 @@ from artifactnet_jax.convert.parity import (
     Outcome,
     together,
 )
-from artifactnet_jax.decode import AudioError
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.files import find_audio, writing
 from artifactnet_jax.models import load_backend, open_model, why_unavailable
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.weights import ForeignGraph, Model, WeightsError
 

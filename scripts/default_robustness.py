@@ -36,8 +36,8 @@ from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row, read_manifest, read_manifests
 from artifactnet_jax.data.records import Crops
 from artifactnet_jax.data.teachers import Teacher, open_teacher
-from artifactnet_jax.decode import to_float
 from artifactnet_jax.forward import texture_statistics
+from artifactnet_jax.recording import to_float
 from artifactnet_jax.texture import logit
 from artifactnet_jax.train.run import native_weights
 from artifactnet_jax.train.texture import Calibration

@@ -36,7 +36,7 @@ from sklearn.neural_network import MLPClassifier
 
 from artifactnet_jax import fine_head as fh
 from artifactnet_jax import fingerprint as fp
-from artifactnet_jax.decode import AudioError
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.weights import load_weights, save_weights
 
 REPORT = Path(__file__).parent / "fine-head-report.json"

@@ -38,9 +38,10 @@ import soxr
 from artifactnet_jax import decoder_learning as dl
 from artifactnet_jax import decoders as dc
 from artifactnet_jax import fingerprint as fp
-from artifactnet_jax.decode import AudioError, open_audio
+from artifactnet_jax.decode import open_audio
 from artifactnet_jax.decoder_null import Real
 from artifactnet_jax.kernels import median_filter
+from artifactnet_jax.recording import AudioError
 
 HERE = Path(__file__).parent
 SOURCES, REPORT = HERE / "sources.csv", HERE / "fingerprint-report.json"

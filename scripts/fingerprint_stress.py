@@ -42,7 +42,8 @@ from artifactnet_jax.bench.baselines import Fakeprint
 from artifactnet_jax.bench.stress import SUITES, laundered, rerecorded, stretched
 from artifactnet_jax.data.augment import encode_decode
 from artifactnet_jax.data.teachers import open_teacher
-from artifactnet_jax.decode import AudioError, open_audio
+from artifactnet_jax.decode import open_audio
+from artifactnet_jax.recording import AudioError
 
 REAL = 13  # tracks; one of them is mixed into the others
 SECONDS = 60

@@ -18,7 +18,7 @@ import pyarrow.parquet
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.bench.manifests import AudioReader, Track, public_cohort, read, select
 from artifactnet_jax.data.manifest import ManifestError
-from artifactnet_jax.decode import AudioError
+from artifactnet_jax.recording import AudioError
 
 
 def wav(seed: int) -> bytes:

@@ -30,9 +30,9 @@ import soxr
 from artifactnet_jax import dsp_numpy, live, live_decoder, texture
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.config import Config, FrontEnd
-from artifactnet_jax.decode import Decoded
 from artifactnet_jax.decoders import Outcome, load
 from artifactnet_jax.detector import Detector
+from artifactnet_jax.recording import Decoded
 from artifactnet_jax.weights import Weights
 from audio_files import carrying, encode, noise, write
 from tiny_model import TINY, save_tiny

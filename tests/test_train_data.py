@@ -28,7 +28,7 @@ from artifactnet_jax.data.augment import CODECS, RATE, Augment, encode_decode, t
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.data.records import Examples, FixedExamples, batches
-from artifactnet_jax.decode import AudioError
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import CommandError
 from audio_files import noise, write

@@ -27,6 +27,7 @@ from flax import nnx
 
 from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.backends.head import HostHead
+from artifactnet_jax.backends.started import first_device, own_settings
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.files import cache_folder
 from artifactnet_jax.model import ArtifactNet
@@ -74,7 +75,7 @@ class XlaBackend:
         self.dtype = dtype
         leave_memory()
         _keep_compiled()
-        self.device = jax.devices()[0]
+        self.device = first_device()
         on_cpu = self.device.platform == "cpu"
         self._segments = CPU_SEGMENTS if on_cpu else GPU_SEGMENTS
         self.batch_size = batch_size or (cpu_count() if on_cpu else self._segments)
@@ -86,7 +87,8 @@ class XlaBackend:
             self._head = HostHead(weights, self._pool)
             network = dataclasses.replace(weights.config, texture=None)
             weights = dataclasses.replace(weights, config=network)
-        self._graph, self._state = nnx.split(build_model(weights, dtype))
+        with own_settings():
+            self._graph, self._state = nnx.split(build_model(weights, dtype))
         n, fe = self._segments, self._front_end
         audio = (n, fe.segment_samples)
         self._by_song = fe.joint.startswith("song")
@@ -104,8 +106,9 @@ class XlaBackend:
             return function(nnx.merge(self._graph, state), *arrays)
 
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-        compiled = jax.jit(forward).lower(self._state, *arrays).compile()
-        return functools.partial(compiled, self._state)
+        with own_settings():
+            compiled = jax.jit(forward).lower(self._state, *arrays).compile()
+        return functools.partial(_run, compiled, self._state)
 
     def _chunks(self, audio: np.ndarray) -> np.ndarray:
         """[B, N] -> [chunks, segments, N], the last one filled up with zeros."""
@@ -156,6 +159,11 @@ class XlaBackend:
             values["logit"] = values["logit"] + values["texture_logit"]
         values["score"] = sigmoid(values["logit"])
         return {name: value[0] for name, value in values.items()}
+
+
+def _run(compiled: Any, *arrays: Any) -> Any:
+    with own_settings():
+        return compiled(*arrays)
 
 
 def _song_db(model: ArtifactNet, audio: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -69,9 +69,9 @@ def _accuracy_tracks(verb: Parser) -> None:
     add(
         "--threshold",
         type=shared.threshold,
-        default=0.5,
         metavar="T",
-        help="a number, or fpr5 or fpr1: chosen for each detector on the part calibration (0.5)",
+        help="a number, or fpr5 or fpr1: chosen for each detector on the part calibration "
+        "(default: that of score for artifactnet, 0.5 for others)",
     )
 
 

@@ -5,25 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from artifactnet_jax import results
-from artifactnet_jax.files import replace_file, writing
+from artifactnet_jax.files import facts_of, replace_file, writing
 from artifactnet_jax.text import USAGE, CommandError
 
 _ROW_START = f'{{"schema": "{results.SCHEMA}"'.encode()
 
 
-def rows_to_keep(path: str, expected: Mapping[str, Any], paths: list[str]) -> list[dict[str, Any]]:
-    """Whole rows of an earlier run, except failures among `paths`, which are tried again.
+def rows_to_keep(
+    path: str, expected: Mapping[str, Any], paths: list[str]
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """Whole rows of an earlier run, and those of `paths` that they are of, as files are now.
+
+    A row is of a file that has its size and time of change under the same name or through a link,
+    or else its size and sha256: it was moved, or touched. Then the row takes the name of now. Rows
+    of files that have changed since, failures among `paths` and rows of streams are left out.
 
     `expected`: keys and values that all rows must have, as of `detectors.comparable`; thresholds
     are compared as numbers, whatever they were called. CommandError: the file is another's, or
     rows differ from what is expected.
     """
-    retried = set(paths)
     rows: dict[str, dict[str, Any]] = {}
     foreign = False
     try:
@@ -41,14 +47,64 @@ def rows_to_keep(path: str, expected: Mapping[str, Any], paths: list[str]) -> li
                 if what and row is not None and "error" not in row:
                     cure = "give the same options, or another -o FILE"
                     raise CommandError(f"{path} has rows with other {what}: {cure}", USAGE)
-                if row["path"] != "-":  # what stdin held then is not what it holds now
-                    rows[row["path"]] = row
+                rows[row["path"]] = row
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror}", USAGE) from error
     if foreign and not rows:  # it would be lost
         cause = f"{path} holds no row of {results.SCHEMA}"
         raise CommandError(f"{cause}: give another -o FILE, or leave --resume out", USAGE)
-    return [row for row in rows.values() if "error" not in row or row["path"] not in retried]
+    return _matched(rows, paths)
+
+
+def _matched(
+    rows: dict[str, dict[str, Any]], paths: list[str]
+) -> tuple[list[dict[str, Any]], set[str]]:
+    named = set(paths)
+    scored = [row for row in rows.values() if "error" not in row and _facts(row)["sha256"]]
+    by_place = {os.path.realpath(row["path"]): row for row in scored}
+    by_digest = {_facts(row)["sha256"]: row for row in scored}
+    sizes = {_facts(row)["size"] for row in scored}
+    kept: dict[str, dict[str, Any]] = {}
+    used: set[str] = set()  # names under which rows were found that have another now
+    for name in paths:
+        try:
+            now = os.stat(name)
+        except (OSError, ValueError):  # gone: its score is still what it was
+            if (row := rows.get(name)) is not None and "error" not in row and name != "-":
+                kept[name] = row
+            continue
+        if not stat.S_ISREG(now.st_mode) or now.st_size not in sizes:
+            continue
+        row = by_place.get(os.path.realpath(name))
+        same = row is not None and _facts(row)["size"] == now.st_size
+        if not (same and row is not None and _facts(row)["modified"] == now.st_mtime_ns):
+            with contextlib.suppress(OSError), open(name, "rb") as file:
+                facts = facts_of(file)
+                row = by_digest.get(facts["sha256"])
+                row = None if row is None else row | {"file": facts}
+        if row is not None:
+            kept[name] = row | {"path": name}
+            used.add(row["path"])
+    others = [
+        row
+        for name, row in rows.items()
+        if name not in named
+        and not (name in used and not _stays(name, named))
+        and ("error" in row or _facts(row)["modified"] is not None or not _facts(row)["sha256"])
+        and name != "-"
+    ]
+    return [*others, *kept.values()], set(kept)
+
+
+def _stays(name: str, named: set[str]) -> bool:
+    """Whether a row keeps a name of its own beside the one of now: it is another place."""
+    return os.path.lexists(name) and os.path.realpath(name) not in map(os.path.realpath, named)
+
+
+def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    facts = row.get("file")
+    nothing = {"size": None, "modified": None, "sha256": None}
+    return nothing | facts if isinstance(facts, dict) else nothing
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import soxr
 
 from artifactnet_jax.audio import to_mono
 from artifactnet_jax.config import FrontEnd
-from artifactnet_jax.decode import to_float
+from artifactnet_jax.recording import to_float
 
 RATE = FrontEnd.sample_rate  # Hz
 MARGIN = RATE // 10  # samples on either side of a crop that are changed along and then cut away

@@ -17,8 +17,9 @@ from artifactnet_jax.audio import Meter, to_mono
 from artifactnet_jax.config import Decision
 from artifactnet_jax.data.augment import RATE, to_int16
 from artifactnet_jax.data.manifest import Row
-from artifactnet_jax.decode import AudioError, Decoded, open_audio, to_float
+from artifactnet_jax.decode import open_audio
 from artifactnet_jax.files import cache_folder, whole_file
+from artifactnet_jax.recording import AudioError, Decoded, to_float
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import SOME_FAILED, CommandError, printable
 
@@ -147,6 +148,7 @@ def _decode_into(path: str | os.PathLike[str], file: Any) -> None:
 def _resampled(decoded: Decoded, channels: int) -> Generator[np.ndarray, None, None]:
     """float32 blocks [m, channels] at 44.1 kHz, not clipped yet; AudioError as in scoring."""
     meter = Meter()
+    meter.begin(decoded)
     stream = None
     if decoded.rate != RATE:
         stream = soxr.ResampleStream(decoded.rate, RATE, channels, "float32", "HQ")

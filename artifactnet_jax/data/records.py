@@ -22,7 +22,7 @@ from artifactnet_jax.audio import to_mono
 from artifactnet_jax.data.augment import MARGIN, RATE, Augment, Chain, to_int16
 from artifactnet_jax.data.decoded import AudioCache, read_array, write_array
 from artifactnet_jax.data.manifest import Row
-from artifactnet_jax.decode import AudioError, to_float
+from artifactnet_jax.recording import AudioError, to_float
 from artifactnet_jax.text import SOME_FAILED, USAGE, CommandError, printable
 
 SILENCE = 10 ** (-50 / 20)  # full scale, rms; a quieter crop is drawn again

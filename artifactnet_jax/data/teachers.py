@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from artifactnet_jax.backends import cpu_count
-from artifactnet_jax.decode import to_float
 from artifactnet_jax.kernels import median_filter
+from artifactnet_jax.recording import to_float
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError, brief
 
 SAMPLE_RATE = 44_100  # Hz

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -22,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from artifactnet_jax.decode import AudioError, Blocks, Decoded, open_audio
+from artifactnet_jax.decode import open_audio
+from artifactnet_jax.recording import AudioError, Blocks, Decoded, Flaws
 from artifactnet_jax.serve.limits import DecodeLimits
 from artifactnet_jax.tags import MODULES, MOST
 from artifactnet_jax.text import printable
@@ -74,7 +76,8 @@ class Sandboxed:
         head, _ = self._receive(pipe, process, waits)
         try:
             rate, channels, frames = (head[key] for key in ("rate", "channels", "frames"))
-            exact = head["exact"] is True
+            exact, lossless = head["exact"] is True, head["lossless"] is True
+            track = None if head["track"] is None else printable(str(head["track"]))[:40]
             if not all(type(n) is int and 0 < n < 2**31 for n in (rate, channels)):
                 raise ValueError("no whole numbers")
             if not (frames is None or (type(frames) is int and 0 <= frames < 2**62)):
@@ -87,11 +90,14 @@ class Sandboxed:
         if exact and frames is not None:
             self._check_length(frames / rate)
 
+        flaws = Flaws()
+
         def blocks() -> Blocks:
             total = 0
             while True:
                 end, data = self._receive(pipe, process, waits)
                 if end is not None:
+                    flaws.lost_s, flaws.missing_s = _seconds(end, "lost"), _seconds(end, "missing")
                     return
                 if not data or len(data) % (4 * channels):
                     raise AudioError("crashed", f"its decoder broke off: {_CURE}")
@@ -100,7 +106,7 @@ class Sandboxed:
                 self._check_length(total / rate)
                 yield block
 
-        return Decoded(rate, channels, blocks(), frames, exact, notices)
+        return Decoded(rate, channels, blocks(), frames, exact, lossless, notices, track, flaws)
 
     def _check_length(self, seconds: float) -> None:
         if seconds > self._limits.audio_s:
@@ -153,6 +159,14 @@ class Sandboxed:
         return AudioError("crashed", f"it crashed its decoder ({why}): {_CURE}")
 
 
+def _seconds(said: dict[str, Any], name: str) -> float:
+    """A flaw as the process tells it: seconds, infinite for null."""
+    value = said.get(name, 0.0)
+    if value is None:
+        return math.inf
+    return max(0.0, float(value)) if isinstance(value, (int, float)) else 0.0
+
+
 _CURE = "damaged, or made to do harm; export it again"
 
 
@@ -165,16 +179,14 @@ def _decode(path: str, pipe: Connection, limits: DecodeLimits) -> None:
 
     try:
         with open_audio(path) as decoded:
-            head = {
-                key: getattr(decoded, key)
-                for key in ("rate", "channels", "frames", "exact", "notices")
-            }
-            say(**head)
+            names = ("rate", "channels", "frames", "exact", "lossless", "track", "notices")
+            say(**{name: getattr(decoded, name) for name in names})
             frames = max(1, MESSAGE_BYTES // (4 * decoded.channels))
             for block in decoded.blocks:
                 for start in range(0, len(block), frames):
                     pipe.send_bytes(b"a" + block[start : start + frames].astype("<f4").tobytes())
-        say(end=True)
+            lost, missing = decoded.flaws.lost_s, decoded.flaws.missing_s
+        say(end=True, lost=lost, missing=missing if math.isfinite(missing) else None)
     except AudioError as error:
         say(error=error.kind, message=str(error)[:500])
     except MemoryError:

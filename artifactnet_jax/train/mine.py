@@ -116,15 +116,14 @@ def score_rows(
 ) -> list[dict[str, Any]]:
     """Verdict or failure of each row, in order, as JSON rows of `results`.
 
-    `output` is a JSON Lines file that grows with every track: what it has from earlier, and is
-    younger than the recording, is not scored again. Failures are told on stderr, and are tried
+    `output` is a JSON Lines file that grows with every track: what it has from earlier, of the
+    recording as it is now, is not scored again. Failures are told on stderr, and are tried
     again another time.
     """
     output = os.path.realpath(output)
     paths = [os.path.abspath(row.path) for row in rows]
-    kept = rows_to_keep(output, comparable(detector), paths)
-    kept = [row for row in kept if not _changed_since(row["path"], output)]
-    done = {row["path"]: row for row in kept}
+    kept, known = rows_to_keep(output, comparable(detector), paths)
+    done = {row["path"]: row for row in kept if row["path"] in known}
     todo = [path for path in paths if path not in done]
     if len(todo) < len(paths) and not quiet:
         print(f"resume: {len(paths) - len(todo)} done, {len(todo)} to score", file=sys.stderr)
@@ -140,12 +139,6 @@ def score_rows(
             if quiet and isinstance(result, Failure):
                 print(result.message, file=sys.stderr)
     return [done[path] for path in paths]
-
-
-def _changed_since(path: str, scores: str) -> bool:
-    with contextlib.suppress(OSError):
-        return os.stat(path).st_mtime > os.stat(scores).st_mtime
-    return False  # it is gone: its score is still what it was
 
 
 def rank(rows: Iterable[Row], verdicts: Iterable[dict[str, Any]], threshold: float) -> list[Scored]:

@@ -38,8 +38,8 @@ from artifactnet_jax.data.manifest import (
     write_manifest,
 )
 from artifactnet_jax.data.teachers import SAMPLE_RATE, Teacher, open_teacher
-from artifactnet_jax.decode import AudioError
 from artifactnet_jax.files import claim, make_folder, whole_file, writing
+from artifactnet_jax.recording import AudioError
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import OK, SOME_FAILED, CommandError, brief, printable
 

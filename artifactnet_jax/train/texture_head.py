@@ -26,10 +26,10 @@ from artifactnet_jax.data.augment import Augment, Chain, to_int16
 from artifactnet_jax.data.decoded import AudioCache, read_array, write_array
 from artifactnet_jax.data.manifest import Row
 from artifactnet_jax.data.records import Crops
-from artifactnet_jax.decode import to_float
 from artifactnet_jax.dsp_numpy import stft_magnitude
 from artifactnet_jax.forward import texture_statistics
 from artifactnet_jax.numpy_network import NumpyNetwork
+from artifactnet_jax.recording import to_float
 from artifactnet_jax.texture import dense, normalised
 from artifactnet_jax.train.losses import binary_cross_entropy
 from artifactnet_jax.weights import Weights

@@ -2,8 +2,13 @@
 
 // What a folder is searched for; a file that is named itself may be any.
 const SUFFIXES = (
-  ".wav .wave .w64 .rf64 .flac .aif .aiff .aifc .au .snd .caf .ogg .oga .opus .mp2 .mp3 .m4a " +
-  ".m4b .mp4 .aac .ac3 .3gp .wma .ape .wv .tta .mka .webm"
+  ".3gp .3g2 .3gpp .aac .adts .ac3 .aif .aiff .aifc .aff .amr .awb .ape .wma .asf " +
+  ".wmv .au .snd .avi .caf .dsf .dts .dtshd .eac3 .ec3 .flac .fla .flv .f4v .dff .iff " +
+  ".8svx .loas .latm .mka .mkv .mk3d .mlp .mov .qt .mp3 .mp2 .mp1 .mpa .mpga .mp4 .m4a " +
+  ".m4b .m4p .m4r .m4v .f4a .f4b .ismv .isma .mpc .mpp .mpg .mpeg .vob .m2p .ts " +
+  ".m2ts .mts .m2t .mxf .nut .ogg .oga .ogv .ogx .opus .spx .oma .aa3 .omg .qoa .rm .ra " +
+  ".rmvb .shn .tak .thd .truehd .tta .voc .w64 .wav .wave .bwf .rf64 .webm .weba .wsd " +
+  ".wtv .wv .xwma"
 ).split(" ");
 const GROUP = { files: 16, bytes: 32 * 2 ** 20 }; // of one upload request
 const LABELS = { ai: "AI", real: "Real", undecided: "Undecided", failed: "Failed" };
