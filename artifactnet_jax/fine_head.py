@@ -215,7 +215,7 @@ def _sums(grid: np.ndarray) -> np.ndarray:
 def _lines(low: float, high: float) -> np.ndarray:
     """Root of the number of multiples in a band of each of `_SPACING`."""
     count = _sums(((low <= _AXIS) & (high > _AXIS)).astype(np.float64))
-    return np.sqrt(np.maximum(_LEAST_LINES, count))
+    return np.asarray(np.sqrt(np.maximum(_LEAST_LINES, count)))
 
 
 def _combs(rows: np.ndarray, hz: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def noise(audio: np.ndarray, rng: np.random.Generator, strength: float) -> np.nd
     squares = np.square(np.pad(audio, (0, -len(audio) % size)).astype(np.float64))
     level = np.sqrt(squares.reshape(-1, size).mean(axis=1)).repeat(size)[: len(audio)]
     added = 1e-3 * strength * level * rng.standard_normal(len(audio))
-    return (audio + added).astype(np.float32)
+    return np.asarray(audio + added, np.float32)
 
 
 def harmonics(audio: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
