@@ -411,7 +411,8 @@ def resampled(
     def stream() -> Any:
         return soxr.ResampleStream(rate, target, 1, "float32", "HQ")
 
-    first, second, lengths = stream(), None, []
+    first, second = stream(), None
+    lengths: list[int] = []
     last = np.zeros((0, 1), np.float32)
     for block in itertools.chain(_seconds(blocks, rate) if sides == 2 else blocks, [last]):
         # The filter overflows near the largest float32; music is not there.

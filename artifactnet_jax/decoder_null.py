@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from artifactnet_jax import decoders as dc
 from artifactnet_jax import fingerprint as fp
@@ -93,7 +94,7 @@ def fit(template: np.ndarray, mean: np.ndarray, real: Sequence[Real]) -> dict[st
     (`decoders.own_lines`): it lies below the tail that is fitted. So it is where less than half of
     the score is left without combs, and no match by itself.
     """
-    with dc.one_thread():
+    with threadpool_limits(limits=1, user_api="blas"):  # the same sums on every machine
         rows = [
             [_cell(template, mean[i, j], real[j], i) for j in range(len(dc.LENGTHS))]
             for i in range(len(dc.CLASSES))

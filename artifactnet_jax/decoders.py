@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.files import replace_file
@@ -32,7 +31,7 @@ from artifactnet_jax.text import printable
 
 FORMAT = "artifactnet-jax/decoders/1"
 DEFAULT = "decoders.npz"
-CLASSES = (7_500.0, 10_500.0, 13_000.0, 15_000.0, 16_000.0)  # Hz; upper ends of what is compared
+CLASSES = (7_000.0, 10_500.0, 13_000.0, 15_000.0, 16_000.0)  # Hz; upper ends of what is compared
 LENGTHS = (20, 64, 216)  # frames; a length class begins: about 4, 12 and 40 s
 SPEEDS = (0.9, 1.1)
 FOUND = 1e-3  # p of a match
@@ -348,16 +347,10 @@ def own_lines(
     are residuals in the band, at a speed that shifts the lines by `shift` steps.
     """
     moved = np.roll(unit(bank.grid[k], CLASSES[i]), shift, axis=-1)
-    with one_thread():
-        basis, spacings = fp.combs(rows)
-        z = agreement(rows, moved, basis) @ bank.nulls["weights"][k, i, j]
+    basis, spacings = fp.combs(rows)
+    z = agreement(rows, moved, basis) @ bank.nulls["weights"][k, i, j]
     z -= bank.nulls["offset"][k, i, j]
     return float(beyond(float(z), bank.nulls["tail"][k, i, j])), spacings[0]
-
-
-def one_thread() -> threadpool_limits:
-    """The context of products that are too small for threads: the same sums on every machine."""
-    return threadpool_limits(limits=1, user_api="blas")
 
 
 def agreement(rows: np.ndarray, template: np.ndarray, basis: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from artifactnet_jax.files import facts_of
 from artifactnet_jax.fingerprint import Accumulator
 from artifactnet_jax.models import load_backend, open_model
 from artifactnet_jax.recording import AudioError
-from artifactnet_jax.results import Decision, Failure, Fine, SegmentScore, Verdict, aggregate
+from artifactnet_jax.results import Failure, Fine, SegmentScore, Verdict, VerdictWord, aggregate
 from artifactnet_jax.text import printable
 from artifactnet_jax.weights import ForeignGraph, Model
 
@@ -112,7 +112,7 @@ def _count(name: str, value: Any) -> int:
     return count
 
 
-def decide(score: float, threshold: float, margin: float) -> Decision:
+def decide(score: float, threshold: float, margin: float) -> VerdictWord:
     """The verdict: "ai" at or above the threshold, else "real"; "undecided" in between.
 
     Undecided is a score within `margin` of the threshold, in log-odds.
@@ -257,8 +257,8 @@ def _name(source: Any) -> str:
     if isinstance(source, tuple):
         return "<array>"
     if isinstance(source, (str, bytes, os.PathLike)):
-        name = os.fsdecode(source)
-        return name if len(name) <= LONGEST_NAME else f"{name[:60]}..."
+        path = os.fsdecode(source)
+        return path if len(path) <= LONGEST_NAME else f"{path[:60]}..."
     name = getattr(source, "name", None)  # a descriptor's number for a file without a name
     return name if isinstance(name, str) else "<stream>"
 
@@ -348,7 +348,7 @@ class Detector:
             cure = "use --aggregate median" if not self._song else "leave --until-decided out"
             raise ValueError(f"only a median of segments is decided early: {cure}")
         self.bank = _joined(banks or ())
-        self._options = {"dtype": dtype, "batch_size": batch_size}
+        self._options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
         self.backend = load_backend(backend, self.weights, **self._options)
         self._process = os.getpid()
         self._locks: dict[int, threading.Lock] = {}  # of file objects that are being read
@@ -552,7 +552,8 @@ class Detector:
             cause = f"{printable(track.path)}: the model gave a score outside [0, 1]"
             return Failure(track.path, "model", f"{cause}: try other weights, and report this")
         rms_eps = self.weights.config.verdict.rms_eps
-        score, verdict = None, "undecided"
+        score: float | None = None
+        verdict: VerdictWord = "undecided"
         if scores:
             one = track.song
             score = one if one is not None else aggregate(scores, track.rms, self.rule, rms_eps)

@@ -83,8 +83,10 @@ class FineHead:
         """Of the `FEATURES` of a stretch, in these classes."""
         t = self.tensors
         standard = (features - t["mean"][band, length]) / t["spread"][band, length]
-        hidden = np.clip(standard, -MOST, MOST) @ t["hidden.kernel"] + t["hidden.bias"]
-        return float((np.maximum(hidden, 0) @ t["out.kernel"] + t["out.bias"])[0])
+        # Not by BLAS, whose sums depend on how many threads it may use.
+        hidden = np.einsum("i,ij->j", np.clip(standard, -MOST, MOST), t["hidden.kernel"])
+        hidden = np.maximum(hidden + t["hidden.bias"], 0)
+        return float(np.einsum("i,ij->j", hidden, t["out.kernel"])[0] + t["out.bias"][0])
 
 
 def stored(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -206,14 +208,14 @@ def _sums(grid: np.ndarray) -> np.ndarray:
     """Rows on `_AXIS` -> their sums over the multiples of each of `_SPACING`."""
     sums = np.fft.irfft(np.fft.rfft(grid, _COMB_FFT) * _harmonics(), _COMB_FFT)
     # A spacing below the highest by a factor exp(k step) puts its lines k steps lower.
-    return np.roll(sums, _STEPS, axis=-1)[..., : _STEPS + 1][..., ::-1]
+    return np.asarray(np.roll(sums, _STEPS, axis=-1)[..., : _STEPS + 1][..., ::-1])
 
 
 @functools.cache
 def _lines(low: float, high: float) -> np.ndarray:
     """Root of the number of multiples in a band of each of `_SPACING`."""
     count = _sums(((low <= _AXIS) & (high > _AXIS)).astype(np.float64))
-    return np.sqrt(np.maximum(_LEAST_LINES, count))
+    return np.asarray(np.sqrt(np.maximum(_LEAST_LINES, count)))
 
 
 def _combs(rows: np.ndarray, hz: np.ndarray) -> np.ndarray:

@@ -234,17 +234,31 @@ def combs(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
             turns = 2 * np.pi * GRID_AXIS[part] / spacings[-1]
             shapes += [np.cos(k * turns) for k in (1, 2, 3)]
         new = np.concatenate([hats * shape for shape in shapes])
-        new -= (new @ basis.T) @ basis
-        size, turn = np.linalg.eigh(new @ new.T)
+        new -= _part(new, basis)
+        size, turn = np.linalg.eigh(_products(new, new))
         sound = size > 1e-6  # others are in the basis already
-        basis = np.concatenate([basis, (turn[:, sound] / np.sqrt(size[sound])).T @ new])
-        left -= (left @ basis.T) @ basis
+        basis = np.concatenate([basis, _products((turn[:, sound] / np.sqrt(size[sound])).T, new.T)])
+        left -= _part(left[None], basis)[0]
     out = np.zeros((len(basis), GRID))
     out[:, part] = basis
     return out, tuple(spacings)
 
 
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Inner products [n, m] of rows, without BLAS: no number of threads may change their bits.
+
+    To limit its threads here would be no help: the limit is the process's, and other threads set
+    and restore it meanwhile.
+    """
+    return np.asarray(np.einsum("ng,mg->nm", a, b))
+
+
+def _part(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """The part of rows [n, g] in an orthonormal basis [m, g]."""
+    return _products(_products(rows, basis), basis.T)
+
+
 def without(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Rows [n, GRID] less their part in an orthonormal basis, of length 1."""
-    rows = rows - (rows @ basis.T) @ basis
+    rows = rows - _part(rows, basis)
     return np.asarray(rows / (np.sqrt(np.square(rows).sum(axis=1, keepdims=True)) + 1e-9))

@@ -19,7 +19,7 @@ from artifactnet_jax.text import printable
 
 SCHEMA = "artifactnet-jax/score/1"
 
-Decision = Literal["ai", "real", "undecided"]
+VerdictWord = Literal["ai", "real", "undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Verdict:
     """
 
     path: str
-    verdict: Decision
+    verdict: VerdictWord
     score: float | None  # in [0, 1]
     threshold: float
     segments: tuple[SegmentScore, ...]

@@ -10,7 +10,18 @@ from typing import Any
 from artifactnet_jax.text import NO_BACKEND, USAGE, CommandError
 
 STAGES = (
-    *("decode", "resample", "transfer", "stft", "unet", "hpss", "texture", "cnn", "other"),
+    *(
+        "decode",
+        "resample",
+        "decoders",
+        "transfer",
+        "stft",
+        "unet",
+        "hpss",
+        "texture",
+        "cnn",
+        "other",
+    ),
     "aggregate",
 )
 

@@ -36,13 +36,15 @@ def wow(audio: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndar
 def _wander(n: int, rng: np.random.Generator) -> np.ndarray:
     """Normal numbers, `CONTROL_S` apart, joined by straight lines: float64 [n]."""
     count = int(np.ceil(n / (CONTROL_S * RATE))) + 1
-    return np.interp(np.arange(n), np.arange(count) * CONTROL_S * RATE, rng.standard_normal(count))
+    return np.asarray(
+        np.interp(np.arange(n), np.arange(count) * CONTROL_S * RATE, rng.standard_normal(count))
+    )
 
 
 def _read(audio: np.ndarray, place: np.ndarray) -> np.ndarray:
     """Samples at places between samples: float32 [len(place)]."""
     fine = soxr.resample(audio, RATE, OVER * RATE, "HQ")
-    return np.interp(place * OVER, np.arange(len(fine)), fine).astype(np.float32)
+    return np.asarray(np.interp(place * OVER, np.arange(len(fine)), fine), np.float32)
 
 
 def phase(audio: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -54,7 +56,7 @@ def phase(audio: np.ndarray, rng: np.random.Generator, strength: float) -> np.nd
         bins = np.fft.rfft(padded[start : start + FRAME] * window)
         bins *= np.exp(0.1j * strength * rng.standard_normal(len(bins)))
         out[start : start + FRAME] += np.fft.irfft(bins, FRAME) * window
-    return (out[FRAME : FRAME + len(audio)] * HOP * 2 / FRAME).astype(np.float32)
+    return np.asarray(out[FRAME : FRAME + len(audio)] * HOP * 2 / FRAME, np.float32)
 
 
 def noise(audio: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -63,7 +65,7 @@ def noise(audio: np.ndarray, rng: np.random.Generator, strength: float) -> np.nd
     squares = np.square(np.pad(audio, (0, -len(audio) % size)).astype(np.float64))
     level = np.sqrt(squares.reshape(-1, size).mean(axis=1)).repeat(size)[: len(audio)]
     added = 1e-3 * strength * level * rng.standard_normal(len(audio))
-    return (audio + added).astype(np.float32)
+    return np.asarray(audio + added, np.float32)
 
 
 def harmonics(audio: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:

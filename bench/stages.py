@@ -20,6 +20,7 @@ from artifactnet_jax.bench.candidates import Candidate, Track, calls
 from artifactnet_jax.bench.rounds import medians
 from artifactnet_jax.config import Config
 from artifactnet_jax.decode import open_audio
+from artifactnet_jax.decoders import load, match
 from artifactnet_jax.detector import decide
 from artifactnet_jax.layers import layer_traffic
 from artifactnet_jax.passes import folded
@@ -35,9 +36,10 @@ GRAPH_STAGES = {  # scopes of the exported graph
 
 
 def reading_stages(tracks: Sequence[Track], weights: Model) -> dict[str, float]:
-    """Seconds per second of audio to decode, and to mix down, resample, measure and cut.
+    """Seconds per second of audio to decode; to mix down, resample, measure and cut; to match.
 
-    One thread, medians; the second is what reading segments takes beyond decoding.
+    One thread, medians. The second is what reading segments takes beyond decoding, the third what
+    the fine spectrum and its match against the embedded bank of decoders take beyond that.
     """
     config, paths = weights.config, [track.path for track in tracks]
 
@@ -52,10 +54,21 @@ def reading_stages(tracks: Sequence[Track], weights: Model) -> dict[str, float]:
             for _ in SegmentReader(path, config.front_end, config.verdict, "all"):
                 pass
 
-    taken = medians({"decode": decode, "read": read}, ROUNDS)
+    bank = load()
+
+    def listen() -> None:
+        for path in paths:
+            reader = SegmentReader(path, config.front_end, config.verdict, "all", fingerprint=True)
+            for _ in reader:
+                pass
+            match(reader.spectrum, bank)
+
+    taken = medians({"decode": decode, "read": read, "listen": listen}, ROUNDS)
     audio_s = sum(track.duration_s for track in tracks)
     rest = max(0.0, taken["read"] - taken["decode"])
-    return {"decode": taken["decode"] / audio_s, "resample": rest / audio_s}
+    more = max(0.0, taken["listen"] - taken["read"])
+    parts = {"decode": taken["decode"], "resample": rest, "decoders": more}
+    return {name: seconds / audio_s for name, seconds in parts.items()}
 
 
 def numpy_stages(weights: Weights, audio: np.ndarray) -> dict[str, Any]:

@@ -76,6 +76,7 @@ NAMES = {
     "LoopGen": "LoopGen",
     "SongEditor": "SongEditor",
     "CDCD": "Jukebox",
+    "prompt": "X-Codec",
     "Diff-A-Riff": "Diff-A-Riff",
     "GaMaDHaNi": "EnCodec 24 kHz",
     "UNAGAN": "UNAGAN",

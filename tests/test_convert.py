@@ -484,6 +484,8 @@ def test_embedded_weights_export(command, tmp_path, audio, head):
     np.testing.assert_allclose(got, load_backend("numpy", weights)(audio), atol=PARITY)
     again = import_model(tmp_path / "m.onnx")
     assert again.provenance["route"] == ("graph" if head else "native")
+    assert again.fine.sha256 == weights.fine.sha256  # beside either, and no part of it
+    assert "artifactnet_jax.fine" not in again.provenance["metadata"]
     backend = load_backend("xla" if head else "numpy", again)
     np.testing.assert_allclose(backend(audio), got, atol=PARITY)
     if not head:
