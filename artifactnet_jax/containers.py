@@ -38,8 +38,8 @@ _FOREIGN: tuple[bytes, ...] = (
 _FOREIGN += (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"RIFF", b"OggS", b"fLaC")
 
 
-def survey(file: BinaryIO, size: int) -> Survey | None:
-    """Where the sound lies in a file of `size` bytes; None: of a kind that is not looked into.
+def survey(file: BinaryIO, size: int) -> Survey:
+    """Where the sound lies in a file of `size` bytes: all of it in kinds that are not looked into.
 
     The position of the file afterwards is anywhere. OSError.
     """
@@ -65,13 +65,16 @@ def survey(file: BinaryIO, size: int) -> Survey | None:
         found = packets.ogg(data, base)
     elif head[:4] == b"RIFF":
         found = _other_riff(data, base)
+    elif head[:4] == b"DSD " and len(head) == 16:
+        cut = struct.unpack("<I", head[12:])[0] > size - base
+        found = Survey([Part(((base, size),))], missing_s=math.inf if cut else 0.0)
     elif data.at(base, 20) == _VOC:
         found = _voc(data, base)
     elif base == 0 and (head.startswith(_PADDED) or head[4:8] == _TRUEHD):
         found = Survey([Part(((0, data.last_byte()),))])
     else:
         found = packets.frames(data, base, size)
-    return found
+    return found or Survey([Part(((base, size),), looked=False)])
 
 
 # --- chunks ---------------------------------------------------------------------------------------

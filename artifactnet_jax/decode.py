@@ -116,8 +116,6 @@ def _decode_file(file: BinaryIO, size: int) -> Decoded:
         survey = containers.survey(file, size)
     except (OSError, ValueError) as error:
         raise AudioError("read", f"reading failed ({detail(error)}): check the disk") from None
-    if survey is None:
-        survey = Survey([Part(((0, size),), looked=False)])
     if survey.as_text:
         text = "damaged: it was copied or saved as text, and what is left is no music"
         raise AudioError("decode", f"{text}: copy it again in binary mode")
@@ -131,7 +129,7 @@ def _decode_file(file: BinaryIO, size: int) -> Decoded:
         at_rate = AtRate(first.rate)
         for k, part in enumerate(survey.parts):
             decoded = _open_part(file, part, flaws) if k else first
-            with contextlib.closing(_counted(decoded, survey)) as inner:
+            with contextlib.closing(_counted(decoded, survey, part.frames)) as inner:
                 for block in inner:
                     yield from at_rate(block, decoded.rate)
         yield from at_rate.end()
@@ -155,13 +153,18 @@ def _open_part(file: BinaryIO, part: Part, flaws: Flaws) -> Decoded:
     return dataclasses.replace(decoded, frames=part.frames) if part.frames else decoded
 
 
-def _counted(decoded: Decoded, survey: Survey) -> Blocks:
-    """The blocks of a part; at their end what falls short of its declared length is a flaw."""
+def _counted(decoded: Decoded, survey: Survey, end: int | None) -> Blocks:
+    """The blocks of a part; at their end what falls short of its declared length is a flaw.
+
+    `end` is its length where the survey knows it: what stands behind is not asked for.
+    """
     before, frames = decoded.flaws.lost_s, 0
     with contextlib.closing(decoded.blocks):
         for block in decoded.blocks:
             frames += len(block)
             yield block
+            if end is not None and frames >= end:
+                break
     if decoded.frames is None or (survey.counted and not decoded.lossless):
         return
     flaws = decoded.flaws

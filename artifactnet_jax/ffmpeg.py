@@ -16,6 +16,7 @@ import numpy as np
 
 from artifactnet_jax.files import FORMATS
 from artifactnet_jax.recording import (
+    RATES,
     AtRate,
     AudioError,
     Blocks,
@@ -47,7 +48,8 @@ def decode(stream: Stream, flaws: Flaws) -> Decoded:
     """
     container, track, which = _open(stream, flaws)
     codec = track.codec_context.codec
-    lossless = codec.lossless and (not codec.lossy or codec.name == "wavpack")
+    dsd = codec.name.startswith(("dsd", "dst"))
+    lossless = dsd or (codec.lossless and (not codec.lossy or codec.name == "wavpack"))
     frames = _frames(stream, container, track, flaws)
     first = next(frames, None)  # the container's own word on rate and channels may be wrong
     if first is None:
@@ -56,6 +58,9 @@ def decode(stream: Stream, flaws: Flaws) -> Decoded:
             raise AudioError("decode", text)
         raise AudioError("no-audio", "the audio has no samples: export it again")
     rate, channels = first.sample_rate, first.layout.nb_channels
+    if dsd and rate > RATES[1]:
+        text = f"DSD of {rate * 8 / 1e6:.1f} MHz, above {RATES[1] * 8 / 1e6:.1f} MHz"
+        raise AudioError("sample-rate", f"{text}: convert it to FLAC of 176.4 kHz or less")
 
     def blocks() -> Blocks:
         at_rate = AtRate(rate)
@@ -115,6 +120,8 @@ def _open(stream: Stream, flaws: Flaws) -> tuple[Any, Any, str | None]:
     boxes = Boxes(stream)
     if boxes.broken:
         flaws.missing_s = math.inf
+    if _scrambled(stream):
+        raise AudioError("encrypted", _ENCRYPTED)
     if boxes.cut:
         text = "its index (moov) is missing: the recording or the download broke off"
         cure = "download it again; a recording can be repaired with its recorder, or untrunc"
@@ -136,8 +143,7 @@ def _open(stream: Stream, flaws: Flaws) -> tuple[Any, Any, str | None]:
             raise AudioError("no-audio", "the file holds no audio track: name another file")
         readable = [t for t in tracks if t.index not in boxes.encrypted and not _locked(t)]
         if not readable:
-            text = "the track is encrypted (DRM): only a copy without it can be scored"
-            raise AudioError("encrypted", text)
+            raise AudioError("encrypted", _ENCRYPTED)
         known = [t for t in readable if t.codec_context is not None]
         if not known:
             text = "FFmpeg has no decoder for its audio: convert it to WAV or FLAC"
@@ -149,6 +155,26 @@ def _open(stream: Stream, flaws: Flaws) -> tuple[Any, Any, str | None]:
     count = len(tracks)
     which = f"{list(tracks).index(track) + 1} of {count}" if count > 1 else None
     return container, track, which
+
+
+_ENCRYPTED = "the track is encrypted (DRM): only a copy without it can be scored"
+_ASF_LOCKS = (  # objects of its header: content encryption, extended, advanced
+    bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e"),
+    bytes.fromhex("14e68a292226174cb935dae07ee9289c"),
+    bytes.fromhex("338505438169e6499b74ad12cb86d58c"),
+)
+
+
+def _scrambled(stream: Stream) -> bool:
+    """Whether an ASF file says that it is encrypted, or most of an MPEG transport stream."""
+    stream.seek(0)
+    head = stream.read(2**16)
+    if head.startswith(b"\x30\x26\xb2\x75"):
+        return any(lock in head for lock in _ASF_LOCKS)
+    packets = [head[k : k + 4] for k in range(0, len(head) - 3, 188)]
+    if len(packets) < 8 or any(packet[0] != 0x47 for packet in packets):
+        return False
+    return sum(packet[3] >= 128 for packet in packets) > len(packets) // 2
 
 
 def _locked(track: Any) -> bool:

@@ -171,7 +171,7 @@ def _listed(path: str) -> list[str]:
     if control * 100 > len(text[: 2**16]):
         cure = "leave the @ out to score it, or name a text file with a path on each line"
         raise ValueError(f"list file {name}: no list but binary data: {cure}")
-    lines = text.split("\0") if "\0" in text else text.splitlines()
+    lines = text.split("\0") if "\0" in text else re.split(r"\r\n|\n|\r", text)
     folder, found = os.path.dirname(there), []
     for line in lines:
         if not line.strip():

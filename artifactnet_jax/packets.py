@@ -498,7 +498,8 @@ def frames(data: Bytes, base: int, end: int) -> Survey | None:
     start = _after_zeros(data, _after_tags(data, base, end))
     if re.match(_OTHERS, data.at(start, 16)):
         return None
-    found = _next(data, start, min(end, start + _WINDOW))
+    # A tag in front may be longer than it says: with a picture.
+    found = _next(data, start, min(end, start + (64 if base else 1) * _WINDOW))
     survey = Survey([], counted=True)
     runs: list[_Run] = []  # of the stream at work
     lost = 0  # frames of it

@@ -498,3 +498,42 @@ def test_other_stereo_is_mixed_as_ever(balance):
     heard, warnings = segments(np.stack([x, np.float32(balance) * x], 1))
     assert warnings == ()
     assert np.allclose(heard, x * (1 + balance) / 2, atol=1e-6)
+
+
+def dsf(rate: int, n: int = 4096 * 40) -> bytes:
+    """DSD of one channel: n bytes, eight samples each."""
+    body = np.random.default_rng(0).integers(0, 256, n, dtype=np.uint8).tobytes()
+    fmt = b"fmt " + struct.pack("<QIIIIIIQII", 52, 1, 0, 1, 1, rate, 1, n * 8, 4096, 0)
+    data = b"data" + struct.pack("<Q", 12 + n) + body
+    return b"DSD " + struct.pack("<QQQ", 28, 80 + len(data), 0) + fmt + data
+
+
+def test_dsd():
+    pytest.importorskip("av")
+    data = dsf(2_822_400)
+    assert report(data).duration_s == pytest.approx(4096 * 40 * 8 / 2_822_400, abs=0.01)
+    assert failure(data[: len(data) * 6 // 10]).kind == "truncated"
+    error = failure(dsf(11_289_600))
+    assert (error.kind, "DSD of 11.3 MHz" in str(error)) == ("sample-rate", True)
+
+
+@pytest.mark.parametrize("kind", ["flac", "aiff", "m4a", "ogg"])
+def test_id3_in_front_of_anything(kind):
+    data = encode(noise(2), kind)
+    assert np.array_equal(sound(id3(3000) + data), sound(data))
+
+
+def test_flac_with_a_tag_behind_it():
+    data = encode(SECOND, "flac")
+    for total in (0, len(SECOND)):
+        assert np.array_equal(sound(with_total(data, total) + b"TAG" + bytes(125)), left(SECOND))
+
+
+def test_scrambled_streams_are_encrypted():
+    data = bytearray(muxed("mpegts", "aac", noise(2)))
+    for k in range(3, len(data), 188):
+        data[k] |= 0xC0
+    assert failure(bytes(data)).kind == "encrypted"
+    locked = bytearray(muxed("asf", "wmav2", noise(2)))
+    locked[70:86] = bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e")
+    assert failure(bytes(locked)).kind == "encrypted"
