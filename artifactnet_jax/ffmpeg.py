@@ -111,12 +111,6 @@ def _declared(container: Any, track: Any) -> float | None:
 def _open(stream: Stream, flaws: Flaws) -> tuple[Any, Any, str | None]:
     """PyAV's container of a stream, its audio track, and which of several that is."""
     reason = detail(stream.refusal)
-    try:
-        import av
-    except ImportError:
-        text = "libsndfile cannot read it; AAC, M4A, WMA, Matroska and others need PyAV"
-        cure = 'pip install "artifactnet-jax[av]"'
-        raise AudioError("missing-extra", f"{text}: {cure} ({reason})") from None
     boxes = Boxes(stream)
     if boxes.broken:
         flaws.missing_s = math.inf
@@ -126,6 +120,12 @@ def _open(stream: Stream, flaws: Flaws) -> tuple[Any, Any, str | None]:
         text = "its index (moov) is missing: the recording or the download broke off"
         cure = "download it again; a recording can be repaired with its recorder, or untrunc"
         raise AudioError("truncated", f"{text}: {cure}")
+    try:
+        import av
+    except ImportError:
+        text = "libsndfile cannot read it; AAC, M4A, WMA, Matroska and others need PyAV"
+        cure = 'pip install "artifactnet-jax[av]"'
+        raise AudioError("missing-extra", f"{text}: {cure} ({reason})") from None
     # PyAV prints nothing of FFmpeg's log unless it is told to. No protocol: a file cannot refer to
     # another file or to the network.
     options = {"protocol_whitelist": "none", "format_whitelist": ",".join(FORMATS)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -537,3 +538,10 @@ def test_scrambled_streams_are_encrypted():
     locked = bytearray(muxed("asf", "wmav2", noise(2)))
     locked[70:86] = bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e")
     assert failure(bytes(locked)).kind == "encrypted"
+
+
+def test_the_base_install_says_what_it_sees(monkeypatch):
+    data = muxed("ipod", "aac", noise(2))
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert failure(data).kind == "missing-extra"
+    assert failure(data[: data.find(b"moov") - 4]).kind == "truncated"
