@@ -199,9 +199,10 @@ def write_stress(mirrors: Path, folder: Path) -> None:
     wanted: dict[str, dc.Bank] = {}
     names: dict[str, str] = {}
     for cluster in clusters(data):
-        if cluster.name not in STRESSED:
+        same = [(d.name, d.tracks) == (cluster.name, cluster.keep.sum()) for d in bank.decoders]
+        if cluster.name not in STRESSED or not any(same):
             continue
-        k = [d.name for d in bank.decoders].index(cluster.name)
+        k = same.index(True)
         tracks = data.tracks.of(cluster.keep)
         parts = dl.halves(tracks)
         members = np.flatnonzero(cluster.keep)
