@@ -20,8 +20,8 @@ from artifactnet_jax.bench.candidates import Candidate, Track, calls
 from artifactnet_jax.bench.rounds import medians
 from artifactnet_jax.config import Config
 from artifactnet_jax.decode import open_audio
-from artifactnet_jax.decoders import load
-from artifactnet_jax.detector import decide, match
+from artifactnet_jax.decoders import load, match
+from artifactnet_jax.detector import decide
 from artifactnet_jax.layers import layer_traffic
 from artifactnet_jax.passes import folded
 from artifactnet_jax.presets import input_shapes

@@ -18,7 +18,6 @@ from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.catalogue import Folder
 from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.detector import match as matched
 from artifactnet_jax.results import Verdict, to_json
 from artifactnet_jax.text import CommandError
 from audio_files import carrying, encode, noise, write
@@ -124,7 +123,7 @@ def test_what_cannot_be_matched_says_why(detector):
         assert verdict.decoder is None
         assert reason in verdict.decoder_reason
         assert verdict.bank == detector.asked
-    outcome = matched(None, detector.bank)
+    outcome = decoders.match(None, detector.bank)
     assert outcome.match is None
     assert "do not read audio at 44100 Hz" in outcome.reason
 
