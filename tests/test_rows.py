@@ -124,7 +124,7 @@ def test_what_cannot_be_matched_says_why(detector):
         assert verdict.decoder is None
         assert reason in verdict.decoder_reason
         assert verdict.bank == detector.asked
-    outcome = matched(None, detector.bank)
+    outcome = decoders.match(None, detector.bank)
     assert outcome.match is None
     assert "do not read audio at 44100 Hz" in outcome.reason
 
