@@ -37,6 +37,7 @@ from artifactnet_jax.recording import (
 from artifactnet_jax.tags import notices
 from artifactnet_jax.text import printable
 
+LONGEST_PATH = 4096  # bytes
 Opener = Callable[[], contextlib.AbstractContextManager[Decoded]]  # decodes by itself; AudioError
 Source = str | bytes | os.PathLike[Any] | BinaryIO | arrays.Array | Opener
 
@@ -83,6 +84,9 @@ def open_audio(source: Source) -> Iterator[Decoded]:
 
 def _check_path(path: str | bytes | os.PathLike[Any]) -> None:
     """AudioError unless `path` is a regular file; nothing is opened (a pipe would block)."""
+    if isinstance(path, bytes) and (b"\0" in path or len(path) > LONGEST_PATH):
+        text = "no path but the bytes of a file: wrap them in io.BytesIO"
+        raise AudioError("not-found", text)
     try:
         mode = os.stat(path).st_mode
     except PermissionError:

@@ -219,7 +219,8 @@ def _left_out(others: Counter[str], left: Counter[str]) -> list[str]:
     """What a folder has besides audio, in words."""
     parts = []
     if count := others.total():
-        kinds = [f"{suffix} {n}" for suffix, n in others.most_common(5)]
+        ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{suffix} {n}" for suffix, n in ordered[:5]]
         kinds += ["..."] if len(others) > 5 else []
         parts.append(f"{_some(count, 'file')} of no audio suffix ({', '.join(kinds)})")
     names = {"inner": "subfolder", "linked": "linked folder", "hidden": "hidden name"}
