@@ -17,6 +17,9 @@ from typing import BinaryIO
 from artifactnet_jax import packets
 from artifactnet_jax.packets import Bytes, Part, Piece, Survey, id3_size
 
+# Streams of packets that zeros may follow: AC-3, DTS, MPEG transport, ASF.
+_PADDED = (b"\x0b\x77", b"\x7f\xfe\x80\x01", b"\x47\x40", b"\x30\x26\xb2\x75")
+_TRUEHD = b"\xf8\x72\x6f\xba"
 _FEW_S = 0.1  # s; so much behind the data chunk is padding rather than sound
 _PROBE = 2**16  # bytes that are looked at where one must guess
 _ENDLESS = 2**62  # a size that nobody has
@@ -60,6 +63,12 @@ def survey(file: BinaryIO, size: int) -> Survey | None:
         found = _flac(data, base)
     elif head[:4] == b"OggS":
         found = packets.ogg(data, base)
+    elif head[:4] == b"RIFF":
+        found = _other_riff(data, base)
+    elif data.at(base, 20) == _VOC:
+        found = _voc(data, base)
+    elif base == 0 and (head.startswith(_PADDED) or head[4:8] == _TRUEHD):
+        found = Survey([Part(((0, data.last_byte()),))])
     else:
         found = packets.frames(data, base, size)
     return found
@@ -200,7 +209,10 @@ def _riff(data: Bytes, base: int) -> Survey | None:
     end = _end(data, body, kind, byte_rate)
     if tag in (0x50, 0x55):  # MPEG audio in a WAV file
         last = data.size if end is not None else body.start + (body.stated or 0)
-        return packets.frames(data, body.start, min(data.size, last))
+        inner = packets.frames(data, body.start, min(data.size, last))
+        if inner is not None:
+            inner.missing_s += _missing(body, data, byte_rate)
+        return inner
     head = None
     if end is not None:
         end -= (end - body.start) % max(1, align)
@@ -247,8 +259,8 @@ def _w64(data: Bytes, base: int) -> Survey | None:
     if stated <= 0 or stated > _ENDLESS or _unknown(stated, present):
         body.stated = None
     end = _end(data, body, kind, byte_rate)
-    if end is None and body.stated is not None and body.stated > present:
-        end = data.size  # libsndfile refuses what is cut off; `missing_s` says it
+    if end is None and body.stated is not None:  # libsndfile reads on, or refuses what is cut off
+        end = min(data.size, body.start + body.stated)
     head = None
     if end is not None:
         end -= (end - body.start) % max(1, align)
@@ -259,9 +271,8 @@ def _w64(data: Bytes, base: int) -> Survey | None:
 
 def _missing(body: _Body, data: Bytes, byte_rate: float) -> float:
     """Seconds that a size promises and the file does not have."""
-    if body.stated is None or not byte_rate:
-        return 0.0
-    return max(0, body.start + body.stated - data.size) / byte_rate
+    short = 0 if body.stated is None else max(0, body.start + body.stated - data.size)
+    return short / byte_rate if byte_rate else math.inf if short else 0.0
 
 
 def _aiff(data: Bytes, base: int) -> Survey | None:
@@ -359,6 +370,41 @@ def _au(data: Bytes, base: int) -> Survey | None:
         size = struct.pack(">I", min(end - start, 2**32 - 1))
         patched = head[:8] + size + head[12:] + data.at(base + 24, max(0, offset - 24))
     return _chunked(data, base, body, end, patched, byte_rate)
+
+
+_VOC = b"Creative Voice File\x1a"
+_VOC_RATE = struct.Struct("<IBB")
+
+
+def _voc(data: Bytes, base: int) -> Survey | None:
+    """Blocks of a VOC file: a kind, a size of 24 bits, a body; 0 is the end."""
+    at = base + int.from_bytes(data.at(base + 20, 2), "little")
+    byte_rate = 0.0
+    # Some programs state a few bytes too few: then a block seems to begin among the last samples.
+    while data.size - at > 64 and (head := data.at(at, 10))[0]:
+        size = int.from_bytes(head[1:4], "little")
+        if byte_rate and at + 4 + size > data.size:
+            break
+        if head[0] == 9:
+            rate, bits, channels = _VOC_RATE.unpack(head[4:10])
+            byte_rate = rate * channels * bits / 8
+        elif head[0] == 1:
+            byte_rate = 1e6 / (256 - head[4])
+        at += 4 + size
+    missing = (at - data.size) / byte_rate if byte_rate and at > data.size else 0.0
+    end = data.size if data.size - at <= 64 else at + 1
+    return Survey([Part(((base, end),))], missing_s=missing)
+
+
+def _other_riff(data: Bytes, base: int) -> Survey:
+    """RIFF of another kind, as AVI: whether it is as long as it says."""
+    at = base
+    while len(head := data.at(at, 8)) == 8 and head[:4] == b"RIFF":  # from 1 GiB on AVI has several
+        size = struct.unpack("<I", head[4:])[0]
+        at += 8 + size + size % 2
+    stated = at - base
+    cut = data.size - base + 1 < stated < 2**31 - 2**16
+    return Survey([Part(((base, data.size),))], missing_s=math.inf if cut else 0.0)
 
 
 # --- FLAC -----------------------------------------------------------------------------------------

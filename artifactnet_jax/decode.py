@@ -117,7 +117,7 @@ def _decode_file(file: BinaryIO, size: int) -> Decoded:
     except (OSError, ValueError) as error:
         raise AudioError("read", f"reading failed ({detail(error)}): check the disk") from None
     if survey is None:
-        survey = Survey([Part(((0, size),))])
+        survey = Survey([Part(((0, size),), looked=False)])
     if survey.as_text:
         text = "damaged: it was copied or saved as text, and what is left is no music"
         raise AudioError("decode", f"{text}: copy it again in binary mode")
@@ -149,7 +149,9 @@ def _open_part(file: BinaryIO, part: Part, flaws: Flaws) -> Decoded:
     """A part as the reader that can has it."""
     stream = Stream(file, part.pieces)
     second = part.mixed and importlib.util.find_spec("av") is not None
-    decoded = (None if second else sndfile.decode(stream, flaws)) or ffmpeg.decode(stream, flaws)
+    decoded = (None if second else sndfile.decode(stream, flaws, part.looked)) or ffmpeg.decode(
+        stream, flaws
+    )
     return dataclasses.replace(decoded, frames=part.frames) if part.frames else decoded
 
 

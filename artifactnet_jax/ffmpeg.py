@@ -7,6 +7,7 @@ network.
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 from collections.abc import Generator
 from typing import Any
@@ -27,6 +28,8 @@ from artifactnet_jax.recording import (
 )
 
 _GAP_S = 0.03  # s; times of containers are rounded
+_FEW = 2**10  # bytes that may belong to no packet
+_RAW = {"ac3", "eac3", "dts", "mlp", "truehd"}  # nothing but packets: what is not in one is lost
 _JUMP_S = 10.0  # s; more in a broadcast is another programme, not a hole
 # Containers whose header states how long a track is; others are estimates.
 _STATING = {"mov", "mp4", "tta", "ape", "wv", "tak", "mpc", "mpc8", "dsf", "iff", "w64", "caf"}
@@ -42,7 +45,7 @@ def decode(stream: Stream, flaws: Flaws) -> Decoded:
     Raises:
         AudioError: it cannot be opened, or the extra is missing.
     """
-    container, track, which = _open(stream)
+    container, track, which = _open(stream, flaws)
     codec = track.codec_context.codec
     lossless = codec.lossless and (not codec.lossy or codec.name == "wavpack")
     frames = _frames(stream, container, track, flaws)
@@ -100,7 +103,7 @@ def _declared(container: Any, track: Any) -> float | None:
     return None
 
 
-def _open(stream: Stream) -> tuple[Any, Any, str | None]:
+def _open(stream: Stream, flaws: Flaws) -> tuple[Any, Any, str | None]:
     """PyAV's container of a stream, its audio track, and which of several that is."""
     reason = detail(stream.refusal)
     try:
@@ -110,6 +113,8 @@ def _open(stream: Stream) -> tuple[Any, Any, str | None]:
         cure = 'pip install "artifactnet-jax[av]"'
         raise AudioError("missing-extra", f"{text}: {cure} ({reason})") from None
     boxes = Boxes(stream)
+    if boxes.broken:
+        flaws.missing_s = math.inf
     if boxes.cut:
         text = "its index (moov) is missing: the recording or the download broke off"
         cure = "download it again; a recording can be repaired with its recorder, or untrunc"
@@ -173,6 +178,7 @@ def _frames(stream: Stream, container: Any, track: Any, flaws: Flaws) -> Generat
     import av
 
     clock = _Clock("mpegts" in container.format.name or "mpeg" in container.format.name, flaws)
+    taken, heard = 0, 0.0  # bytes, s
     with container:
         track.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
         packets = container.demux(track)
@@ -189,7 +195,11 @@ def _frames(stream: Stream, container: Any, track: Any, flaws: Flaws) -> Generat
             if stream.error:
                 raise stream.failure(stream.error)
             if packet is None:
+                rest = stream.size - taken
+                if container.format.name in _RAW and rest > _FEW and not flaws.lost_s:
+                    flaws.lost_s += heard * rest / max(1, taken)
                 return
+            taken += packet.size
             try:
                 frames = packet.decode()
             except av.error.FFmpegError as error:
@@ -200,6 +210,7 @@ def _frames(stream: Stream, container: Any, track: Any, flaws: Flaws) -> Generat
             for frame in frames:
                 if frame.samples:
                     clock.heard(frame)
+                    heard += frame.samples / frame.sample_rate
                     yield frame
 
 
@@ -247,20 +258,22 @@ class Boxes:
 
     def __init__(self, stream: Stream):
         self.cut = False  # it has no index
+        self.broken = False  # it is in fragments, and what stands behind some is none
         self.encrypted: set[int] = set()  # numbers of the tracks
         self._track = -1
         head = self._at(stream, 0, 12)
         if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return
-        names = self._walk(stream, 0, stream.size)
+        names, end = self._walk(stream, 0, stream.size)
+        self.broken = b"moof" in names and end + 8 <= stream.size
         self.cut = b"moov" not in names and b"moof" not in names and b"mdat" in names
 
     def _at(self, stream: Stream, at: int, size: int) -> bytes:
         stream.seek(at)
         return stream.read(size)
 
-    def _walk(self, stream: Stream, at: int, end: int) -> list[bytes]:
-        """Names of the boxes in [at, end)."""
+    def _walk(self, stream: Stream, at: int, end: int) -> tuple[list[bytes], int]:
+        """Names of the boxes in [at, end), and where the last of them ends."""
         names: list[bytes] = []
         while at + 8 <= end and len(names) < 100_000:
             head = self._at(stream, at, 16)
@@ -270,7 +283,9 @@ class Boxes:
                 size, inner = struct.unpack(">Q", head[8:])[0], 16
             elif size == 0:
                 size = end - at
-            if size < inner:
+            if name == bytes(4):  # padding
+                return names, end
+            if size < inner or not name.isalnum():
                 break
             names.append(name)
             if name == b"trak":
@@ -280,7 +295,7 @@ class Boxes:
             elif name == b"stsd" and self._at(stream, at + inner + 12, 4) in self._LOCKED:
                 self.encrypted.add(self._track)
             at += size
-        return names
+        return names, at
 
 
 def _from_frame(frame: Any) -> np.ndarray:

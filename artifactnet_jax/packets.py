@@ -27,6 +27,7 @@ class Part:
     pieces: tuple[Piece, ...]
     frames: int | None = None  # samples per channel, where the format states it
     mixed: bool = False  # it holds other tracks too
+    looked: bool = True  # it was looked into
 
 
 @dataclasses.dataclass
@@ -75,6 +76,14 @@ class Bytes:
     def all_zero(self, start: int, end: int) -> bool:
         """Whether nothing but zeros stands in [start, end)."""
         return not any(block[: end - at].strip(b"\0") for at, block in self.blocks(start))
+
+    def last_byte(self) -> int:
+        """Where the zeros at the end begin."""
+        for end in range(self.size, 0, -_BLOCK):
+            start = max(0, end - _BLOCK)
+            if rest := self.at(start, end - start).rstrip(b"\0"):
+                return start + len(rest)
+        return 0
 
     def find_all(self, pattern: re.Pattern[bytes], start: int) -> list[int]:
         """Where a pattern of at most 16 bytes is found from `start` on."""

@@ -7,13 +7,15 @@ import ctypes
 import os
 import threading
 
-from artifactnet_jax.recording import Blocks, Decoded, Flaws, Stream, block_frames
+from artifactnet_jax.recording import AudioError, Blocks, Decoded, Flaws, Stream, block_frames
 
 _LOSSLESS = ("PCM_", "FLOAT", "DOUBLE", "ALAC", "DPCM", "DWVW")
 
 
-def decode(stream: Stream, flaws: Flaws) -> Decoded | None:
+def decode(stream: Stream, flaws: Flaws, looked: bool = True) -> Decoded | None:
     """Decode with libsndfile; None if it cannot open the file.
+
+    `looked`: whether the frames of MPEG audio were found to follow one another.
 
     MP3: mpg123 drops the encoder's delay and padding where a LAME tag states them. Where a lossy
     file cannot be read on, the rest counts as lost in `flaws`.
@@ -26,6 +28,9 @@ def decode(stream: Stream, flaws: Flaws) -> Decoded | None:
     except soundfile.SoundFileError as error:
         stream.refusal = error
         return None
+    if file.format == "MP3" and not looked and not _free(stream):
+        text = "damaged: its frames do not follow one another, as in a copy made as text"
+        raise AudioError("decode", f"{text}: copy, download or export it again")
     # soundfile would seek after every read, which costs time and restarts lossy decoders.
     file.seekable = lambda: False
     exact = file.format != "MP3"  # there it is what an encoder wrote, or a guess
@@ -52,6 +57,15 @@ def decode(stream: Stream, flaws: Flaws) -> Decoded | None:
                 yield block
 
     return Decoded(file.samplerate, file.channels, blocks(), frames, exact, lossless, flaws=flaws)
+
+
+def _free(stream: Stream) -> bool:
+    """Whether it is MPEG audio of a free bit rate, whose frames do not say their size."""
+    position = stream.seek(stream.position)
+    stream.seek(0)
+    head = stream.read(4)
+    stream.seek(position)
+    return len(head) == 4 and head[0] == 255 and head[2] >> 4 == 0
 
 
 def _rest(stream: Stream, seconds: float) -> float:

@@ -306,6 +306,16 @@ def test_caf_of_unknown_size_is_read_whole():
         )
 
 
+def test_voc():
+    body = SECOND.astype("<i2").tobytes()
+    size = (12 + len(body)).to_bytes(3, "little")
+    head = b"Creative Voice File\x1a\x1a\x00\x0a\x01\x29\x11\x09" + size
+    data = head + struct.pack("<IBBHI", RATE, 16, 1, 4, 0) + body + b"\0"
+    assert np.array_equal(sound(data), left(SECOND))
+    assert np.array_equal(sound(data + bytes(50_000)), left(SECOND))
+    assert failure(data[: len(data) * 6 // 10]).kind == "truncated"
+
+
 @pytest.mark.parametrize("kind", ["WAV", "AIFF", "CAF", "AU"])
 def test_pcm_copied_as_text_is_damaged(kind):
     data = container(SECOND, kind)
@@ -377,6 +387,33 @@ def test_a_damaged_packet_of_m4a_is_counted():
     found = report(bytes(data))
     assert "damaged" in found.warnings
     assert 0 < found.lost_s < 0.3
+
+
+@pytest.mark.parametrize(("form", "codec"), [("avi", "libmp3lame"), ("flv", "libmp3lame")])
+def test_other_containers_tell_a_cut(form, codec):
+    data = muxed(form, codec, noise(4))
+    assert told(data) == set()
+    assert "truncated" in told(data[: len(data) * 6 // 10])
+
+
+@pytest.mark.parametrize(("form", "codec"), [("ac3", "ac3"), ("mpegts", "aac"), ("asf", "wmav2")])
+def test_zeros_behind_packets_are_no_damage(form, codec):
+    data = muxed(form, codec, noise(2))
+    assert told(data + bytes(50_000)) == told(data) == set()
+
+
+def test_a_hole_between_bare_packets_is_counted():
+    data = muxed("ac3", "ac3", noise(4))
+    middle = len(data) // 2
+    assert told(data[:middle] + data[middle + 3000 :]) == {"damaged"}
+
+
+def test_a_hole_in_fragments_is_told():
+    options = {"movflags": "frag_keyframe+empty_moov", "frag_duration": "500000"}
+    data = muxed("mp4", "aac", noise(4), options)
+    assert told(data) == set()
+    middle = len(data) // 2
+    assert "truncated" in told(data[:middle] + data[middle + 3000 :])
 
 
 def test_no_moov_and_encryption_are_told():
