@@ -17,7 +17,6 @@ from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.catalogue import Folder
 from artifactnet_jax.config import Decision, FrontEnd
-from artifactnet_jax.decoders import match as matched
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.results import Verdict, to_json
 from artifactnet_jax.text import CommandError
