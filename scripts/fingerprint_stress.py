@@ -36,7 +36,7 @@ from fingerprint_bank import (
 from artifactnet_jax import decoder_learning as dl
 from artifactnet_jax import decoders as dc
 from artifactnet_jax import fingerprint as fp
-from artifactnet_jax.audio import resampled
+from artifactnet_jax.audio import read_mono
 from artifactnet_jax.bench.adapter import DetectorError
 from artifactnet_jax.bench.baselines import Fakeprint
 from artifactnet_jax.bench.stress import SUITES, laundered, rerecorded, stretched
@@ -199,9 +199,10 @@ def write_stress(mirrors: Path, folder: Path) -> None:
     wanted: dict[str, dc.Bank] = {}
     names: dict[str, str] = {}
     for cluster in clusters(data):
-        if cluster.name not in STRESSED:
+        same = [(d.name, d.tracks) == (cluster.name, cluster.keep.sum()) for d in bank.decoders]
+        if cluster.name not in STRESSED or not any(same):
             continue
-        k = [d.name for d in bank.decoders].index(cluster.name)
+        k = same.index(True)
         tracks = data.tracks.of(cluster.keep)
         parts = dl.halves(tracks)
         members = np.flatnonzero(cluster.keep)
@@ -242,14 +243,12 @@ def fakeprints(mirrors: Path, data: Data) -> tuple[np.ndarray, np.ndarray]:
         if row["id"] not in place:
             continue
         try:
-            with open_audio(io.BytesIO(file)) as decoded:
-                blocks = resampled(decoded.blocks, decoded.rate, adapter.input_rate)
-                audio = np.concatenate(list(blocks))[: MOST_S * adapter.input_rate]
-            features.append(adapter.features(audio).astype(np.float32))
+            audio = read_mono(io.BytesIO(file), adapter.input_rate, row["id"])
+            features.append(adapter.features(audio[: MOST_S * adapter.input_rate]))
             found.append(place[row["id"]])
         except (AudioError, DetectorError) as error:
             print(f"{row['id']}: {error}", file=sys.stderr)
-    return np.array(found), np.stack(features)
+    return np.array(found), np.stack(features).astype(np.float32)
 
 
 def write_fakeprint(mirrors: Path, folder: Path) -> None:

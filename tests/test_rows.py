@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import soxr
 
-from artifactnet_jax import decode, decoders
+from artifactnet_jax import decode, decoders, recording
 from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.catalogue import Folder
 from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.detector import match as matched
 from artifactnet_jax.results import Verdict, to_json
 from artifactnet_jax.text import CommandError
 from audio_files import carrying, encode, noise, write
@@ -70,7 +69,7 @@ def read(source: Any, plan: Any = "all", **options: Any) -> SegmentReader:
     [("all", False, "wav"), ("first60", True, "mp3"), (3, True, "wav"), ("all", True, "mp3")],
 )
 def test_the_spectrum_is_that_of_all_that_is_read(tmp_path, monkeypatch, plan, counted, suffix):
-    monkeypatch.setattr(decode, "_BLOCK_VALUES", 20_001)
+    monkeypatch.setattr(recording, "_BLOCK_VALUES", 20_001)
     low = 24_000
     path = write(tmp_path, f"a.{suffix}", noise(61, low, channels=1), low)
     reader = read(path, plan, counted=counted)
@@ -124,7 +123,7 @@ def test_what_cannot_be_matched_says_why(detector):
         assert verdict.decoder is None
         assert reason in verdict.decoder_reason
         assert verdict.bank == detector.asked
-    outcome = matched(None, detector.bank)
+    outcome = decoders.match(None, detector.bank)
     assert outcome.match is None
     assert "do not read audio at 44100 Hz" in outcome.reason
 
@@ -150,7 +149,7 @@ def test_blocks_of_any_size_the_same_match(detector, generated, tmp_path, monkey
     path = write(tmp_path, "g.wav", generated)
     expected = said(detector.score(path))
     for size in (1_000, 65_537):
-        monkeypatch.setattr(decode, "_BLOCK_VALUES", size)
+        monkeypatch.setattr(recording, "_BLOCK_VALUES", size)
         assert said(detector.score(path)) == expected
 
 
