@@ -148,7 +148,7 @@ def schema() -> Any:
         **{"duration_s": number, "sample_rate": pa.int32(), "channels": pa.int32()},
         "weights": pa.struct([(key, text) for key in ("name", "sha256", "preset")]),
         **{"backend": text, "dtype": text, "aggregate": text, "plan": text},
-        **{"warnings": pa.list_(text), "skipped": pa.int32()},
+        **{"warnings": pa.list_(text), "skipped": pa.int32(), "lost_s": number, "track": text},
         **{"decoder": pa.struct(decoder.items()), "decoder_reason": text},
         "bank": pa.struct([("sha256", text), ("decoders", pa.int32())]),
         **{"fine": pa.struct([("logit", number)]), "fine_reason": text},

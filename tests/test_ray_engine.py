@@ -107,7 +107,8 @@ def test_a_catalogue_from_its_first_run_to_its_third(tmp_path, tracks, score, ca
             assert other["error"]["kind"] == row["error"]["kind"]
             assert name in other["error"]["message"]
             continue
-        for key in row.keys() - {"path", "timings"}:
+        assert other["sha256"] == row["file"]["sha256"]
+        for key in row.keys() - {"path", "timings", "file"}:
             value = str(row[key]) if key == "plan" else row[key]
             assert other[key] == value, key
         assert other["sha256"] == sha256(Path(path))
