@@ -37,7 +37,7 @@ HEAVY |= {
     "sqlalchemy",
 }
 
-WITH_JAX = {"dsp_jax.py", "model.py", "xla.py"}
+WITH_JAX = {"dsp_jax.py", "model.py", "xla.py", "started.py"}
 WITH_JAX |= {"median_xla.py", "median_pallas.py", "texture_xla.py"}
 
 SCORING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("backends/*.py")]
