@@ -16,6 +16,14 @@ LOUD = 2.0  # times full scale; decoders overshoot so far, and no music is loude
 Array = tuple[Any, Any]  # samples [n] or [n, channels], sample rate in Hz
 
 
+def count_of(value: Any) -> int:
+    """A whole number of any library as an int; 0 where it is none, or a truth value."""
+    try:
+        return 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        return 0
+
+
 def checked(samples: Any, rate: Any) -> tuple[np.ndarray, int]:
     """Samples [n] or [n, channels] and a rate in Hz, as NumPy and int, whatever library has them.
 

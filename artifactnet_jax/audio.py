@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import operator
 import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 
-from artifactnet_jax.arrays import LOUD, checked
+from artifactnet_jax.arrays import LOUD, checked, count_of
 from artifactnet_jax.config import Decision, FrontEnd
 from artifactnet_jax.decode import Source, open_audio
 from artifactnet_jax.fingerprint import RATE, Accumulator
@@ -38,10 +37,7 @@ def check_plan(segments: Any) -> Segments:
     """A plan of segments, a count as an int: see `SegmentReader`. ValueError if it is none."""
     if isinstance(segments, str) and segments in ("all", "first60"):
         return segments  # type: ignore[return-value]
-    try:
-        count = 0 if isinstance(segments, (bool, np.bool_)) else operator.index(segments)
-    except TypeError:
-        count = 0
+    count = count_of(segments)
     if count < 1:
         raise ValueError(f"segments {segments!r} is not 'all', 'first60' or a count above 0")
     return count

@@ -190,14 +190,18 @@ def _unknown(size: int, present: int) -> bool:
     return size == 0 or (size > present and min(abs(size - n) for n in near) <= 2**16)
 
 
+def _format(data: Bytes, chunks: dict[bytes, tuple[int, int]]) -> bytes | None:
+    """The chunk "fmt ", at most 1 KiB of it; None where it is not there, or cut off."""
+    fmt = data.at(*packets.span(chunks[b"fmt "]))[:1024] if b"fmt " in chunks else b""
+    return fmt if len(fmt) >= 16 else None
+
+
 def _riff(data: Bytes, base: int) -> Survey | None:
     order = ">" if data.at(base, 4) == b"RIFX" else "<"
     kind = _Chunks(4, struct.Struct(f"{order}I"), 2)
     chunks, body = _walk(data, base + 12, kind, b"data")
-    if body is None or b"fmt " not in chunks:
-        return None
-    fmt = data.at(*packets.span(chunks[b"fmt "]))[:1024]
-    if len(fmt) < 16:
+    fmt = _format(data, chunks)
+    if body is None or fmt is None:
         return None
     tag, _, _, byte_rate, align = struct.unpack(f"{order}HHIIH", fmt[:14])
     present = data.size - body.start
@@ -251,10 +255,8 @@ def _wave_head(order: str, fmt: bytes, fact: bytes, size: int, align: int) -> by
 def _w64(data: Bytes, base: int) -> Survey | None:
     kind = _Chunks(16, struct.Struct("<Q"), 8, whole=True)
     chunks, body = _walk(data, base + 40, kind, b"data")
-    if body is None or b"fmt " not in chunks:
-        return None
-    fmt = data.at(*packets.span(chunks[b"fmt "]))[:1024]
-    if len(fmt) < 16:
+    fmt = _format(data, chunks)
+    if body is None or fmt is None:
         return None
     byte_rate, align = struct.unpack("<IH", fmt[8:14])
     present = data.size - body.start

@@ -275,7 +275,7 @@ def named(bank: Bank, z: np.ndarray, p: np.ndarray) -> tuple[int, tuple[str, ...
 
 def hear(spectrum: fp.Accumulator) -> tuple[np.ndarray, int, int] | str:
     """Levels of the whole track, its classes of band and length; or why it cannot be judged."""
-    total = functools.reduce(lambda a, b: a + b, spectrum.windows, fp.Mean())
+    total = sum(spectrum.windows, fp.Mean())
     if spectrum.frames < LENGTHS[0]:
         return f"too short: {LENGTHS[0] * fp.HOP / fp.RATE:.0f} s are needed"
     j = length_class(total.frames)

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import logging
 import math
-import operator
 import os
 import queue
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax import decoders, fine_head
+from artifactnet_jax.arrays import count_of
 from artifactnet_jax.audio import AudioReport, Segment, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import BackendError, cpu_count
 from artifactnet_jax.files import facts_of
@@ -103,10 +103,7 @@ def _number(name: str, value: Any) -> float:
 
 def _count(name: str, value: Any) -> int:
     """A whole number above 0, of any library, as an int. Raises ValueError."""
-    try:
-        count = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        count = 0
+    count = count_of(value)
     if count < 1:
         raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
     return count

@@ -40,7 +40,7 @@ from artifactnet_jax.audio import read_mono
 from artifactnet_jax.bench.adapter import DetectorError
 from artifactnet_jax.bench.baselines import Fakeprint
 from artifactnet_jax.bench.stress import SUITES, laundered, rerecorded, stretched
-from artifactnet_jax.data.augment import encode_decode
+from artifactnet_jax.data.augment import encode_decode, filtered
 from artifactnet_jax.data.teachers import open_teacher
 from artifactnet_jax.decode import open_audio
 from artifactnet_jax.recording import AudioError
@@ -50,13 +50,6 @@ SECONDS = 60
 STRESSED = ("Suno", "MiniMax Music", "MusicGen", "ElevenLabs Music v1", "ElevenLabs Music v2")
 TRACKS = 6  # of a decoder, where there are so many
 LEAST_S = 20
-
-
-def filtered(audio: np.ndarray, response: Any) -> np.ndarray:
-    """float32 [n, c] with every frequency multiplied by response(Hz), without a delay."""
-    gain = response(np.fft.rfftfreq(len(audio), 1 / fp.RATE))
-    bins = np.fft.rfft(audio, axis=0) * gain[:, None]
-    return np.fft.irfft(bins, len(audio), axis=0).astype(np.float32)
 
 
 def equaliser(hz: np.ndarray) -> np.ndarray:
