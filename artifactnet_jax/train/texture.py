@@ -27,7 +27,7 @@ from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import LABELS, Row, read_manifests
 from artifactnet_jax.data.splits import assign_splits, check_rows
-from artifactnet_jax.detector import log_odds
+from artifactnet_jax.decision import log_odds
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
 from artifactnet_jax.files import check_output, writing
