@@ -280,8 +280,10 @@ def test_as_much_as_does_no_harm_to_the_keep_set(monkeypatch):
         scores = [0.9] * real + [0.1] * (50 - real) + [0.1] * ai + [0.9] * (50 - ai)
         return dict(zip(paths, scores, strict=True))
 
-    harm = {1.0: flipped(0, 3), 0.75: flipped(2, 0), 0.5: flipped(1, 2), 0.25: flipped(0, 0)}
+    harm = {1.0: flipped(0, 3), 0.75: flipped(2, 0), 0.5: flipped(1, 1), 0.25: flipped(0, 0)}
     assert choose(monkeypatch, [], keep, before, harm) == 0.5
+    lost = {1.0: flipped(0, 2), 0.75: flipped(0, 1)}  # of 50 AI tracks: 4 and 2 %
+    assert choose(monkeypatch, [], keep, before, lost) == 0.75
     assert choose(monkeypatch, [], keep, before, {a: flipped(5, 5) for a in harm}) == 0.25
     assert choose(monkeypatch, [], keep, before, {a: flipped(0, 0) for a in harm}) == 1.0
 

@@ -91,7 +91,10 @@ def test_what_moves_needs_no_reading_and_what_does_not_is_read(whole, music, tmp
     monkeypatch.setattr(frozen, "texture_statistics", statistics)
     monkeypatch.setattr(frozen, "run_network", counted("network", frozen.run_network))
     changed = {name: 2 * tensor for name, tensor in move.movable(whole).items()}
-    again = taken(move.with_tensors(whole, changed), music, tmp_path)
+    verdict = dataclasses.replace(whole.config.verdict, threshold=0.7)
+    config = dataclasses.replace(whole.config, verdict=verdict, fusion=Fusion())
+    changed_weights = dataclasses.replace(move.with_tensors(whole, changed), config=config)
+    again = taken(changed_weights, music, tmp_path)
     assert counts == {"statistics": 0, "network": 0}
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.statistics, b.statistics)

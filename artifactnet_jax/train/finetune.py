@@ -54,6 +54,7 @@ MAX_BAD = 0.05  # share of the keep-set that may be unreadable
 NEAR = 0.2  # of score: a right verdict that is no farther from the threshold is trained on too
 HARD_SHARE = 0.5  # of the crops of a label: those of mined tracks
 ALPHAS = (1.0, 0.75, 0.5, 0.25)  # shares of the change that may be kept
+LOST = 0.02  # of the AI tracks to keep: share that may be found no more by what is kept of it
 FIXED = 0.9  # without a keep-set: share of the hard tracks that the least change must put right
 UNCHECKED = (
     "what else has changed was not checked, and no threshold was moved: give --keep MANIFEST"
@@ -113,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
         "note": note,
     }
     provenance = training.provenance(tuned, {"finetune": entry | {"training": report}})
-    adapted = dataclasses.replace(adapted, name=Path(args.out).stem, provenance=provenance)
+    named = {"name": Path(args.out).stem, "licence": tuned.licence, "provenance": provenance}
+    adapted = dataclasses.replace(adapted, **named)
     if entry["written"]:
         with writing(args.out):
             write_weights(adapted, args.out)
@@ -148,10 +150,9 @@ def _tuned(
         rows = [one.row for one in ranked if one.row.split == "train"]
         rehearsed = [row for row in keep if row.split == "train"]
         examples = [
-            Example(frozen, row.label, hard, share)
+            Example(scorer.frozen[row.path], row.label, hard, share)
             for part, hard in ((rows, True), (rehearsed, False))
-            for row, share in zip(part, row_weights(part, 0.5), strict=True)
-            if (frozen := scorer.frozen[row.path]) and len(frozen.starts)
+            for row, share in zip(part, row_weights(part, 0.5).tolist(), strict=True)
         ]
         move = Move()
         return moved(weights, examples, move), dataclasses.asdict(move)
@@ -302,7 +303,8 @@ class _Scorer:
         store = Store(weights, self._cache)
         if store.digest != self._digest:
             self.frozen, self._digest = {}, store.digest
-        paths = [row.path for row in rows if row.path not in self.frozen | self.failed]
+        known = self.frozen.keys() | self.failed.keys()
+        paths = [row.path for row in rows if row.path not in known]
         wanted = [(path, HARD if path in self._hard else KEPT) for path in paths]
         with progress(self._args.quiet, self._args.out, len(wanted)) as tell:
             found = collect(wanted, store, self._args.jobs, tell)
@@ -466,9 +468,10 @@ def _choose(
 ) -> tuple[float, Weights]:
     """Share of the change to keep, and the resulting weights.
 
-    As much as leaves the keep-set's validation tracks no worse, with thresholds that call as many
-    of them AI as before. Without a keep-set, as little as puts `FIXED` of the hard tracks right,
-    and no other threshold: one class says nothing of what a larger change would cost.
+    As much as leaves the keep-set's validation tracks no worse, and at most `LOST` of its AI tracks
+    unfound, with thresholds that call as many of the real ones AI as before. Without a keep-set, as
+    little as puts `FIXED` of the hard tracks right, and no other threshold: one class says nothing
+    of what a larger change would cost.
     """
     threshold = weights.config.verdict.threshold
     # Hard tracks alone are few: those that were trained on count too, but never the test's.
@@ -483,6 +486,11 @@ def _choose(
             after = scorer(rows, adapted)
             both = threshold, adapted.config.verdict.threshold
             good = not any(c.worse for c in evaluate("keep", rows, before, after, both))
+            found = [
+                sum(of[row.path] >= limit for row in rows if row.label)
+                for of, limit in zip((before, after), both, strict=True)
+            ]
+            good &= found[0] - found[1] <= LOST * (len(rows) - len(real))
         else:
             right = [(after[row.path] >= threshold) == bool(row.label) for row in rows]
             good = sum(right) >= FIXED * len(rows)

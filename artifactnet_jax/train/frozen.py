@@ -76,7 +76,7 @@ class Store:
         known = [_REVISION, dataclasses.asdict(weights.config.front_end), reading, self._fine]
         known.append(head and dataclasses.asdict(head))
         first = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        plain = dataclasses.replace(weights.config, verdict=Decision(), texture=None)
+        plain = dataclasses.replace(weights.config, verdict=Decision(), texture=None, fusion=None)
         moved = {"texture", *(f"cnn.{layer.name}" for layer in last_layers(layers))}
         fixed = {k: v for k, v in weights.tensors.items() if k.rpartition(".")[0] not in moved}
         fixed = {k: v for k, v in fixed.items() if not k.startswith("texture.")}
