@@ -207,7 +207,7 @@ class Texture(Checked):
     floor: From0 = 1e-5  # of the largest magnitude, added before the logarithm: -100 dB
     frame_floor: From0 = 1e-6  # of the loudest frame's power; quieter frames do not count
     limit: From0 = 6.0  # standard deviations that a statistic is clipped at
-    hidden: tuple[Count, ...] = (13, 13)  # features of the hidden layers: keeps edge under 4.1 M
+    hidden: tuple[Count, ...] = (32,)  # features of the hidden layers
 
 
 _ATTRIBUTES: dict[str, Any] = {  # of layers; what they mean together, `shapes` checks
