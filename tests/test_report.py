@@ -271,7 +271,7 @@ def test_confidence_is_said_of_calibrated_weights_only():
     tuned = {"history": [*calibrated["history"], {"phase": "head"}]}
     for provenance, expected in ((calibrated, "about 62 in 100"), (tuned, "not calibrated")):
         weights = weights_with(provenance=provenance)
-        assert expected in report_verb.statements(weights, verdict_of(0.62), {})[0]
+        assert expected in report_verb.statements(weights, verdict_of(0.62), {})[1]
 
 
 def test_the_page_says_what_was_found_of_decoders(made, album):
