@@ -408,8 +408,8 @@ class Detector:
     def _judged(self, track: _Track, scores: list[float], length_s: float) -> dict[str, Any]:
         """The fields of a verdict that say what the track is."""
         if not scores:
-            reason = decision.REASONS["undecided"]
-            return {"verdict": "undecided", "reason": reason, "score": None}
+            silent = decision.REASONS["undecided"]
+            return {"verdict": "undecided", "reason": silent, "score": None}
         rule, eps = self.rule, self.weights.config.verdict.rms_eps
         score = track.song if track.song is not None else aggregate(scores, track.rms, rule, eps)
         if self.fusion is None:

@@ -24,7 +24,7 @@ from artifactnet_jax.config import Decision, Fusion
 from artifactnet_jax.decision import Heard, Span
 from artifactnet_jax.decoders import Match, Outcome
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.weights import load_weights, random_tensors, save_weights
+from artifactnet_jax.weights import default_path, load_weights, random_tensors, save_weights
 from audio_files import carrying, noise
 from tiny_model import SMALL
 
@@ -134,7 +134,7 @@ heards = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(heards, st.floats(1e-6, 1 - 1e-6))
 def test_evidence_adds_up_to_the_score(heard, prior):
     said = decision.judge(heard, FUSION, prior)
@@ -147,7 +147,7 @@ def test_evidence_adds_up_to_the_score(heard, prior):
     assert said.evidence["prior"] == pytest.approx(float(logit(prior)), abs=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(heards, logits, powers)
 def test_rising_in_every_witness(heard, other, power):
     def score(**changes: Any) -> float:
@@ -162,7 +162,7 @@ def test_rising_in_every_witness(heard, other, power):
     assert score(decoder=nearest(far, True)) <= score(decoder=nearest(near, True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.floats(0, 1))
 def test_log_odds_and_back(p):
     assert decision.probability(float(decision.log_odds(p))) == pytest.approx(p, abs=2e-9)
@@ -203,7 +203,7 @@ def largest(values: list[float]) -> tuple[float, int, int]:
     return max(((math.fsum(values[a:b]), -a, b) for a, b in spans), default=(0.0, 0, 0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.integers(-6, 6), max_size=24))
 def test_stretches_against_an_exhaustive_search(values):
     fusion = dataclasses.replace(FUSION, span_least=6.0, span_shortest=3)
@@ -507,6 +507,19 @@ def test_rows_of_schema_1_and_where_they_make_no_sense(asked, tracks, tmp_path):
     done = asked(*grow, "--prior", "0.1", tracks)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "rows with other prior: " in done.err
+
+
+def test_the_example_of_both():
+    """Two recordings of a person with 30 s of AI between them, from 20 s on: see examples/."""
+    weights = load_weights(default_path())
+    if weights.config.fusion is None:
+        pytest.skip("the default weights have no fusion")
+    path = Path(__file__).parent.parent / "examples" / "partly-ai-ambiphonic-saxophone.ogg"
+    verdict = Detector(weights, "numpy").score(path)
+    assert verdict.verdict == "partly-ai"
+    (span,) = verdict.spans
+    assert span.start_s == pytest.approx(20, abs=6)
+    assert span.end_s == pytest.approx(50, abs=6)
 
 
 def test_the_table_is_for_people(asked, tracks):
