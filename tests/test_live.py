@@ -483,7 +483,11 @@ def fake_detector(score: Callable[[np.ndarray], float], rate: int, size: int) ->
     weights = Weights("fake", config, {}, "0", "none", {})
     backend = types.SimpleNamespace(name="fake")
     backend.stream = lambda: lambda audio, start: score(audio)
-    return types.SimpleNamespace(weights=weights, backend=backend, threshold=0.5, margin=0.0)
+    return types.SimpleNamespace(
+        **{"weights": weights, "backend": backend, "threshold": 0.5, "margin": 0.0, "fusion": None},
+        alone=lambda score: score,
+        word=lambda score: "ai" if score >= 0.5 else "real",
+    )
 
 
 def test_slow_computing_drops_old_windows_and_counts_them():
