@@ -33,6 +33,7 @@ Share = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
 Rising = Annotated[
     tuple[Positive, ...], "two or more, rising", lambda x: len(x) > 1 and list(x) == sorted(set(x))
 ]
+From0Rising = Annotated[tuple[From0, ...], "rising", lambda x: list(x) == sorted(set(x))]
 Size = Annotated[int, "from 1 to 1048576", lambda x: 0 < x <= 1 << 20]  # of a map that is made
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _WORDS |= {dict: "a table", type(None): "none"}
@@ -279,7 +280,7 @@ class Fusion(Checked):
     without a logit of the fine spectrum.
     """
 
-    lengths_s: Rising = (0.0, 8.0, 30.0)  # s; a class begins
+    lengths_s: From0Rising = (0.0, 8.0, 30.0)  # s; a class begins
     bias: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     segments: tuple[From0, ...] = (1.0, 1.0, 1.0, 1.0)
     fine: tuple[From0, ...] = (0.0, 0.0, 0.0, 0.0)
