@@ -26,8 +26,8 @@ name a file's bytes for ever, and sha256 is checked where the list has it.
 | clips of demo pages (`--clips`), about 5 s each | both | of their authors; not distributed here |
 
 A source gives MOST files at most, a game GAME, the npm packages PACKAGED. Files whose licence
-forbids such a use (FORBIDS), and what is neither class (label `ambiguous`; the kinds APART) are of
-the part "apart": they are judged and not fitted to.
+forbids such a use (FORBIDS) are of the part "test": they are judged and not fitted to. What is
+neither class (label `ambiguous`; the kinds APART) goes into a manifest of its own, data-apart.csv.
 
 `excerpts` writes 10 s of five recordings of every real source, for `artifactnet-jax rvq`.
 `inverted` makes of 5 s of each what a vocoder that learnt nothing would: a mel spectrogram of
@@ -374,22 +374,28 @@ def excerpt(audio: Any, rng: Any, seconds: int = EXCERPT_S) -> Any:
 
 
 def manifest(folder: Path, clips: Path | None, output: Path) -> None:
-    """Write the manifest of everything that is there."""
+    """Write the manifest of everything that is there; what is neither class, beside it."""
     rows: list[Row] = []
+    apart: list[Row] = []
     sources = listed()
     for path in sorted(folder.glob("*.flac")):
         row = sources.get(path.stem) or package_row(path.stem)
         label, kind = row["label"], KIND_OF.get(row["kind"], row["kind"])
-        apart = label == "ambiguous" or row["kind"] in APART
-        apart = apart or FORBIDS.search(row.get("licence", "")) is not None
+        neither = label == "ambiguous" or row["kind"] in APART
         if label == "recon":
             kind = "codec-recon"
         source = row["group"] if label == "real" else f"{row['group']}: {row['system']}"
-        seen = path.stem.startswith("deb-") and not path.stem.startswith(UNSEEN)
-        part = "apart" if apart else "train" if seen or "npm-" in path.stem else "validation"
+        part = "validation"
+        if path.stem.startswith("npm-") or (
+            path.stem.startswith("deb-") and not path.stem.startswith(UNSEEN)
+        ):
+            part = "train"
+        if FORBIDS.search(row.get("licence", "")):
+            part = "test"
         where = str(path.resolve())
         value = int(label != "real")
-        rows.append(Row(where, value, kind, source, row["system"], row["group"], part))
+        found = Row(where, value, kind, source, row["system"], row["group"], part)
+        (apart if neither else rows).append(found)
     known = set()
     if clips is not None:
         with clips.open(newline="") as file:
@@ -404,7 +410,10 @@ def manifest(folder: Path, clips: Path | None, output: Path) -> None:
                 part = "validation" if source.startswith(UNSEEN) else "train"
                 label, group = int(row["label"]), clip_group(source)
                 rows.append(Row(where, label, kind, source, row["model"], group, part))
+    seen = {row.group for row in rows if row.split == "train"}
+    rows = [dataclasses.replace(r, split="train") if r.group in seen else r for r in rows]
     write_manifest(output, rows)
+    write_manifest(output.with_name(f"{output.stem}-apart.csv"), apart)
     print(f"{output}: {len(rows)} tracks, {len({r.group for r in rows})} groups", file=sys.stderr)
 
 
