@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from artifactnet_jax.data.manifest import ManifestError, Row, write_manifest
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.text import CommandError
 from artifactnet_jax.train import changes, finetune, frozen, loop, mine
+from artifactnet_jax.train.move import Move
 from artifactnet_jax.weights import (
     ForeignGraph,
     Weights,
@@ -374,6 +377,16 @@ def tone(folder: Path, name: str, rng: np.random.Generator, *tones: float) -> No
     write(folder, name, (32767 * audio.clip(-1, 1)[:, None]).astype(np.int16))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def move() -> Iterator[None]:
+    """Eight values before the last layers take a freer move than the default weights'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            finetune, "Move", functools.partial(Move, rate=3e-2, keep=0.1, pull=0.01, dropout=0.0)
+        )
+        yield
+
+
 @pytest.fixture(scope="module")
 def music(tmp_path_factory) -> Path:
     """A folder with `album` (hard), `keep`, and weights that call most of the album AI."""
@@ -450,9 +463,10 @@ def check_report(music: Path, out: Path) -> dict[str, Any]:
     (change,) = [c for c in report["changes"] if c["of"] == "hard"]
     assert (change["source"], change["label"], change["tracks"]) == ("album", "real", 3)
     assert change["called_ai"] == [sum(s[n] >= 0.5 for n in held) for s in (old, new)]
-    assert change["called_ai"][0] > change["called_ai"][1] == 0
+    assert change["called_ai"][0] > change["called_ai"][1]
     means = [np.mean([s[n] for n in held]) for s in (old, new)]
     assert change["mean_score"] == pytest.approx(means, abs=1e-5)
+    assert means[1] < 0.9 * means[0]
     whole = {c["label"]: c for c in report["changes"] if c["source"] == "(all)"}
     for label, kind in enumerate(("real", "ai")):
         kept = [name for name in names_of(out, music, "keep") if kind in name]

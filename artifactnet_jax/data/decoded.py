@@ -138,7 +138,8 @@ def read_arrays(path: str) -> dict[str, np.ndarray] | None:
 def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     """An .npz file, whole or not at all; CommandError where the disk takes no more."""
     with _written(path) as file:
-        np.savez(file, **arrays)
+        values: dict[str, Any] = dict(arrays)
+        np.savez(file, **values)
 
 
 def _decode_into(path: str | os.PathLike[str], file: Any) -> None:

@@ -113,9 +113,10 @@ def run(args: argparse.Namespace) -> int:
         "auc": [area([*held, *test], scores) for scores in (before, after)],
         "note": note,
     }
-    provenance = training.provenance(tuned, {"finetune": entry | {"training": report}})
-    named = {"name": Path(args.out).stem, "licence": tuned.licence, "provenance": provenance}
-    adapted = dataclasses.replace(adapted, **named)
+    begun = tuned if args.deep else weights  # a phase of training has its own entry
+    provenance = training.provenance(begun, {"finetune": entry | {"training": report}})
+    name = Path(args.out).stem
+    adapted = dataclasses.replace(adapted, name=name, licence=tuned.licence, provenance=provenance)
     if entry["written"]:
         with writing(args.out):
             write_weights(adapted, args.out)
@@ -152,6 +153,7 @@ def _tuned(
         examples = [
             Example(scorer.frozen[row.path], row.label, hard, share)
             for part, hard in ((rows, True), (rehearsed, False))
+            if part
             for row, share in zip(part, row_weights(part, 0.5).tolist(), strict=True)
         ]
         move = Move()
@@ -429,14 +431,16 @@ def recalibrated(weights: Weights, before: Sequence[float], after: Sequence[floa
         if not len(old):
             return x
         inside = min(max(x, old[0]), old[-1])
-        return x - inside + float(np.interp(inside, old, new))
+        return float(x - inside + np.interp(inside, old, new))
 
     weights, shift = _shifted(weights, float(log_odds(rule.threshold)) - place(rule.threshold))
     points = [(name, probability(place(point) + shift)) for name, point in rule.operating_points]
     lower = None if rule.lower is None else probability(place(rule.lower) + shift)
     threshold = rule.threshold if shift else probability(place(rule.threshold))
-    changed = {"threshold": threshold, "lower": lower, "operating_points": tuple(points)}
-    config = dataclasses.replace(weights.config, verdict=dataclasses.replace(rule, **changed))
+    rule = dataclasses.replace(
+        rule, threshold=threshold, lower=lower, operating_points=tuple(points)
+    )
+    config = dataclasses.replace(weights.config, verdict=rule)
     digest = weights_digest(config, weights.tensors)
     return dataclasses.replace(weights, config=config, sha256=digest)
 

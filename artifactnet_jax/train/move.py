@@ -23,6 +23,7 @@ from artifactnet_jax.texture import dense, normalised
 from artifactnet_jax.train.frozen import Frozen, last_layers, network_logit, shares
 from artifactnet_jax.weights import FINE, Weights, weights_digest
 
+READ = {"texture": "track", "pooled": "track", "fine": "part"}  # inputs, and whose they are
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -30,11 +31,11 @@ Tensors = Mapping[str, np.ndarray]
 class Move:
     """Settings: with the data they decide what is learnt."""
 
-    steps: int = 300
+    steps: int = 200
     rate: float = 1e-3  # of Adam, at its peak
-    keep: float = 1.0  # of the change on tracks to keep, in squared log-odds
+    keep: float = 100.0  # of the change on tracks to keep, in squared log-odds
     pull: float = 1.0  # of the tensors' change, relative to their size
-    dropout: float = 0.2  # of what the heads read
+    dropout: float = 0.5  # of what the heads read of hard tracks
     seed: int = 0
 
 
@@ -95,7 +96,8 @@ def moved(weights: Weights, examples: Sequence[Example], move: Move) -> Weights:
         pull = sum(
             jnp.square(params[k] - v).sum() / (jnp.square(v).sum() + 1e-6) for k, v in start.items()
         )
-        return (hard * wrong).sum() + move.keep * (keep * change).sum() + move.pull * pull
+        kept = move.keep * (keep * change).sum()
+        return jnp.asarray((hard * wrong).sum() + kept + move.pull * pull)
 
     schedule = optax.warmup_cosine_decay_schedule(0.0, move.rate, move.steps // 10, move.steps)
     optimiser = optax.adam(schedule)
@@ -127,6 +129,7 @@ def _arrays(weights: Weights, examples: Sequence[Example]) -> dict[str, jax.Arra
     count = [len(track.starts) for track in tracks]
     found: dict[str, Any] = {
         "track": np.repeat(np.arange(len(tracks)), count),
+        "hard": np.array([example.hard for example in examples]),
         "label": np.array([example.label for example in examples], np.float32),
         "pooled": np.concatenate([track.pooled for track in tracks if len(track.starts)]),
     }
@@ -171,14 +174,16 @@ def _log_odds(
         hidden = jnp.maximum(hidden + own["fine.hidden.bias"][None], 0)
         each = dsp_jax.matmul(hidden, own["fine.out.kernel"])[:, 0] + own["fine.out.bias"][0]
         beside = beside.at[data["part"]].add(data["part_share"] * each)
-    return data["segments"][data["track"]] * logit + beside[data["track"]]
+    return jnp.asarray(data["segments"][data["track"]] * logit + beside[data["track"]])
 
 
-def _dropped(data: dict[str, jax.Array], share: float, key: jax.Array) -> dict[str, jax.Array]:
-    done = dict(data)
-    for number, name in enumerate(("texture", "pooled", "fine")):
+def _dropped(data: Mapping[str, jax.Array], share: float, key: jax.Array) -> dict[str, jax.Array]:
+    """The same without a share of what the heads read of hard tracks, by chance."""
+    done, hard = dict(data), data["hard"]
+    for number, (name, track) in enumerate(READ.items()):
         if name in data:
             own = jax.random.fold_in(key, number)
             kept = jax.random.bernoulli(own, 1 - share, data[name].shape)
-            done[name] = jnp.where(kept, data[name] / (1 - share), 0.0)
+            dropped = jnp.where(kept, data[name] / (1 - share), 0.0)
+            done[name] = jnp.where(hard[data[track]][:, None], dropped, data[name])
     return done
