@@ -33,7 +33,7 @@ class Move:
 
     steps: int = 200
     rate: float = 1e-3  # of Adam, at its peak
-    keep: float = 100.0  # of the change on tracks to keep, in squared log-odds
+    keep: float = 300.0  # of the change on tracks to keep, in squared log-odds
     pull: float = 1.0  # of the tensors' change, relative to their size
     dropout: float = 0.5  # of what the heads read of hard tracks
     seed: int = 0
