@@ -129,8 +129,8 @@ def _results(study: Study, found: Mapping[str, Any]) -> Section:
             ["Detector", "Threshold", *confusion, *lost_too, "Decided", "Origin of the threshold"],
             counts,
             "Thresholds and counts",
-            "A track is called AI where its score is at or above the threshold. Decided is the share "
-            "that the detector itself calls neither unclear nor undecided.",
+            "A track is called AI where its score is at or above the threshold. Decided is the "
+            "share that the detector itself calls neither unclear nor undecided.",
         ),
     ]
     if half:
