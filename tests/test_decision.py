@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import pickle
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -435,11 +436,17 @@ def test_a_prior_is_a_share(saying, prior):
         saying([], prior=prior)
 
 
-def test_a_prior_needs_weights_that_are_calibrated(weights_path, score, tracks):
+def test_a_prior_needs_weights_that_are_calibrated(weights_path, score, command, tracks, tmp_path):
     with pytest.raises(ValueError, match="score is calibrated: leave --prior out"):
         Detector(weights_path, "numpy", prior=0.1)
     done = score("--prior", "0.1", tracks)
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    for verb in (["live"], ["report", "-o", tmp_path / "out"]):
+        if verb[0] == "report" and not all(map(find_spec, ("av", "matplotlib"))):
+            continue
+        done = command(*verb, "--weights", weights_path, "--prior", "0.1", tracks / "a.wav")
+        assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+        assert "leave --prior out" in done.err
     for text in ("0", "1", "nan", "x", "1.5"):
         done = score("--prior", text, tracks)
         assert (done.code, done.out) == (2, "")
