@@ -32,6 +32,7 @@ from tiny_model import SMALL
 RATE = 44_100
 # Classes 0 to 8 s, 8 to 30 s, from 30 s on, and without a logit of the fine spectrum.
 FUSION = Fusion(
+    lengths_s=(0.0, 8.0, 30.0),
     bias=(-1.0, -0.5, 0.25, 0.5),
     segments=(0.5, 0.75, 1.0, 2.0),
     fine=(0.25, 0.5, 1.0, 0.0),
@@ -271,6 +272,25 @@ def test_the_fine_spectrum_around_a_segment_counts():
     assert word == "partly-ai"
     assert [(span.start_s, span.end_s) for span in spans] == [(40.0, 80.0)]
     assert decision.parts("real", segments, [], 4.0, 120.0, FUSION) == ("real", (), 0.0)
+
+
+def test_the_segments_say_where_an_edge_is():
+    """AI from 16 to 52 s; the window of the fine spectrum from 40 s on has more of the rest."""
+    segments = spliced(4, 9, 7)
+    near = [(0.0, 20.0, -4.0), (20.0, 40.0, 6.0), (40.0, 60.0, -6.0), (60.0, 80.0, -6.0)]
+    fusion = dataclasses.replace(FUSION, span_drift=0.5)
+    word, (span,), share = decision.parts("real", segments, near, 4.0, 80.0, fusion)
+    assert (word, span.start_s, span.end_s) == ("partly-ai", 16.0, 52.0)
+    assert share == pytest.approx(36 / 80)
+
+
+def test_stretches_that_meet_are_one_and_no_edge_moves_far():
+    assert decision.grown([(0, 5, 1.0), (7, 12, 1.0)], [2.0] * 12 + [-2.0] * 8) == [(0, 12)]
+    assert decision.grown([(5, 10, 1.0)], [2.0] * 20) == [(5, 10)]  # nothing tells it from the rest
+    logits = [*[2.0] * 30, *[-2.0] * 50]
+    assert decision.grown([(10, 16, 1.0)], logits) == [(5, 21)]
+    assert decision.grown([(0, 20, 1.0)], [1.0] * 20) == [(0, 20)]
+    assert decision.grown([], [1.0, -1.0]) == []
 
 
 def test_all_of_it_is_one_span():
