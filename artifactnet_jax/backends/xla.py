@@ -24,24 +24,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
 
 from artifactnet_jax.backends import cpu_count, leave_memory
 from artifactnet_jax.backends.head import HostHead
 from artifactnet_jax.backends.started import first_device, own_settings
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.files import cache_folder
+from artifactnet_jax.layers import PRODUCTS, tensor_shapes
 from artifactnet_jax.model import ArtifactNet
+from artifactnet_jax.passes import folded
 from artifactnet_jax.weights import Weights
 
 CPU_SEGMENTS = 1
 GPU_SEGMENTS = 16
 
 
-def build_model(weights: Weights, dtype: str = "float32") -> ArtifactNet:
-    """Flax model in evaluation mode, filled with these weights."""
-    model = nnx.eval_shape(
-        lambda: ArtifactNet(weights.config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
-    )
+def build_model(weights: Weights, dtype: str = "float32", parts: Any = None) -> ArtifactNet:
+    """Flax model in evaluation mode, filled with these weights.
+
+    `parts`: the networks by name, where they are not as they are trained; see `folded_model`.
+    """
+    how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "parts": parts}
+    model = nnx.eval_shape(lambda: ArtifactNet(weights.config, rngs=nnx.Rngs(0), **how))
     leaves = list(nnx.to_flat_state(nnx.state(model)))
     # All at once: an array each would compile a program for each of their shapes.
     arrays = jax.device_put([weights.tensors[".".join(map(str, path))] for path, _ in leaves])
@@ -49,6 +55,39 @@ def build_model(weights: Weights, dtype: str = "float32") -> ArtifactNet:
     nnx.update(model, nnx.from_flat_state(filled))
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def folded_model(weights: Weights, dtype: str = "float32") -> ArtifactNet:
+    """`build_model` of the networks as they are run: batch norms are in the products before them.
+
+    For segments of the config's size. Tensors of products are in `dtype` already.
+    """
+    parts, tensors = folded(weights.config, weights.tensors)
+    for part, layers in parts.items():
+        products = tensor_shapes([x for x in layers if x.op in PRODUCTS], part)
+        tensors |= {name: tensors[name].astype(jnp.dtype(dtype)) for name in products}
+    front_end = {name: v for name, v in weights.tensors.items() if name.startswith("front_end.")}
+    return build_model(dataclasses.replace(weights, tensors=tensors | front_end), dtype, parts)
+
+
+def lowered(
+    model: ArtifactNet, function: Callable[..., Any], shapes: Iterable[tuple[int, ...]], where: Any
+) -> Any:
+    """`function` of a model and float32 arrays of these shapes, to be compiled for `where`.
+
+    `where` is a sharding, of a device here or of a named card (`cards`). The compiled program takes
+    the model's state as its first argument, in the layouts that it chose: `input_formats`. With
+    the layouts of the weights file a GPU would turn every kernel around in each call.
+    """
+    graph, state = nnx.split(model)
+
+    def forward(state: nnx.State[Any, Any], *arrays: jax.Array) -> Any:
+        return function(nnx.merge(graph, state), *arrays)
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    kinds = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    places = (Format(Layout.AUTO, where), *[where] * len(arrays))
+    return jax.jit(forward, in_shardings=places, out_shardings=where).lower(kinds, *arrays)
 
 
 def _keep_compiled() -> None:
@@ -88,7 +127,7 @@ class XlaBackend:
             network = dataclasses.replace(weights.config, texture=None)
             weights = dataclasses.replace(weights, config=network)
         with own_settings():
-            self._graph, self._state = nnx.split(build_model(weights, dtype))
+            self._model = folded_model(weights, dtype)
         n, fe = self._segments, self._front_end
         audio = (n, fe.segment_samples)
         self._by_song = fe.joint.startswith("song")
@@ -101,14 +140,11 @@ class XlaBackend:
 
     def _compile(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
         """`function` of the model and float32 arrays of these shapes, ahead of time."""
-
-        def forward(state: nnx.State[Any, Any], *arrays: jax.Array) -> Any:
-            return function(nnx.merge(self._graph, state), *arrays)
-
-        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        where = SingleDeviceSharding(self.device)
         with own_settings():
-            compiled = jax.jit(forward).lower(self._state, *arrays).compile()
-        return functools.partial(_run, compiled, self._state)
+            compiled = lowered(self._model, function, shapes, where).compile()
+            state = jax.device_put(nnx.state(self._model), compiled.input_formats[0][0])
+        return functools.partial(_run, compiled, state)
 
     def _chunks(self, audio: np.ndarray) -> np.ndarray:
         """[B, N] -> [chunks, segments, N], the last one filled up with zeros."""
