@@ -247,9 +247,7 @@ class Monitor:
         timed: bool,
         clock: Callable[[], float] = time.monotonic,
     ):
-        from artifactnet_jax.detector import decide
-
-        self._decide, self._detector = decide, detector
+        self._detector = detector
         self._score, self._clock, self._timed = scorer(detector), clock, timed
         self._rate = detector.weights.config.front_end.sample_rate
         self._hop, self._over = hop, round(over * self._rate)
@@ -284,11 +282,7 @@ class Monitor:
             self._recent.popleft()
         scores = [value for _, value in self._recent]
         self.median = aggregate(scores, [], "median", 0.0) if scores else None
-        self.verdict = (
-            "undecided"
-            if self.median is None
-            else self._decide(self.median, self._detector.threshold, self._detector.margin)
-        )
+        self.verdict = "undecided" if self.median is None else self._detector.word(self.median)
         row: dict[str, Any] = {
             "schema": SCHEMA,
             "start_sample": window.start,

@@ -12,14 +12,13 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
+from artifactnet_jax.decision import Span, VerdictWord
 from artifactnet_jax.decoders import FOUND, Match
 from artifactnet_jax.text import printable
 
 SCHEMA = "artifactnet-jax/score/1"
-
-VerdictWord = Literal["ai", "real", "undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +66,13 @@ class Verdict:
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds
     operating_point: str | None = None  # what the threshold was called, where a name was given
     margin: float = 0.0  # log-odds
+    band: tuple[float, float] | None = None  # of scores that are "unclear": from, up to
+    reason: str | None = None  # of "undecided", and what to do with "unclear"
+    # Share of AI among the tracks that `score` is meant for; None where it is not calibrated.
+    prior: float | None = None
+    evidence: dict[str, float] | None = None  # log-odds of each witness; they add up to the score
+    spans: tuple[Span, ...] = ()  # stretches that are AI
+    ai_share: float | None = None  # of the length; None where stretches were not looked for
     # Audible segments that were not scored because they could not change the verdict any more
     # (`score` is the median of the others); None where all are scored in any case.
     skipped: int | None = None
@@ -97,7 +103,7 @@ class Verdict:
         head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
         head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
         head |= {key: row.pop(key) for key in ("operating_point", "margin")}
-        row |= {key: list(row[key]) for key in ("segments", "warnings", "notices")}
+        row |= {key: list(row[key]) for key in ("segments", "warnings", "notices", "spans")}
         row["decoder"] = None if self.decoder is None else decoder_row(self.decoder)
         return head | {"n_segments": len(self.segments)} | row
 

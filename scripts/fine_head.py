@@ -20,7 +20,6 @@ import collections
 import csv
 import dataclasses
 import json
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from default_data import group_of
-from fingerprint_bank import SOURCES, package_row, stretches
+from default_data import APART, FORBIDS, clip_group, listed, package_row
+from fingerprint_bank import stretches
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier
@@ -40,8 +39,6 @@ from artifactnet_jax.recording import AudioError
 from artifactnet_jax.weights import load_weights, save_weights
 
 REPORT = Path(__file__).parent / "fine-head-report.json"
-FORBIDS = re.compile(r"\bNC\b|\bND\b|academic|Bensound|non-commercial")
-APART = ("restoration", "enhancement")
 KNOWN = ("Suno", "MiniMax", "MusicGen", "ElevenLabs", "Lyria", "Udio")  # systems of several groups
 FOLDS, LOWER, BOOTSTRAP = 6, 0.3, 300
 HIDDEN, NETWORKS, DRAWN, EPOCHS, DECAY = 24, 4, 12_000, 12, 3.0
@@ -87,8 +84,7 @@ def family(row: dict[str, str]) -> str:
 
 def measured(folder: Path, clips: list[Path]) -> Iterator[tuple[dict[str, str], Any, Any, Any]]:
     """Rows with frames [k], mean dB and dB of mean power [k, bins] of every 5 s."""
-    with SOURCES.open(encoding="utf-8", newline="") as file:
-        sources = {row["id"]: row for row in csv.DictReader(file)}
+    sources = listed()
     known = {path.stem: path for path in sorted(folder.glob("*.npz"))}
     for stem, path in known.items():
         row = package_row(stem) if stem.startswith(("deb-", "npm-")) else sources[stem]
@@ -104,9 +100,7 @@ def measured(folder: Path, clips: list[Path]) -> Iterator[tuple[dict[str, str], 
                 continue
             if row is None:
                 kind = "codec" if clip["kind"] == "codec-recon" else "clip"
-                group = {"ditto": "demo-ditto2"}.get(
-                    clip["source"], "clip-" + group_of(clip["source"])
-                )
+                group = clip_group(clip["source"])
                 system = clip["model"] or clip["source"]
                 row = {**clip, "label": labels[clip["kind"]], "kind": kind, "group": group}
                 row["system"] = system

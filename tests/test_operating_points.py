@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from artifactnet_jax.config import Config
-from artifactnet_jax.detector import Detector, decide
+from artifactnet_jax.decision import around, decide
+from artifactnet_jax.detector import Detector
 from artifactnet_jax.results import Failure
 from artifactnet_jax.weights import load_weights, random_tensors, save_weights
 from audio_files import noise, write
@@ -175,7 +176,7 @@ def test_undecided_within_the_margin(named, track, away):
     score = Detector(named, "numpy").score(track).score
     threshold = 1 / (1 + math.exp(-(odds(score) - away)))  # the score lies `away` above it
     verdict = "ai" if away > 0 else "real"
-    for margin, expected in ((0.99 * abs(away), verdict), (1.01 * abs(away), "undecided")):
+    for margin, expected in ((0.99 * abs(away), verdict), (1.01 * abs(away), "unclear")):
         found = Detector(named, "numpy", threshold=threshold, margin=margin).score(track)
         assert (found.verdict, found.score, found.margin) == (expected, score, margin)
     assert Detector(named, "numpy", threshold=threshold).score(track).verdict == verdict
@@ -183,10 +184,10 @@ def test_undecided_within_the_margin(named, track, away):
 
 def test_scores_of_0_and_1_are_decided():
     for threshold in (0.0, 0.5, 1.0):
-        verdicts = [decide(score, threshold, 1.1) for score in (0.0, 1.0)]
-        near = {"real" if threshold else "undecided", "undecided" if threshold == 1 else "ai"}
+        verdicts = [decide(score, *around(threshold, 1.1)) for score in (0.0, 1.0)]
+        near = {"real" if threshold else "unclear", "unclear" if threshold == 1 else "ai"}
         assert set(verdicts) == near
-        assert decide(threshold, threshold, 0.0) == "ai"
+        assert decide(threshold, *around(threshold, 0.0)) == "ai"
 
 
 def test_the_margin_of_the_weights_and_of_the_command(plain, track, tmp_path, command):

@@ -167,6 +167,11 @@ def rvq(verbs: Verbs) -> None:
     add = verb.add_argument
     add("--data", required=True, metavar="MANIFEST", help=_MANIFEST)
     add("--out", required=True, metavar="DIR")
+    add(
+        "--codec",
+        metavar="FOLDER",
+        help="re-synthesise by the published SoundStream in it, and train none (extra: litert)",
+    )
     shared.add_count(verb, "--models", 4, "default: 4")
     shared.add_count(verb, "--steps", 1500, "of each model")
     shared.add_count(verb, "--per-track", 1, "models applied to a track")
@@ -214,6 +219,11 @@ def texture(verbs: Verbs) -> None:
         help="operating point whose threshold becomes the default (fpr5)",
     )
     add("--half", action="store_true", help="store in float16")
+    add(
+        "--left-out",
+        metavar="FILE",
+        help="also write what is said of every track by a fit without its group (JSON Lines)",
+    )
     add(
         "--limits",
         metavar="FILE",

@@ -27,10 +27,10 @@ from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import LABELS, Row, read_manifests
 from artifactnet_jax.data.splits import assign_splits, check_rows
-from artifactnet_jax.detector import log_odds
+from artifactnet_jax.decision import log_odds
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
-from artifactnet_jax.files import check_output, writing
+from artifactnet_jax.files import check_output, replace_file, writing
 from artifactnet_jax.results import Failure, aggregate
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.texture import logit
@@ -64,16 +64,16 @@ def left_out(
     """Held-out logits of every row's unchanged segments: no head was fitted to the row's group.
 
     The groups are divided into `folds` parts; the rows of each are scored by a head that was fitted
-    to the others, and to those of `helpers` that are of no group of the part. Helpers are not
-    scored; `theirs` are their statistics. Returns the logits [segments] of each row, and its fold
-    [rows].
+    to the others, and to those of `helpers` that are of no group of the part. Rows of the part
+    "test" are scored and not fitted to. Helpers are not scored; `theirs` are their statistics.
+    Returns the logits [segments] of each row, and its fold [rows].
     """
     parts = {str(k): 1 / folds for k in range(folds)}
     placed = assign_splits(rows, "group", parts, seed=fit.seed)
     fold = np.array([int(row.split) for row in placed])
     out: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for k in range(folds):
-        known = np.flatnonzero(fold != k).tolist()
+        known = [i for i in np.flatnonzero(fold != k).tolist() if rows[i].split != "test"]
         hidden = {rows[i].group for i in np.flatnonzero(fold == k).tolist()}
         also = [i for i, row in enumerate(helpers) if row.group not in hidden]
         tensors = head(
@@ -96,9 +96,13 @@ class Calibration:
     network: float
     bias: float
 
+    def logits(self, own: np.ndarray, network: np.ndarray) -> np.ndarray:
+        """Log-odds of segments from their two logits."""
+        return np.asarray(self.own * own + self.network * network + self.bias)
+
     def scores(self, own: np.ndarray, network: np.ndarray) -> np.ndarray:
         """P(AI) of segments from their two logits."""
-        return sigmoid(self.own * own + self.network * network + self.bias)
+        return sigmoid(self.logits(own, network))
 
 
 def calibrate(
@@ -152,6 +156,19 @@ def combined(
     return done
 
 
+def write_left_out(path: str, rows: Sequence[Row], logits: Sequence[np.ndarray]) -> None:
+    """JSON Lines: of every row what it is, and its segments' log-odds by a fit without its group.
+
+    The network was not trained on these rows either.
+    """
+    lines = [
+        json.dumps(dataclasses.asdict(row) | {"logits": [round(float(x), 4) for x in values]})
+        for row, values in zip(rows, logits, strict=True)
+    ]
+    with writing(path):
+        replace_file(path, "".join(f"{line}\n" for line in lines).encode())
+
+
 def read_limits(path: str) -> list[str]:
     """Where weights fail: the lines of a text file, a sentence each.
 
@@ -199,6 +216,9 @@ def run(args: argparse.Namespace) -> int:
             for scores in map(calibration.scores, [own[i] for i in chosen], network)
         ]
     )
+    if args.left_out:
+        held = [calibration.logits(own[i], one) for i, one in zip(chosen, network, strict=True)]
+        write_left_out(args.left_out, unseen, held)
     label = np.array([row.label for row in unseen])
     alike = kinds_alike(unseen, row_weights(unseen, fit.source_power))
     points = operating_points(label, score_of, alike)
@@ -208,7 +228,13 @@ def run(args: argparse.Namespace) -> int:
         operating_points=tuple(points.items()),
         least_segments=args.least_segments or rule.least_segments,
     )
-    everything = head(texture, [*rows, *helpers], [*statistics, *theirs], fit)
+    known = [i for i, row in enumerate(rows) if row.split != "test"]
+    everything = head(
+        texture,
+        [*(rows[i] for i in known), *helpers],
+        [*(statistics[i] for i in known), *theirs],
+        fit,
+    )
     tensors = combined(weights.tensors, everything, calibration)
     alone = np.array([sigmoid(part.mean()) for part in own])
     facts = {
