@@ -106,6 +106,9 @@ LONG = {
 }
 for _short, _long in LONG.items():
     TEXT = TEXT.replace(_short, _long)
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("flax") is None, reason="needs artifactnet-jax[cpu]"
+)
 BY_HAND = {  # name: kind, stage, operations, bytes, times
     "framed": ("elementwise", "front_end", 128, 512 + 512, 1),
     "fft.1": ("fft", "front_end", 1280, 512 + 576, 1),
@@ -262,7 +265,53 @@ def test_the_table_says_predicted_and_what_is_assumed():
     assert any("bandwidth 1008000000000.0 (ada)" in line for line in lines)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("flax") is None, reason="needs artifactnet-jax[cpu]")
+@needs_jax
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [(24 << 30, [16]), (8 << 30, [16]), (2 << 30, [16, 8, 4]), (1, [16, 8, 4, 2, 1]), (None, [16])],
+)
+def test_a_board_with_little_memory_takes_fewer_segments(memory, expected):
+    """A network of 100 MB a segment beside a small one, on devices of some size."""
+    from artifactnet_jax.backends.xla import fitting
+
+    tried = []
+
+    def programs(n):
+        tried.append(n)
+        return [(len, 1000), (abs, n * 100_000_000)]
+
+    found = fitting(programs, 16, memory)
+    assert tried == expected
+    assert found == (expected[-1], [(len, 1000), (abs, expected[-1] * 100_000_000)])
+
+
+@needs_jax
+def test_folded_networks_are_the_same_function_and_have_no_batch_norm():
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from artifactnet_jax.backends.xla import build_model, folded_model
+    from artifactnet_jax.weights import Weights, random_tensors
+    from tiny_model import TINY
+
+    rng = np.random.default_rng(0)
+    tensors = random_tensors(TINY)
+    for name in tensors:  # norms that do something
+        if name.endswith((".mean", ".var", ".scale")):
+            tensors[name] = rng.uniform(0.5, 1.5, tensors[name].shape).astype(np.float32)
+    weights = Weights("tiny", TINY, tensors, "", "", {})
+    folded, plain = folded_model(weights), build_model(weights)
+    paths = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(folded))}
+    assert not any(path.endswith((".mean", ".var", ".scale")) for path in paths)
+    magnitude = rng.uniform(0, 1, (1, 1025, 87)).astype(np.float32)
+    masks = [nnx.jit(type(m).mask)(m, jnp.asarray(magnitude)) for m in (folded, plain)]
+    np.testing.assert_allclose(*masks, atol=1e-5)
+    half = folded_model(weights, "bfloat16")
+    assert half.unet.variable("encoder.0.conv1.kernel")[...].dtype == jnp.bfloat16
+
+
+@needs_jax
 def test_what_is_here_is_measured(monkeypatch):
     from artifactnet_jax.weights import Weights, random_tensors
     from tiny_model import TINY
