@@ -33,6 +33,7 @@ Share = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
 Rising = Annotated[
     tuple[Positive, ...], "two or more, rising", lambda x: len(x) > 1 and list(x) == sorted(set(x))
 ]
+From0Rising = Annotated[tuple[From0, ...], "rising", lambda x: list(x) == sorted(set(x))]
 Size = Annotated[int, "from 1 to 1048576", lambda x: 0 < x <= 1 << 20]  # of a map that is made
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _WORDS |= {dict: "a table", type(None): "none"}
@@ -207,7 +208,7 @@ class Texture(Checked):
     floor: From0 = 1e-5  # of the largest magnitude, added before the logarithm: -100 dB
     frame_floor: From0 = 1e-6  # of the loudest frame's power; quieter frames do not count
     limit: From0 = 6.0  # standard deviations that a statistic is clipped at
-    hidden: tuple[Count, ...] = (13, 13)  # features of the hidden layers: keeps edge under 4.1 M
+    hidden: tuple[Count, ...] = (32,)  # features of the hidden layers
 
 
 _ATTRIBUTES: dict[str, Any] = {  # of layers; what they mean together, `shapes` checks
@@ -279,7 +280,7 @@ class Fusion(Checked):
     without a logit of the fine spectrum.
     """
 
-    lengths_s: Rising = (0.0, 8.0, 30.0)  # s; a class begins
+    lengths_s: From0Rising = (0.0, 12.0, 40.0)  # s; a class begins, as of `fine_head.LENGTHS`
     bias: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     segments: tuple[From0, ...] = (1.0, 1.0, 1.0, 1.0)
     fine: tuple[From0, ...] = (0.0, 0.0, 0.0, 0.0)
@@ -290,10 +291,12 @@ class Fusion(Checked):
     sure_p: Share = 1e-4  # below, a match decides by itself:
     decides: float = 4.6  # log-odds that it gives at least
     # Of the scan for stretches, by segment: weights of its log-odds and of those of the fine
-    # spectrum around it; what is taken off; what a stretch must sum up to, and segments it has.
+    # spectrum around it, which with the bias are its evidence; what is taken off that; what a
+    # stretch must sum up to then, and segments it has.
     span_segments: From0 = 0.5
     span_fine: From0 = 0.0
     span_bias: float = 0.0
+    span_drift: From0 = 0.0
     span_least: Positive = 8.0
     span_shortest: Count = 5
 

@@ -26,12 +26,14 @@ from artifactnet_jax.weights import Model
 
 VerdictWord = Literal["ai", "partly-ai", "unclear", "real", "undecided"]
 
+WITNESSES = ("base", "segments", "fine", "decoder", "prior")  # keys of `Judgement.evidence`
 EVEN = 0.5  # the prior of a collection half of which is AI
 LEAST_S = 3.9  # s of audio that a verdict takes: 4 s, and what encoders cut off
 LEAST_HZ = 4_000.0  # below the end of the band nothing is judged
-# What to do with a verdict, where the verdict does not say it.
+# Why there is no verdict, and what to do with one that leaves it open.
 REASONS = {
-    "unclear": "between the two thresholds: score a longer or better copy, or look at its segments",
+    "undecided": "silent: there is nothing to judge",
+    "unclear": "too close to call: score a longer or better copy, and look at its segments",
 }
 
 
@@ -207,10 +209,12 @@ def parts(
     values = evidence([float(log_odds(score)) for _, score in segments], fine, fusion)
     found = stretches(values, fusion)
     if verdict == "ai" and not (found and stretches([-value for value in values], fusion)):
-        return verdict, (Span(0.0, length_s, round(max(s for _, s in segments), 4)),), 1.0
+        mean = math.fsum(values) / len(values)
+        return verdict, (Span(0.0, round(length_s, 3), round(probability(mean), 4)),), 1.0
+    ends = [min(starts[b - 1] + segment_s, length_s) for _, b, _ in found]
     spans = tuple(
-        Span(starts[a], min(starts[b - 1] + segment_s, length_s), round(probability(mean), 4))
-        for a, b, mean in found
+        Span(round(starts[a], 3), round(end, 3), round(probability(mean), 4))
+        for (a, _, mean), end in zip(found, ends, strict=True)
     )
     share = math.fsum(span.end_s - span.start_s for span in spans) / length_s
     return ("partly-ai" if spans else verdict), spans, round(share, 4)
@@ -229,18 +233,20 @@ def evidence(logits: Sequence[float], fine: Sequence[float | None], fusion: Fusi
 def stretches(values: Sequence[float], fusion: Fusion) -> list[tuple[int, int, float]]:
     """Stretches of segments whose evidence adds up: (first, end, mean), in order.
 
-    Of all stretches the one with the largest sum, while it is `fusion.span_least`; then the next,
-    before and after it. That is the rule of CUSUM.
+    Of all stretches the one with the largest sum, less a drift for each segment, while it is
+    `fusion.span_least`; then the next, before and after it. One that is too short is none, and
+    hides no other. That is the rule of CUSUM.
     """
     found: list[tuple[int, int, float]] = []
     waiting = [(0, len(values))]
     while waiting:
         first, end = waiting.pop()
-        best, a, b = _best(values[first:end])
-        if best < fusion.span_least or b - a < fusion.span_shortest:
+        best, a, b = _best([value - fusion.span_drift for value in values[first:end]])
+        if best < fusion.span_least:
             continue
         a, b = first + a, first + b
-        found.append((a, b, math.fsum(values[a:b]) / (b - a)))
+        if b - a >= fusion.span_shortest:
+            found.append((a, b, math.fsum(values[a:b]) / (b - a)))
         waiting += [(first, a), (b, end)]
     return sorted(found)
 

@@ -144,13 +144,16 @@ class Detector:
     or N evenly spaced ones (the public runner takes 7). aggregate_rule: "median", "rms" or "mean";
     threshold: AI when score >= threshold, a number in [0, 1] or the name of one of the weights'
     operating points ("fpr1"); margin: tracks closer than that to the threshold, in log-odds, are
-    "undecided" (0: none); all default to what the weights say. Weights of a whole-song model see
-    the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
+    "unclear" (0: none); all default to what the weights say. prior: share of AI among the tracks
+    that are scored, between 0 and 1 (0.5), for weights whose score is calibrated: it becomes the
+    probability for such tracks, which is compared with the threshold. Weights of a whole-song model
+    see the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
     convolutions on backend "xla". batch_size: segments per backend call. jobs: decoding threads.
     until_decided: leave out the rest of a track's segments once they cannot change its verdict;
-    for the median only. banks: whose decoders' lines are looked for in a track's spectrum, which
-    changes neither verdict nor score: banks, their files, and "embedded" for the one that comes
-    with the package; none at all, and nothing is looked for.
+    for a median of segments only. banks: whose decoders' lines are looked for in a track's
+    spectrum: banks, their files, and "embedded" for the one that comes with the package; none at
+    all, and nothing is looked for. A decoder that is found counts with weights that have a fusion
+    of the witnesses (`config.Fusion`), unless `aggregate_rule` is given; else it is only named.
 
     `threshold` is the number in any case, `operating_point` the name, or None where none was given.
 
@@ -176,6 +179,7 @@ class Detector:
     ):
         self.weights = weights if isinstance(weights, Model) else open_model(weights, backend)
         config = self.weights.config
+        self._given = {"aggregate_rule": aggregate_rule, "threshold": threshold, "prior": prior}
         self.rule = aggregate_rule or config.verdict.aggregate
         self.threshold = decision.threshold_of(self.weights, threshold)
         self.operating_point = threshold if isinstance(threshold, str) else None
@@ -227,14 +231,12 @@ class Detector:
         """A pickle makes a fresh Detector, with a backend of its own, in the other process."""
         options = {
             "segments": self.segments,
-            "aggregate_rule": None if self.rule == "graph" else self.rule,
-            "threshold": self.operating_point or self.threshold,
             "margin": self.margin,
-            "prior": None if self.fusion is None else self.prior,
             "jobs": self.jobs,
             "until_decided": self.until_decided,
             "banks": () if self.bank is None else (self.bank,),
         } | self._options
+        options |= self._given  # what was left open is the weights' there too
         return _made, (self.weights, self.backend.name, options)
 
     def _in_this_process(self) -> None:
@@ -385,12 +387,16 @@ class Detector:
         track.decode_s += time.perf_counter() - began
         ahead.put((track, end))
 
+    def alone(self, score: float) -> float:
+        """What the score of segments means where they are all that there is, as of a stream."""
+        if self.fusion is None:
+            return score
+        heard = decision.Heard(float(decision.log_odds(score)))
+        return decision.judge(heard, self.fusion, self.prior).score
+
     def word(self, score: float) -> decision.VerdictWord:
-        """The verdict of so many segments of a stream, whose score together is given."""
-        if self.fusion is not None:
-            heard = decision.Heard(float(decision.log_odds(score)))
-            score = decision.judge(heard, self.fusion, self.prior).score
-        return decision.decide(score, *self.band)
+        """The verdict on a stream, of the score of its segments together."""
+        return decision.decide(self.alone(score), *self.band)
 
     def _listen(self, track: _Track, spectrum: Accumulator | None) -> None:
         """What the decision of a track takes beside its segments."""
@@ -402,11 +408,13 @@ class Detector:
     def _judged(self, track: _Track, scores: list[float], length_s: float) -> dict[str, Any]:
         """The fields of a verdict that say what the track is."""
         if not scores:
-            return {"verdict": "undecided", "reason": "silent", "score": None}
+            silent = decision.REASONS["undecided"]
+            return {"verdict": "undecided", "reason": silent, "score": None}
         rule, eps = self.rule, self.weights.config.verdict.rms_eps
         score = track.song if track.song is not None else aggregate(scores, track.rms, rule, eps)
         if self.fusion is None:
-            return {"verdict": decision.decide(score, *self.band), "score": score}
+            word = decision.decide(score, *self.band)
+            return {"verdict": word, "reason": decision.REASONS.get(word), "score": score}
         together = float(decision.log_odds(score))
         heard = decision.Heard(together, track.fine[0], track.carries, length_s)
         whole = decision.judge(heard, self.fusion, self.prior)

@@ -410,6 +410,8 @@ def manifest(folder: Path, clips: Path | None, output: Path) -> None:
                 part = "validation" if source.startswith(UNSEEN) else "train"
                 label, group = int(row["label"]), clip_group(source)
                 rows.append(Row(where, label, kind, source, row["model"], group, part))
+    seen = {row.group for row in rows if row.split == "train"}
+    rows = [dataclasses.replace(r, split="train") if r.group in seen else r for r in rows]
     write_manifest(output, rows)
     write_manifest(output.with_name(f"{output.stem}-apart.csv"), apart)
     print(f"{output}: {len(rows)} tracks, {len({r.group for r in rows})} groups", file=sys.stderr)

@@ -172,7 +172,7 @@ def odds(p):
 
 
 @pytest.mark.parametrize("away", [1.0, -1.0, 2.5, -0.1])
-def test_undecided_within_the_margin(named, track, away):
+def test_unclear_within_the_margin(named, track, away):
     score = Detector(named, "numpy").score(track).score
     threshold = 1 / (1 + math.exp(-(odds(score) - away)))  # the score lies `away` above it
     verdict = "ai" if away > 0 else "real"
@@ -198,7 +198,7 @@ def test_the_margin_of_the_weights_and_of_the_command(plain, track, tmp_path, co
     path = tmp_path / "margin.safetensors"
     save_weights(path, config, weights.tensors, name="m", licence="", provenance={})
     base = ("score", "--weights", path, "--backend", "numpy", "--format", "jsonl", track)
-    for given, margin, called in (((), 0.5, "undecided"), (("--margin", "0"), 0.0, "ai")):
+    for given, margin, called in (((), 0.5, "unclear"), (("--margin", "0"), 0.0, "ai")):
         (row,) = command(*base, *given).rows.values()
         assert (row["margin"], row["verdict"], row["score"]) == (margin, called, score)
     for text in ("-1", "nan", "inf", "x"):
@@ -207,7 +207,7 @@ def test_the_margin_of_the_weights_and_of_the_command(plain, track, tmp_path, co
         assert "--margin" in done.err
     out = tmp_path / "rows.jsonl"
     assert command(*base, "--resume", "-o", out).code == 0
-    refused(command(*base, "--resume", "-o", out, "--margin", "0"), "rows with other margin:")
+    refused(command(*base, "--resume", "-o", out, "--margin", "0"), "rows with other margin, band:")
 
 
 def test_mine_judges_at_the_point_and_keeps_its_scores(run, track, tmp_path):

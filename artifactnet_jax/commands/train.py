@@ -200,11 +200,11 @@ def texture(verbs: Verbs) -> None:
     add("--init", metavar="W", help="weights with the network (default: ours)")
     add("-o", "--output", required=True, metavar="FILE")
     add("--name", help="of the weights (default: the file's)")
-    shared.add_count(verb, "--segments", 3, "of a track at most (3)")
+    shared.add_count(verb, "--segments", 5, "of a track at most (5)")
     shared.add_count(
         verb, "--draws", 3, "changed versions of a single segment; of several half as many each (3)"
     )
-    shared.add_count(verb, "--steps", 2500, "of a fit (2500)")
+    shared.add_count(verb, "--steps", 2000, "of a fit (2000)")
     shared.add_count(
         verb,
         "--least-segments",
