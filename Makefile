@@ -2,6 +2,7 @@
 # make test-fast: the tests for work at hand, under a minute on two cores.
 # make test-base, test-lowest, test-sdist: the base install's tests on other Pythons, with the lowest
 # versions that are declared, and from the source distribution.
+# make gpu-check: all programs compiled for NVIDIA cards of every generation, without one.
 # PYTHON chooses the interpreter of a new .venv (3.11 or newer for JAX; 3.10 runs `numpy` only).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ ARTIFACTNET := $(BIN)/artifactnet-jax
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo develop test test-fast test-base test-lowest test-sdist lint documents clean train-default
+.PHONY: install demo develop test test-fast test-base test-lowest test-sdist gpu-check lint documents clean train-default
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
@@ -45,6 +46,14 @@ test-sdist: $(BIN)/uv
 	$(BIN)/uv build --quiet --sdist --out-dir build/sdist .
 	tar -xzf build/sdist/*.tar.gz -C build/sdist
 	UV=$(abspath $(BIN)/uv) build/sdist/*/.ci/base newest
+
+# All programs compiled for NVIDIA cards, and TensorRT's engines, without a card: docs/gpu.md. In an
+# environment of its own, 6 GB, for beside its CUDA plugin jax looks for a GPU at every start.
+gpu-check: $(BIN)/uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python build/gpu
+	$(BIN)/uv pip install --quiet --python build/gpu/bin/python --editable '.[gpu_ahead,train]' --group test
+	-$(BIN)/uv pip install --quiet --python build/gpu/bin/python --group trt
+	JAX_PLATFORMS=cpu build/gpu/bin/python -m pytest tests/test_gpu_ahead.py tests/test_tensorrt.py
 
 # The default weights again: downloads 3.6 GB, then some two hours on two cores. CLIPS is the manifest of
 # short clips of generators and codecs, which are not ours to pass on: see scripts/default_data.py. First

@@ -200,5 +200,4 @@ def texture_statistics(
     """
     head, rate = config.texture, config.front_end.sample_rate
     found = spectrograms(audio, magnitude, config, stft or lib.stft_magnitude)
-    parts = [lib.statistics(each, n_fft, head, rate) for n_fft, each in found]
-    return lib.xp.concatenate(parts, axis=-1)
+    return lib.statistics(found, head, rate)

@@ -41,7 +41,7 @@ SLOW = (
     *("train_data", "train_texture", "export_texture", "model", "quantise", "teachers", "page"),
     *("operators", "losses", "presets", "shapes", "accuracy_report", "live", "texture", "dsp"),
     *("bench_accuracy", "audio_fuzz", "documents", "distribution", "one_edit"),
-    *("fingerprint_command", "fingerprint"),
+    *("fingerprint_command", "fingerprint", "gpu", "gpu_ahead"),
 )
 
 
