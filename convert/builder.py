@@ -91,7 +91,8 @@ class Builder:
                 transform = "transpose" if transform == "same" else "same"
             else:
                 return  # computed: it cannot be written back
-        self.sources[tensor] = (name, transform)
+        if name in self.trace.stored:
+            self.sources[tensor] = (name, transform)
 
     def static(self, name: str) -> np.ndarray:
         """A tensor that must not depend on the audio."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 
 from artifactnet_jax import config as cfg
 from artifactnet_jax.convert.graph import ConvertError, Graph
+from artifactnet_jax.convert.inline import aliased, inlined
+from artifactnet_jax.convert.node_call import written
 from artifactnet_jax.convert.operators import evaluate, x64
-from artifactnet_jax.convert.original import tensors_of
+from artifactnet_jax.convert.original import tensors_of, to_model
 from artifactnet_jax.convert.trace import Trace, probe_audio
 
 SEGMENT_SAMPLES = cfg.FrontEnd().segment_samples  # where a graph leaves the number open
@@ -96,24 +99,72 @@ def run_probe(graph: Graph, contract: Contract, n: int) -> Trace:
     """Run the graph on `n` segments of the probe and keep what the recogniser reads."""
     audio = probe_audio(n, contract.samples)
     feed = contract.shaped(audio)
+    stored = frozenset((*graph.constants, *(out for node in graph.nodes for out in node.outputs)))
+    while True:
+        static, shapes, dtypes = _facts(graph, contract, feed)
+        plain = inlined(graph, static, shapes)
+        if plain is graph:
+            break
+        graph = plain
+    _as_inferred(graph, contract, shapes)
+    graph = aliased(graph, dtypes)
+    run = tuple(node for node in graph.nodes if any(out in shapes for out in node.outputs))
+    graph = dataclasses.replace(graph, nodes=run)
+    made = [out for node in run for out in node.outputs if out in dtypes and out not in static]
+    small = [contract.input, *(out for out in made if math.prod(shapes[out]) <= 8 * audio.size)]
+    values = tensors_of(graph, {contract.input: feed}, small)
+    return Trace(graph, n, static, shapes, values, stored, np.dtype(np.float16) in dtypes.values())
+
+
+def _facts(
+    graph: Graph, contract: Contract, feed: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Static values, and shapes and dtypes of all tensors, without computing anything."""
     static: dict[str, np.ndarray] = dict(graph.constants)
     shapes: dict[str, tuple[int, ...]] = {name: x.shape for name, x in static.items()}
-    limit = 8 * audio.size
-    small = [contract.input]
-    shapes[contract.input] = feed.shape
+    dtypes: dict[str, Any] = {name: x.dtype for name, x in static.items()}
+    shapes[contract.input], dtypes[contract.input] = feed.shape, feed.dtype
 
     def observe(name: str, value: Any) -> None:
-        shapes[name] = tuple(value.shape)
+        if isinstance(value, list):  # a sequence
+            return
+        shapes[name], dtypes[name] = tuple(value.shape), value.dtype
         if isinstance(value, np.ndarray):
             static[name] = value
-        elif value.size <= limit:
-            small.append(name)
 
-    with x64():  # shapes and static values, without computing anything
+    with x64():
         jax.eval_shape(lambda x: evaluate(graph, {contract.input: x}, observe=observe), feed)
-    values = tensors_of(graph, {contract.input: feed}, small)
-    run = tuple(node for node in graph.nodes if any(out in shapes for out in node.outputs))
-    return Trace(dataclasses.replace(graph, nodes=run), n, static, shapes, values)
+    return static, shapes, dtypes
+
+
+def _as_inferred(graph: Graph, contract: Contract, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold the shapes of a run against ONNX's own inference.
+
+    Raises ConvertError, naming the first node whose output has another shape than the standard
+    gives it: what follows would be computed from something else than the model's author meant.
+    """
+    import onnx
+
+    entry = dataclasses.replace(graph.inputs[0], shape=shapes[contract.input])
+    model = onnx.load_model_from_string(to_model(dataclasses.replace(graph, inputs=(entry,))))
+    stated = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    expected = {value.name: value.type.tensor_type for value in stated.value_info}
+    expected |= {value.name: value.type.tensor_type for value in stated.output}
+    for node in graph.nodes:
+        for name in node.outputs:
+            if name not in shapes or not (name in expected and expected[name].HasField("shape")):
+                continue
+            dims = expected[name].shape.dim
+            known = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+            got = shapes[name]
+            if len(got) != len(known) or any(
+                n not in (None, m) for n, m in zip(known, got, strict=True)
+            ):
+                raise ConvertError(
+                    f"node {node.name!r} ({node.op}) gives {written(got)} here, and ONNX's shape "
+                    f"inference says {written(known)}: a mistake of this converter; please report "
+                    "it, and export the model with another form of this layer"
+                )
 
 
 def _score_output(graph: Graph, trace: Trace, wanted: str | None) -> tuple[str, bool]:

@@ -228,7 +228,7 @@ def _logit(trace: Trace, scores: str) -> tuple[str, int | None]:
     """The tensor that the score is the sigmoid of; with a class number, the softmax of."""
     name = scores
     chosen: int | None = None
-    for _ in range(12):
+    while True:
         node = trace.producer.get(name)
         if node is None:
             break
@@ -254,7 +254,8 @@ def _logit(trace: Trace, scores: str) -> tuple[str, int | None]:
         elif node.op not in _MOVES:
             break
         name = node.inputs[0]
-    raise Unmapped("its score is no sigmoid of a logit, nor one of two classes")
+    made = "is the input" if node is None else f"is made by {node.op} node {node.name!r}"
+    raise Unmapped(f"its score is no sigmoid of a logit, nor one of two classes: {name!r} {made}")
 
 
 def _aggregation(contract: Contract, trace: Trace, audio: np.ndarray) -> tuple[cfg.Decision, str]:

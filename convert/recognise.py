@@ -55,12 +55,12 @@ def _transforms(trace: Trace) -> Iterator[tuple[int, int | None, list[np.ndarray
         rows: list[np.ndarray] = []
         if node.op == "STFT":
             hop = int(trace.static[node.inputs[1]].reshape(()))
-            n_bins = trace.shapes[node.outputs[0]][-2]
-            n_fft = 2 * (n_bins - 1) if node.attributes.get("onesided", 1) else n_bins
-            window = node.inputs[2] if len(node.inputs) > 2 else ""
+            window, length = (*node.inputs[2:], "", "")[:2]
             if window:
                 rows.append(trace.static[window].reshape(-1).astype(np.float64))
                 n_fft = len(rows[0])
+            else:
+                n_fft = int(trace.static[length].reshape(()))
         elif node.op == "Conv" and node.inputs[1] in trace.static:
             weight = trace.static[node.inputs[1]]
             n_fft = max(weight.shape[2:])

@@ -33,6 +33,8 @@ class Trace:
     static: dict[str, np.ndarray]
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, np.ndarray]
+    stored: frozenset[str]  # tensors that the file itself has a name for
+    half: bool  # whether any of them is float16
 
     def __post_init__(self) -> None:
         self.producer = {out: node for node in self.graph.nodes for out in node.outputs if out}

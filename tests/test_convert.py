@@ -705,6 +705,18 @@ def test_bad_files_give_one_clear_line(command, tmp_path, name):
     assert not (tmp_path / "w.safetensors").exists()
 
 
+def test_shapes_are_those_of_the_standard(tmp_path, monkeypatch):
+    """An operator that gives another shape than ONNX infers must stop, and not score."""
+    from artifactnet_jax.convert import operators
+
+    path = small_model(tmp_path / "m.onnx", mean_of("Sigmoid", keep=1))
+    assert import_model(path).provenance["route"] == "graph"
+    wrong = operators._ANYWHERE["ReduceMean"]
+    monkeypatch.setitem(operators._ANYWHERE, "ReduceMean", lambda *x: wrong(*x).reshape(-1))
+    with pytest.raises(ConvertError, match=r"\(ReduceMean\) gives \[1\] here, and ONNX.* \[1, 1\]"):
+        import_model(path)
+
+
 def test_external_data_behind_links(converted, audio, tmp_path):
     """As a hub's cache lays a model out: links to blobs with other names."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "rev"
