@@ -38,6 +38,8 @@ def describe(weights: Stored) -> list[tuple[str, str]]:
     rows.append(("", rate))
     gives = "one score for the song" if contract["song"] else "a score for each segment"
     rows.append(("output", f"{contract['output']}: {gives}"))
+    if source.get("half"):
+        rows.append(("precision", "the network is half precision: its tensors are float16"))
     if source["route"] == "graph":
         return rows
     rows += _front_end(config.front_end, weights.tensors)

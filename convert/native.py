@@ -14,6 +14,7 @@ from artifactnet_jax.convert import recognise
 from artifactnet_jax.convert.contract import Contract, sample_rate
 from artifactnet_jax.convert.match import match_cnn, match_unet
 from artifactnet_jax.convert.networks import Network, extract
+from artifactnet_jax.convert.recognise_level import find_levelled_spectrum
 from artifactnet_jax.convert.template import array_digest
 from artifactnet_jax.convert.trace import Trace, Unmapped, decimal, probe_audio
 from artifactnet_jax.filterbank import hann
@@ -38,9 +39,8 @@ def recognised(contract: Contract, trace: Trace) -> Native:
     audio = probe_audio(trace.segments, contract.samples)
     verdict, scores = _aggregation(contract, trace, audio)
     logit, two_class = _logit(trace, scores)
-    residuals = recognise.find_residuals(
-        trace, recognise.find_spectrum(trace, audio), contract.output
-    )
+    spectra = find_levelled_spectrum(trace, audio, contract.shaped)
+    residuals = recognise.find_residuals(trace, spectra, contract.output)
     failure = Unmapped("")
     for residual in residuals:
         try:

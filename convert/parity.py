@@ -115,7 +115,7 @@ class Original:
     """
 
     def __init__(self, path: str, reference: Model):
-        from artifactnet_jax.convert.contract import Contract
+        from artifactnet_jax.convert.contract import Contract, scored
         from artifactnet_jax.convert.graph import read_graph
         from artifactnet_jax.convert.original import session, to_model
 
@@ -123,11 +123,15 @@ class Original:
         self.contract = Contract(**{**contract, "axes": tuple(contract["axes"])})
         self._names = dict(reference.provenance.get("stages", {}))
         self.note = ""
+        made = self.contract
         graph = read_graph(path)
+        if made.of:
+            column = "" if made.column is None else f":{made.column}"
+            graph, _ = scored(graph, f"{made.of}{column}", made.logit)
         try:
-            self._file = session(path)
+            self._file = session(to_model(graph, [made.output]) if made.of else path)
         except ConvertError as error:  # external data behind a link, which it may refuse
-            self._file = session(to_model(graph, [self.contract.output]))
+            self._file = session(to_model(graph, [made.output]))
             self.note = f"run from a copy in memory: {error}"
         inner = list(dict.fromkeys(self._names.values()))
         self._stages = session(to_model(graph, inner)) if inner else None

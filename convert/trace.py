@@ -100,6 +100,24 @@ def probe_audio(segments: int, samples: int, seed: int = 0) -> np.ndarray:
     return np.clip(audio, -1, 1).astype(np.float32)
 
 
+def probe(samples: int) -> dict[str, np.ndarray]:
+    """Segments float32 [samples] of what detectors meet, by name."""
+    rng = np.random.default_rng(0)
+    music = probe_audio(3, samples)
+    clicks = np.zeros(samples)
+    clicks[rng.integers(0, samples, 4)] = 0.7
+    tone = 0.9 * np.sin(2 * np.pi * 1000 / 44_100 * np.arange(samples))
+    found = {f"music {i + 1}": segment for i, segment in enumerate(music)}
+    found |= {
+        "digital silence": np.zeros(samples),
+        "clicks in silence": clicks,
+        "music at -60 dB": music[0] * 1e-3,
+        "full-scale noise": rng.uniform(-1, 1, samples),
+        "sine of 1 kHz": tone + rng.normal(0, 1e-5, samples),  # 16 bits have that much noise
+    }
+    return {name: audio.astype(np.float32) for name, audio in found.items()}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plane:
     """A two-dimensional quantity of each segment, found in a tensor of the graph."""

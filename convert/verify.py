@@ -25,6 +25,7 @@ from artifactnet_jax.convert.parity import (
     Outcome,
     together,
 )
+from artifactnet_jax.convert.trace import probe
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.files import find_audio, writing
 from artifactnet_jax.models import load_backend, open_model, why_unavailable
@@ -186,9 +187,6 @@ def _lean(
     return run
 
 
-# --- Tracks ---------------------------------------------------------------------------------------
-
-
 # --- What is scored -------------------------------------------------------------------------------
 
 
@@ -202,26 +200,6 @@ def _read(
         plan = contract.segments or ("first60" if plan == "all" else plan)
     for path in paths:
         yield path, SegmentReader(path, config.front_end, config.verdict, plan)
-
-
-def probe(samples: int) -> dict[str, np.ndarray]:
-    """Segments float32 [samples] of what detectors meet, by name."""
-    from artifactnet_jax.convert.trace import probe_audio
-
-    rng = np.random.default_rng(0)
-    music = probe_audio(3, samples)
-    clicks = np.zeros(samples)
-    clicks[rng.integers(0, samples, 4)] = 0.7
-    tone = 0.9 * np.sin(2 * np.pi * 1000 / 44_100 * np.arange(samples))
-    found = {f"music {i + 1}": segment for i, segment in enumerate(music)}
-    found |= {
-        "digital silence": np.zeros(samples),
-        "clicks in silence": clicks,
-        "music at -60 dB": music[0] * 1e-3,
-        "full-scale noise": rng.uniform(-1, 1, samples),
-        "sine of 1 kHz": tone + rng.normal(0, 1e-5, samples),  # 16 bits have that much noise
-    }
-    return {name: audio.astype(np.float32) for name, audio in found.items()}
 
 
 def _probe_tracks(weights: Model, contract: Contract) -> Iterator[tuple[str, list[Segment]]]:

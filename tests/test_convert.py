@@ -244,7 +244,7 @@ def as_graph(name: str, converted: dict[str, Weights]) -> Weights:
     from artifactnet_jax.convert.graph import read_graph
 
     graph = read_graph(FOLDER / f"{name}.onnx")
-    contract, _ = importer.examine(graph)
+    graph, contract, _ = importer.examine(graph)
     return importer._graph_weights(name, graph, contract, "", {**converted[name].provenance})
 
 

@@ -26,7 +26,17 @@ def convert(verbs: Verbs) -> None:
         choices=("auto", "native"),
         help="native: fail rather than fall back to running the graph",
     )
-    add("--score-output", metavar="NAME", help="which output is the score, where several could be")
+    add(
+        "--score-output",
+        metavar="NAME[:COLUMN]",
+        help="which output is the score, where several could be; COLUMN, from 0: which of its "
+        "columns is AI's",
+    )
+    add(
+        "--logit",
+        action="store_true",
+        help="the output is a logit: its sigmoid is the score, of columns their softmax",
+    )
     add("--licence", metavar="TEXT", help="the model's licence, where its metadata do not state it")
     shared.add(verb, "--debug")
 
