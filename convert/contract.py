@@ -65,6 +65,9 @@ def scored(graph: Graph, wanted: str | None, logit: bool) -> tuple[Graph, dict[s
                 f"it has outputs {', '.join(names)}: name the logit with --score-output"
             )
         (name,) = names
+    count = next(value.shape[-1:] for value in graph.outputs if value.name == name)
+    if column is not None and count and isinstance(count[0], int) and column >= count[0]:
+        raise ConvertError(f"{name}:{column}: this output has {count[0]} columns, from 0")
     nodes, constants = list(graph.nodes), dict(graph.constants)
     made = name if column is None else f"{name}:{column}"
     if logit:
@@ -224,11 +227,6 @@ def _score_output(
 ) -> tuple[str, bool]:
     """Name of the output that is a score, and whether it is one for all segments."""
     n = trace.segments
-    if contract.column is not None and contract.column >= trace.shapes[contract.of][-1]:
-        count = trace.shapes[contract.of][-1]
-        raise ConvertError(
-            f"--score-output {contract.of}:{contract.column}: it has {count} columns"
-        )
     problems, found = [], []
     for name in [value.name for value in graph.outputs] if wanted is None else [wanted]:
         if name in trace.static:

@@ -65,6 +65,7 @@ def _front_end(fe: cfg.FrontEnd, tensors: object) -> list[tuple[str, str]]:
     edge = f"{fe.stft_pad} samples of {fe.stft_edge}" if fe.stft_pad else "no samples"
     window = "periodic Hann window" if fe.window == "hann" else "a window of its own"
     rows = [
+        *_level(fe),
         ("STFT", f"n_fft {fe.n_fft}, hop {fe.hop}, {window}, {edge} added at both ends"),
         ("", f"{fe.n_bins} bins x {fe.n_frames} frames"),
     ]
@@ -98,6 +99,20 @@ def _front_end(fe: cfg.FrontEnd, tensors: object) -> list[tuple[str, str]]:
     rows.append(("", clamp))
     rows.append(("channels", ", ".join(fe.channels)))
     return rows
+
+
+def _level(fe: cfg.FrontEnd) -> list[tuple[str, str]]:
+    """What is done to the level of the audio."""
+    steps = ["its mean is taken off"] if fe.centred else []
+    if fe.level != "none":
+        level = {"peak": "peak", "rms": "RMS"}[fe.level]
+        rule = {
+            "add": f"divided by its {level} + {fe.level_eps:g}",
+            "max": f"divided by its {level}, or {fe.level_eps:g} where that is more",
+            "root": f"divided by the root of its {level} squared + {fe.level_eps:g}",
+        }
+        steps.append(rule[fe.level_rule])
+    return [("level", f"of each segment: {', then '.join(steps)}")] if steps else []
 
 
 def _nearest_scale(fe: cfg.FrontEnd, matrix: np.ndarray) -> str:
