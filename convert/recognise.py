@@ -103,6 +103,7 @@ def find_spectrum(trace: Trace, audio: np.ndarray) -> list[Spectrum]:
                     pads.add((pad, edge))
     found: list[Spectrum] = []
     tried = set()
+    sized: dict[tuple[int, int], list[Plane]] = {}
     for n_fft, hop, windows in _transforms(trace):
         n_bins = n_fft // 2 + 1
         widths = {
@@ -128,11 +129,14 @@ def find_spectrum(trace: Trace, audio: np.ndarray) -> list[Spectrum]:
                 if (samples + 2 * pad - n_fft) // step + 1 not in widths:
                     continue
                 magnitude = np.abs(np.fft.rfft(frames[:, ::step] * window)).swapaxes(1, 2)
-                candidates = [
-                    plane
-                    for plane in planes(trace, *magnitude.shape[1:])
-                    if plane.roles is not None and np.isfinite(plane.array[0, 0, 0])
-                ]
+                size = (magnitude.shape[1], magnitude.shape[2])
+                if size not in sized:
+                    sized[size] = [
+                        plane
+                        for plane in planes(trace, *size)
+                        if plane.roles is not None and np.isfinite(plane.array[0, 0, 0])
+                    ]
+                candidates = sized[size]
                 for power in (1.0, 2.0):
                     for matched, scale in _match_spectrum(candidates, magnitude**power):
                         figures: dict[str, Any] = {

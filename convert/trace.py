@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -134,8 +135,8 @@ def planes(trace: Trace, height: int, width: int, among: set[str] | None = None)
         shape = trace.shapes[name]
         if (among is not None and name not in among) or len(shape) < 2:
             continue
-        count, rest = divmod(int(np.prod(shape)), n * height * width)
-        if rest or not 1 <= count <= 16:
+        count, rest = divmod(math.prod(shape), n * height * width)
+        if rest or not 1 <= count <= 16 or height not in shape or width not in shape:
             continue
         for a, b in itertools.permutations(range(len(shape)), 2):
             if shape[a] != height or shape[b] != width:
