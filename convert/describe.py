@@ -57,6 +57,12 @@ def describe(weights: Stored) -> list[tuple[str, str]]:
     difference = source["probe_difference"]
     more = "" if difference <= 1e-4 else " (more than 1e-4: run verify on music of yours)"
     rows.append(("parity", f"|dp| {difference:.1e} on a synthetic probe{more}"))
+    quiet = source.get("quiet_difference")
+    if quiet is not None and quiet > 1e-4:
+        rows.append(
+            ("", f"WARNING: |dp| {quiet:.1e} on quiet and sparse audio, to which the network")
+        )
+        rows.append(("", "is sensitive beyond float32: verify --exact says which side is nearer"))
     return rows
 
 

@@ -14,7 +14,7 @@ from artifactnet_jax import config as cfg
 from artifactnet_jax import fine_head
 from artifactnet_jax.convert.contract import Contract, examine, sample_rate
 from artifactnet_jax.convert.graph import ConvertError, Graph, graph_to_dict, read_graph
-from artifactnet_jax.convert.native import Native, difference, recognised
+from artifactnet_jax.convert.native import Native, difference, quiet_difference, recognised
 from artifactnet_jax.convert.original import tensors_of
 from artifactnet_jax.convert.trace import Trace, Unmapped, probe_audio
 from artifactnet_jax.text import brief
@@ -111,6 +111,7 @@ def _native(contract: Contract, trace: Trace) -> tuple[Native | None, str]:
         _log.debug("recogniser", exc_info=True)
         return None, f"the recogniser failed ({brief(error)}): please report it"
     native.found["probe_difference"] = apart
+    native.found["quiet_difference"] = quiet_difference(native, contract, trace)
     return native, ""
 
 

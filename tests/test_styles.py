@@ -7,6 +7,7 @@ scores are those of onnxruntime on the edited file.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from artifactnet_jax.config import FrontEnd
 from artifactnet_jax.convert.describe import describe
+from artifactnet_jax.convert.exact import Exact
 from artifactnet_jax.convert.export import build_onnx, export
-from artifactnet_jax.convert.graph import ConvertError
+from artifactnet_jax.convert.graph import ConvertError, read_graph
 from artifactnet_jax.convert.importer import import_model
 from artifactnet_jax.convert.original import session
 from artifactnet_jax.models import load_backend
+from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.weights import load_weights, write_weights
 from onnx_audio import segments
 from unet_family import SMALL, member
@@ -411,6 +414,48 @@ def test_logits_that_happen_to_lie_in_the_unit_interval_are_no_scores(files, tmp
         ConvertError, match=r"on a probe on .*full-scale noise.*: not a probability"
     ):
         import_model(path)
+
+
+# --- float64 -------------------------------------------------------------------------------------
+
+
+def test_the_graph_in_float64(files):
+    """As the network that it was exported from, computed in float64 by NumPy."""
+    original = member(4, KINDS, SHORT)
+    network = NumpyNetwork(original.config, original.tensors, np.float64)
+    audio = heard()[:3]
+    logits = np.array([float(network(x.astype(np.float64))) for x in audio])
+    exact = Exact(read_graph(files()), ["p_ai"])
+    found = np.concatenate([exact(x[None])["p_ai"] for x in audio])
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+
+def test_verify_exact_says_who_is_nearer(command, files, tmp_path):
+    """Tuned weights lie farther from the file in float64 than the file in onnxruntime."""
+    args = ("verify", files(), "--exact", "--backends", "numpy")
+    done = command(*args, "--json")
+    report = json.loads(done.out)
+    assert (done.code, report["against"]) == (0, "float64")
+    assert list(report["backends"]) == ["file", "numpy"]
+    assert report["backends"]["file"]["track_dp"] < 1e-4
+    assert not report["backends"]["file"]["counted"]
+    weights = import_model(files())
+    tensors = {k: v * np.float32(1.01) for k, v in weights.tensors.items() if "unet" in k}
+    tuned = dataclasses.replace(weights, tensors={**weights.tensors, **tensors})
+    write_weights(tuned, tmp_path / "w.safetensors")
+    done = command("verify", files(), tmp_path / "w.safetensors", *args[2:])
+    assert "nearer to float64: onnxruntime, they part at: mask" in " ".join(done.out.split())
+    assert "error against float64" in done.out
+
+
+def test_sensitive_networks_are_warned_of(files):
+    weights = import_model(files())
+    assert weights.provenance["quiet_difference"] < 1e-4
+    assert "WARNING" not in str(describe(weights))
+    provenance = {**weights.provenance, "quiet_difference": 3e-4}
+    table = str(describe(dataclasses.replace(weights, provenance=provenance)))
+    assert "WARNING: |dp| 3.0e-04 on quiet and sparse audio" in table
 
 
 # --- reasons -------------------------------------------------------------------------------------

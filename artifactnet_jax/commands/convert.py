@@ -116,6 +116,12 @@ def verify(verbs: Verbs) -> None:
         metavar="D",
         help="on the difference of a track's score (default: 1e-4)",
     )
+    add(
+        "--exact",
+        action="store_true",
+        help="hold all, onnxruntime too, against the graph in float64, and say which is nearer; "
+        "slow",
+    )
     add("--json", action="store_true", help="the report as one JSON object")
     shared.add(verb, "--debug")
 
