@@ -11,7 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from artifactnet_jax.decision import WITNESSES
 from artifactnet_jax.files import SUFFIXES, find_audio, replace_file, writing
+from artifactnet_jax.results import filled
 from artifactnet_jax.text import USAGE, CommandError, brief
 
 FLUSH_ROWS, FLUSH_S = 4096, 60.0  # a file is written at the latest then: what a kill may cost
@@ -143,7 +145,10 @@ def schema() -> Any:
     }
     named = {
         **{"schema": text, "path": text, "sha256": text, "score": number, "threshold": number},
-        **{"operating_point": text, "margin": number, "n_segments": pa.int32()},
+        **{"operating_point": text, "margin": number, "band": pa.list_(number), "reason": text},
+        **{"prior": number, "evidence": pa.struct([(key, number) for key in WITNESSES])},
+        "spans": pa.list_(pa.struct({"start_s": number, "end_s": number, "score": number}.items())),
+        **{"ai_share": number, "n_segments": pa.int32()},
         "segments": pa.list_(pa.struct({"start_s": number, "score": number}.items())),
         **{"duration_s": number, "sample_rate": pa.int32(), "channels": pa.int32()},
         "weights": pa.struct([(key, text) for key in ("name", "sha256", "preset")]),
@@ -160,7 +165,7 @@ def schema() -> Any:
 
 
 class Folder:
-    """Rows in `verdict=ai|real|undecided|error/*.parquet` under a folder, local or by URI."""
+    """Rows in `verdict=WORD/*.parquet` under a folder, local or by URI; a failure's is "error"."""
 
     def __init__(self, where: str):
         self._where = where
@@ -187,8 +192,7 @@ class Folder:
         if inside and not (resume and old):
             what = "holds results: --resume goes on with them" if old else "is not empty"
             raise CommandError(f"-o {self._where}: it {what}, or name another folder", USAGE)
-        # Rows of a run that is older than the key say nothing of a bank.
-        old = old and {"bank": common.get("bank")} | old
+        old = old and filled(old, common)
         if old and (what := ", ".join(k for k in common if old.get(k) != common[k])):
             cure = "give the same options, or another -o DIR"
             raise CommandError(f"{self._where} has rows with other {what}: {cure}", USAGE)

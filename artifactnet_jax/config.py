@@ -33,6 +33,7 @@ Share = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
 Rising = Annotated[
     tuple[Positive, ...], "two or more, rising", lambda x: len(x) > 1 and list(x) == sorted(set(x))
 ]
+From0Rising = Annotated[tuple[From0, ...], "rising", lambda x: list(x) == sorted(set(x))]
 Size = Annotated[int, "from 1 to 1048576", lambda x: 0 < x <= 1 << 20]  # of a map that is made
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _WORDS |= {dict: "a table", type(None): "none"}
@@ -216,7 +217,7 @@ class Texture(Checked):
     floor: From0 = 1e-5  # of the largest magnitude, added before the logarithm: -100 dB
     frame_floor: From0 = 1e-6  # of the loudest frame's power; quieter frames do not count
     limit: From0 = 6.0  # standard deviations that a statistic is clipped at
-    hidden: tuple[Count, ...] = (13, 13)  # features of the hidden layers: keeps edge under 4.1 M
+    hidden: tuple[Count, ...] = (32,)  # features of the hidden layers
 
 
 _ATTRIBUTES: dict[str, Any] = {  # of layers; what they mean together, `shapes` checks
@@ -264,7 +265,9 @@ class Decision(Checked):
     # Further thresholds by name, from calibration sources: "fpr1", "fpr2" and "fpr5" call 1, 2
     # and 5 % of their real tracks AI, "balanced" judges the largest share of both right.
     operating_points: tuple[tuple[str, Share], ...] = ()
-    # Half-width in log-odds of the band around the threshold whose tracks are "undecided".
+    # "unclear" are scores from here up to the threshold; none where it is the threshold.
+    lower: Share | None = None
+    # Or: half-width in log-odds of the band around the threshold whose scores are "unclear".
     margin: From0 = 0.0
     # Paper and runner: "median"; raw-song graph: "rms"; "mean" only in converted graphs.
     aggregate: Literal["median", "rms", "mean"] = "median"
@@ -279,6 +282,46 @@ class Decision(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class Fusion(Checked):
+    """From what the witnesses say of a track to one calibrated probability (ours): `decision`.
+
+    The weights of the log-odds have a value for each class of length, and a last one for tracks
+    without a logit of the fine spectrum.
+    """
+
+    lengths_s: From0Rising = (0.0, 8.0, 30.0)  # s; a class begins
+    bias: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    segments: tuple[From0, ...] = (1.0, 1.0, 1.0, 1.0)
+    fine: tuple[From0, ...] = (0.0, 0.0, 0.0, 0.0)
+    decoder: tuple[From0, ...] = (0.0, 0.0, 0.0, 0.0)  # of a power of ten of p
+    limit: Positive = 6.0  # log-odds that a witness is clipped at
+    from_p: Share = 0.1  # of the nearest decoder: above, it says nothing
+    most_lines: Positive = 3.0  # powers of ten below `from_p` that count
+    sure_p: Share = 1e-4  # below, a match decides by itself:
+    decides: float = 4.6  # log-odds that it gives at least
+    # Of the scan for stretches, by segment: weights of its log-odds and of those of the fine
+    # spectrum around it; what is taken off; what a stretch must sum up to, and segments it has.
+    span_segments: From0 = 0.5
+    span_fine: From0 = 0.0
+    span_bias: float = 0.0
+    span_least: Positive = 8.0
+    span_shortest: Count = 5
+
+    def __post_init__(self) -> None:
+        """ValueError for a wrong field, or weights of another number of classes."""
+        super().__post_init__()
+        for name in ("bias", "segments", "fine", "decoder"):
+            if len(getattr(self, name)) != len(self.lengths_s) + 1:
+                raise ValueError(f"{name}: {len(self.lengths_s) + 1} values are needed")
+
+    def row(self, length_s: float, fine: bool) -> int:
+        """The class of a track: its place among the weights."""
+        if not fine:
+            return len(self.lengths_s)
+        return sum(length_s >= begin for begin in self.lengths_s[1:])
+
+
+@dataclasses.dataclass(frozen=True)
 class Config(Checked):
     """The whole detector."""
 
@@ -288,6 +331,7 @@ class Config(Checked):
     cnn: CNN | Imported = CNN()
     verdict: Decision = Decision()
     texture: Texture | None = None
+    fusion: Fusion | None = None
 
     def __post_init__(self) -> None:
         """ValueError for parts that do not fit together."""
@@ -353,9 +397,9 @@ class Config(Checked):
         require("config", data, dict)
         parts: dict[str, Any] = {"front_end": FrontEnd, "unet": UNet, "cnn": CNN}
         parts["verdict"] = Decision
-        if data.get("texture") is not None:
-            parts["texture"] = Texture
-        data = {key: value for key, value in data.items() if (key, value) != ("texture", None)}
+        optional = {"texture": Texture, "fusion": Fusion}
+        parts |= {key: part for key, part in optional.items() if data.get(key) is not None}
+        data = {key: value for key, value in data.items() if key in parts or value is not None}
         if set(data) != set(parts) | {"preset"}:
             raise ValueError(f"config has keys {sorted(data)}, not preset and {sorted(parts)}")
         values = {}

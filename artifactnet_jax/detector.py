@@ -12,29 +12,27 @@ import functools
 import logging
 import math
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from artifactnet_jax import decoders, fine_head
+from artifactnet_jax import decision, decoders, fine_head
 from artifactnet_jax.arrays import count_of
 from artifactnet_jax.audio import AudioReport, Segment, SegmentReader, Segments, check_plan
 from artifactnet_jax.backends import BackendError, cpu_count
 from artifactnet_jax.files import facts_of
 from artifactnet_jax.fingerprint import Accumulator
 from artifactnet_jax.models import load_backend, open_model
+from artifactnet_jax.read_ahead import Closed, ReadAhead
 from artifactnet_jax.recording import AudioError
-from artifactnet_jax.results import Failure, Fine, SegmentScore, Verdict, VerdictWord, aggregate
+from artifactnet_jax.results import Failure, Fine, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
 from artifactnet_jax.weights import ForeignGraph, Model
 
 EMBEDDED = "embedded"  # among banks: that which comes with the package
-STOP_S = 2.0  # what closing waits for decoding threads
-THREAD_NAME = "artifactnet-decode"
 FORKS = ("numpy", "onnxruntime")  # backends that can begin anew in a forked process
 LONGEST_NAME = 4096  # what is longer is no path: the bytes of a file, perhaps
 
@@ -57,6 +55,8 @@ class _Track:
     end: AudioReport | Failure | None = None  # set once the last segment has been read
     carries: decoders.Outcome | None = None  # set with it
     fine: tuple[float | None, str | None] = (None, None)  # logit, or why there is none
+    near: list[tuple[float, float, float | None]] = dataclasses.field(default_factory=list)
+    band_end: float | None = None  # Hz
     most: int = 0  # segments that it has at most, if the rest of them may be left out
     decided: bool = False  # whatever they say
     skipped: int = 0
@@ -66,69 +66,12 @@ class _Track:
         return self.end is not None and len(self.scores) + self.skipped == len(self.starts)
 
 
-def threshold_of(weights: Model, threshold: float | str | None) -> float:
-    """The threshold in [0, 1]: as given, of the operating point so named, or the weights' default.
-
-    Raises ValueError for a number outside [0, 1], and for a name that the weights do not have: it
-    lists those that they have.
-    """
-    verdict = weights.config.verdict
-    points = dict(verdict.operating_points)
-    value: float
-    if threshold is None:
-        value = verdict.threshold
-    elif not isinstance(threshold, str):
-        value = _number("threshold", threshold)
-    elif threshold in points:
-        value = points[threshold]
-    else:
-        choices = "".join(f"{name} ({point:g}), " for name, point in points.items())
-        cause = f"weights {weights.name!r} have no operating point {threshold!r}"
-        cause += "" if points else ", nor any other"
-        raise ValueError(f"{cause}: use {choices and choices[:-2] + ' or '}a number from 0 to 1")
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"threshold {value} is not in [0, 1]")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    """A number of any library as a float. Raises ValueError."""
-    if isinstance(value, (bool, np.bool_, str)):
-        raise ValueError(f"{name} {value!r} is no number")
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} {value!r} is no number") from error
-
-
 def _count(name: str, value: Any) -> int:
     """A whole number above 0, of any library, as an int. Raises ValueError."""
     count = count_of(value)
     if count < 1:
         raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
     return count
-
-
-def decide(score: float, threshold: float, margin: float) -> VerdictWord:
-    """The verdict: "ai" at or above the threshold, else "real"; "undecided" in between.
-
-    Undecided is a score within `margin` of the threshold, in log-odds.
-
-    Log-odds rather than differences of scores, because scores crowd near 0 and 1.
-    """
-    if margin and abs(log_odds(score) - log_odds(threshold)) < margin:
-        return "undecided"
-    return "ai" if score >= threshold else "real"
-
-
-def decided(scores: list[float], rest: int, threshold: float, margin: float) -> bool:
-    """Whether `rest` further scores (or fewer) can no longer change what `decide` says of a median.
-
-    Scores of 0 lower the median as far as it goes, and scores of 1 raise it; `decide` is monotone.
-    """
-    ends = (float(np.median([*scores, *[end] * rest])) for end in (0.0, 1.0))
-    low, high = (decide(end, threshold, margin) for end in ends)
-    return low == high
 
 
 def _joined(banks: Iterable[decoders.Bank | str | os.PathLike[str]]) -> decoders.Bank | None:
@@ -158,95 +101,6 @@ def fine_logit(
     if spectrum is None:
         return None, "no fine spectrum was taken"
     return fine_head.judge(spectrum, head)
-
-
-def log_odds(p: Any) -> Any:
-    """log(p / (1 - p)), finite for all of [0, 1]: float32 scores come no closer to 0 and 1."""
-    p = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
-    return np.log(p / (1 - p))
-
-
-class _Closed(Exception):
-    """The consumer has gone: stop decoding."""
-
-
-class _ReadAhead:
-    """Threads that decode sources ahead of the backend, into one bounded queue.
-
-    decode(track, source, this) reads one source, and calls `put` with pairs of the track and its
-    samples, or its end.
-    """
-
-    def __init__(
-        self,
-        sources: Iterable[Any],
-        decode: Callable[[_Track, Any, _ReadAhead], None],
-        jobs: int,
-        size: int,
-    ) -> None:
-        self._todo, self._decode, self._jobs = enumerate(sources), decode, jobs
-        self._feed, self._stop = threading.Lock(), threading.Event()
-        self._ready: queue.Queue[Any] = queue.Queue(maxsize=size)
-
-    def items(self) -> Generator[Any, None, None]:
-        """Start the threads, and yield what they put, or None while there is nothing.
-
-        What a thread raises is raised here. Closing stops the threads.
-        """
-        threads: list[threading.Thread] = []
-        running = self._jobs
-        try:
-            for _ in range(self._jobs):
-                thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-                thread.start()
-                threads.append(thread)
-            while running:
-                try:
-                    item = self._ready.get(timeout=0.05)
-                except queue.Empty:
-                    yield None
-                    continue
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    running -= 1
-                else:
-                    yield item
-        finally:
-            self._stop.set()
-            # Nothing can interrupt a thread that waits inside the caller's iterable: it is a
-            # daemon, and ends without a further item once that returns.
-            deadline = time.monotonic() + STOP_S
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
-
-    def put(self, item: Any) -> None:
-        """Queue an item, as soon as there is room. Raises _Closed once the consumer has gone."""
-        while True:
-            self.check()
-            with contextlib.suppress(queue.Full):
-                return self._ready.put(item, timeout=0.1)
-
-    def check(self) -> None:
-        """Raise _Closed once the consumer has gone."""
-        if self._stop.is_set():
-            raise _Closed
-
-    def _run(self) -> None:
-        """Decode one source after another; at the end put None, or what was raised."""
-        try:
-            while True:
-                with self._feed:
-                    entry = None if self._stop.is_set() else next(self._todo, None)
-                if entry is None:
-                    break
-                self._decode(_Track(entry[0], _name(entry[1])), entry[1], self)
-            self.put(None)
-        except _Closed:
-            pass
-        except BaseException as error:  # a bug, or the caller's iterable: raised to the caller
-            with contextlib.suppress(_Closed):
-                self.put(error)
 
 
 def _name(source: Any) -> str:
@@ -290,13 +144,16 @@ class Detector:
     or N evenly spaced ones (the public runner takes 7). aggregate_rule: "median", "rms" or "mean";
     threshold: AI when score >= threshold, a number in [0, 1] or the name of one of the weights'
     operating points ("fpr1"); margin: tracks closer than that to the threshold, in log-odds, are
-    "undecided" (0: none); all default to what the weights say. Weights of a whole-song model see
-    the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
+    "unclear" (0: none); all default to what the weights say. prior: share of AI among the tracks
+    that are scored, between 0 and 1 (0.5), for weights whose score is calibrated: it becomes the
+    probability for such tracks, which is compared with the threshold. Weights of a whole-song model
+    see the segments of a track together: then "all" is refused. dtype: "float32", or "bfloat16"
     convolutions on backend "xla". batch_size: segments per backend call. jobs: decoding threads.
     until_decided: leave out the rest of a track's segments once they cannot change its verdict;
-    for the median only. banks: whose decoders' lines are looked for in a track's spectrum, which
-    changes neither verdict nor score: banks, their files, and "embedded" for the one that comes
-    with the package; none at all, and nothing is looked for.
+    for a median of segments only. banks: whose decoders' lines are looked for in a track's
+    spectrum: banks, their files, and "embedded" for the one that comes with the package; none at
+    all, and nothing is looked for. A decoder that is found counts with weights that have a fusion
+    of the witnesses (`config.Fusion`), unless `aggregate_rule` is given; else it is only named.
 
     `threshold` is the number in any case, `operating_point` the name, or None where none was given.
 
@@ -313,6 +170,7 @@ class Detector:
         aggregate_rule: str | None = None,
         threshold: float | str | None = None,
         margin: float | None = None,
+        prior: float | None = None,
         dtype: str = "float32",
         batch_size: int | None = None,
         jobs: int | None = None,
@@ -321,10 +179,13 @@ class Detector:
     ):
         self.weights = weights if isinstance(weights, Model) else open_model(weights, backend)
         config = self.weights.config
+        self._given = {"aggregate_rule": aggregate_rule, "threshold": threshold, "prior": prior}
         self.rule = aggregate_rule or config.verdict.aggregate
-        self.threshold = threshold_of(self.weights, threshold)
+        self.threshold = decision.threshold_of(self.weights, threshold)
         self.operating_point = threshold if isinstance(threshold, str) else None
-        self.margin = config.verdict.margin if margin is None else _number("margin", margin)
+        self.margin = config.verdict.margin if margin is None else decision.number("margin", margin)
+        self.prior = decision.EVEN if prior is None else decision.number("prior", prior)
+        self.fusion = config.fusion if aggregate_rule is None else None
         self.segments = check_plan(config.verdict.segments if segments is None else segments)
         self._song = self.weights.whole_song
         self.jobs = cpu_count() if jobs is None else _count("jobs", jobs)
@@ -340,7 +201,19 @@ class Detector:
         if self._song and self.segments == "all":
             cure = "use --segments first60 or a count"
             raise ValueError(f"these weights score the segments of a song together: {cure}")
+        if not 0.0 < self.prior < 1.0:
+            raise ValueError(f"prior {self.prior} is not between 0 and 1")
+        if self.fusion is None and prior is not None:
+            cure = "leave --aggregate out" if config.fusion else "leave --prior out"
+            raise ValueError(f"a prior needs weights whose score is calibrated: {cure}")
+        lower = config.verdict.lower
+        self.band = decision.around(self.threshold, self.margin)
+        if not self.margin and threshold is None and lower is not None:
+            self.band = (lower, self.threshold)
         self.until_decided = until_decided
+        if until_decided and self.fusion is not None:
+            cure = "use --aggregate median"
+            raise ValueError(f"these weights judge a track as a whole, not by segments: {cure}")
         if until_decided and (self.rule != "median" or self._song):
             cure = "use --aggregate median" if not self._song else "leave --until-decided out"
             raise ValueError(f"only a median of segments is decided early: {cure}")
@@ -358,13 +231,12 @@ class Detector:
         """A pickle makes a fresh Detector, with a backend of its own, in the other process."""
         options = {
             "segments": self.segments,
-            "aggregate_rule": None if self.rule == "graph" else self.rule,
-            "threshold": self.operating_point or self.threshold,
             "margin": self.margin,
             "jobs": self.jobs,
             "until_decided": self.until_decided,
             "banks": () if self.bank is None else (self.bank,),
         } | self._options
+        options |= self._given  # what was left open is the weights' there too
         return _made, (self.weights, self.backend.name, options)
 
     def _in_this_process(self) -> None:
@@ -424,7 +296,7 @@ class Detector:
         self._in_this_process()
         self._locks.clear()
         size = 2 * self.backend.batch_size + self.jobs
-        ahead = _ReadAhead(sources, self._decode, self.jobs, size)
+        ahead = ReadAhead(sources, self._decode, self.jobs, size)
         batch: list[tuple[_Track, np.ndarray]] = []
         with contextlib.closing(ahead.items()) as items:
             for item in items:
@@ -448,18 +320,19 @@ class Detector:
                     batch = []
             yield from self._compute(batch)
 
-    def _decode(self, track: _Track, source: Any, ahead: _ReadAhead) -> None:
+    def _decode(self, number: int, source: Any, ahead: ReadAhead) -> None:
         """Read one source; put its audible segments, then its end. Runs in a thread.
 
         For a model that sees a song as a whole all segments are one item, silent ones included.
         """
+        track = _Track(number, _name(source))
         if hasattr(source, "seek"):  # given twice, it must not be read twice at once
             with self._locks.setdefault(id(source), threading.Lock()):
                 self._read(track, source, ahead)
         else:
             self._read(track, source, ahead)
 
-    def _read(self, track: _Track, source: Any, ahead: _ReadAhead) -> None:
+    def _read(self, track: _Track, source: Any, ahead: ReadAhead) -> None:
         config, began = self.weights.config, time.perf_counter()
         song: list[Segment] = []
         audible = False
@@ -471,7 +344,7 @@ class Detector:
             self.segments,
             name=track.path,
             counted=self.until_decided,
-            fingerprint=self.bank is not None,
+            fingerprint=self.bank is not None or config.fusion is not None,
         )
         try:
             for segment in reader:
@@ -495,13 +368,14 @@ class Detector:
             track.file = _facts(source)
             track.carries = decoders.match(reader.spectrum, self.bank)
             track.fine = fine_logit(reader.spectrum, self.weights.fine)
+            self._listen(track, reader.spectrum)
             if audible and song:
                 track.decode_s += time.perf_counter() - began
                 ahead.put((track, _together(song)))
                 began = time.perf_counter()
             elif song:
                 track.starts.clear()
-        except _Closed:
+        except Closed:
             raise
         except AudioError as error:
             _log.debug("%s", error, exc_info=True)
@@ -512,6 +386,52 @@ class Detector:
             end = Failure(track.path, "internal", f"{cause}: convert it to WAV, and report this")
         track.decode_s += time.perf_counter() - began
         ahead.put((track, end))
+
+    def alone(self, score: float) -> float:
+        """What the score of segments means where they are all that there is, as of a stream."""
+        if self.fusion is None:
+            return score
+        heard = decision.Heard(float(decision.log_odds(score)))
+        return decision.judge(heard, self.fusion, self.prior).score
+
+    def word(self, score: float) -> decision.VerdictWord:
+        """The verdict on a stream, of the score of its segments together."""
+        return decision.decide(self.alone(score), *self.band)
+
+    def _listen(self, track: _Track, spectrum: Accumulator | None) -> None:
+        """What the decision of a track takes beside its segments."""
+        if self.fusion is not None and spectrum is not None:
+            track.band_end = spectrum.band_end()
+            if self.weights.fine is not None:
+                track.near = fine_head.stretches(spectrum, self.weights.fine)
+
+    def _judged(self, track: _Track, scores: list[float], length_s: float) -> dict[str, Any]:
+        """The fields of a verdict that say what the track is."""
+        if not scores:
+            silent = decision.REASONS["undecided"]
+            return {"verdict": "undecided", "reason": silent, "score": None}
+        rule, eps = self.rule, self.weights.config.verdict.rms_eps
+        score = track.song if track.song is not None else aggregate(scores, track.rms, rule, eps)
+        if self.fusion is None:
+            word = decision.decide(score, *self.band)
+            return {"verdict": word, "reason": decision.REASONS.get(word), "score": score}
+        together = float(decision.log_odds(score))
+        heard = decision.Heard(together, track.fine[0], track.carries, length_s)
+        whole = decision.judge(heard, self.fusion, self.prior)
+        said: dict[str, Any] = {"score": whole.score, "evidence": whole.evidence}
+        reason = decision.too_little(length_s, track.band_end)
+        if reason is not None:
+            return said | {"verdict": "undecided", "reason": reason}
+        verdict, spans, share = decision.parts(
+            decision.decide(whole.score, *self.band),
+            list(zip(track.starts, scores, strict=True)),
+            track.near,
+            self.weights.config.front_end.segment_s,
+            length_s,
+            self.fusion,
+        )
+        said |= {"verdict": verdict, "reason": decision.REASONS.get(verdict)}
+        return said | {"spans": spans, "ai_share": share}
 
     def _compute(self, batch: list[tuple[_Track, Any]]) -> Iterator[tuple[int, Verdict | Failure]]:
         """Score a batch of segments; yield the tracks that this completes."""
@@ -525,7 +445,7 @@ class Detector:
             track.compute_s += seconds
             if self.until_decided and not track.decided:
                 rest = track.most - len(track.scores)
-                track.decided = decided(track.scores, rest, self.threshold, self.margin)
+                track.decided = decision.decided(track.scores, rest, *self.band)
             if track.done:
                 yield track.index, self._finish(track)
 
@@ -548,20 +468,15 @@ class Detector:
         if not all(0.0 <= score <= 1.0 for score in scores):  # NaN compares false
             cause = f"{printable(track.path)}: the model gave a score outside [0, 1]"
             return Failure(track.path, "model", f"{cause}: try other weights, and report this")
-        rms_eps = self.weights.config.verdict.rms_eps
-        score: float | None = None
-        verdict: VerdictWord = "undecided"
-        if scores:
-            one = track.song
-            score = one if one is not None else aggregate(scores, track.rms, self.rule, rms_eps)
-            verdict = decide(score, self.threshold, self.margin)
+        said = self._judged(track, scores, track.end.duration_s)
         # Those that were left out are the last ones.
         segments = zip(track.starts[: len(track.scores)], track.scores, strict=True)
         return Verdict(
             path=track.path,
-            verdict=verdict,
-            score=score,
+            **said,
             threshold=self.threshold,
+            band=None if self.band[0] == self.band[1] else self.band,
+            prior=None if self.fusion is None else self.prior,
             operating_point=self.operating_point,
             margin=self.margin,
             segments=tuple(SegmentScore(start, value) for start, value in segments),

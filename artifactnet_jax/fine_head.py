@@ -158,6 +158,21 @@ def judge(spectrum: fp.Accumulator, head: FineHead) -> tuple[float | None, str |
     return total / sum(part.frames for part in parts), None
 
 
+def stretches(spectrum: fp.Accumulator, head: FineHead) -> list[tuple[float, float, float | None]]:
+    """(start and end in s, logit) of every window; None where nothing can be said of it."""
+    step, found = spectrum.window_frames * fp.HOP / fp.RATE, []
+    for n, mean in enumerate(spectrum.windows):
+        length, logit = length_class(mean.frames), None
+        if length is not None:
+            levels = mean.levels()
+            band = band_class(fp.band_end(levels[1]))
+            if band is not None:
+                values = features(fp.residuals(levels), BANDS[band])
+                logit = head.logit(values, band, length)
+        found.append((n * step, (n + 1) * step, logit))
+    return found
+
+
 def length_class(frames: int) -> int | None:
     """Which of `LENGTHS`; None below."""
     return int(np.searchsorted(LENGTHS, frames, "right")) - 1 if frames >= LENGTHS[0] else None

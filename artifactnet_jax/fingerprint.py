@@ -83,6 +83,13 @@ class Accumulator:
                 self._pending[: FRAME - HOP] = self._pending[HOP:]
                 self._held = FRAME - HOP
 
+    def band_end(self) -> float | None:
+        """Where the band of the audio ends, in Hz; None of less than a frame."""
+        total = sum(self.windows, Mean())
+        if not total.frames:
+            return FIRST * BIN_HZ if self.frames else None
+        return band_end(total.levels()[1])
+
     def _frame(self) -> None:
         if self.frames % self.window_frames == 0:
             if len(self.windows) == self._most:

@@ -26,10 +26,11 @@ from artifactnet_jax.audio import resampled
 from artifactnet_jax.config import Config
 from artifactnet_jax.console.detectors import banks, open_detector
 from artifactnet_jax.console.writers import writer
+from artifactnet_jax.decision import VerdictWord
 from artifactnet_jax.live_decoder import Watch
 from artifactnet_jax.live_source import open_source
 from artifactnet_jax.recording import MAX_CHANNELS, RATES, SHORT_S, AudioError, Decoded
-from artifactnet_jax.results import aggregate
+from artifactnet_jax.results import WORDS, aggregate
 from artifactnet_jax.text import (
     OK,
     SOME_FAILED,
@@ -247,9 +248,7 @@ class Monitor:
         timed: bool,
         clock: Callable[[], float] = time.monotonic,
     ):
-        from artifactnet_jax.detector import decide
-
-        self._decide, self._detector = decide, detector
+        self._detector = detector
         self._score, self._clock, self._timed = scorer(detector), clock, timed
         self._rate = detector.weights.config.front_end.sample_rate
         self._hop, self._over = hop, round(over * self._rate)
@@ -258,7 +257,7 @@ class Monitor:
         self._compute: deque[float] = deque(maxlen=LATENCIES)
         self.counts = {"scored": 0, "ai": 0, "silent": 0, "failed": 0}
         self.median: float | None = None
-        self.verdict = "undecided"
+        self.verdict: VerdictWord = "undecided"
 
     def __call__(self, window: Window, dropped: int) -> dict[str, Any]:
         """The row of a window."""
@@ -273,7 +272,7 @@ class Monitor:
         if score is not None:
             self._recent.append((window.start, score))
             self.counts["scored"] += 1
-            self.counts["ai"] += score >= self._detector.threshold
+            self.counts["ai"] += self._detector.alone(score) >= self._detector.threshold
             self._compute.append(1e3 * (ended - began))
             self._latencies.append(1e3 * (ended - window.arrived))
         elif error is not None:
@@ -284,11 +283,7 @@ class Monitor:
             self._recent.popleft()
         scores = [value for _, value in self._recent]
         self.median = aggregate(scores, [], "median", 0.0) if scores else None
-        self.verdict = (
-            "undecided"
-            if self.median is None
-            else self._decide(self.median, self._detector.threshold, self._detector.margin)
-        )
+        self.verdict = "undecided" if self.median is None else self._detector.word(self.median)
         row: dict[str, Any] = {
             "schema": SCHEMA,
             "start_sample": window.start,
@@ -330,6 +325,7 @@ class Monitor:
             "verdict": self.verdict,
             "threshold": self._detector.threshold,
             "margin": self._detector.margin,
+            "prior": None if self._detector.fusion is None else self._detector.prior,
             "latency_ms": percentiles(self._latencies) if self._timed else None,
             "compute_ms": percentiles(self._compute),
             "sample_rate": source.rate if source else None,
@@ -355,6 +351,7 @@ def run(args: argparse.Namespace) -> int:
         args.backend,
         threshold=args.threshold,
         margin=args.margin,
+        prior=args.prior,
         batch_size=1,
         jobs=1,
         banks=banks(args),
@@ -464,7 +461,8 @@ def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
             print(f"{before}{at}  {text}{after}", file=sys.stderr, flush=True)
         if terminal:
             bars.append(" " if row["score"] is None else _BARS[min(7, int(8 * row["score"]))])
-            text = f"{at}  {row['verdict']:<9}  median {median}  now {score:>5}  {''.join(bars)}"
+            word = WORDS[row["verdict"]]
+            text = f"{at}  {word:<13}  median {median}  now {score:>5}  {''.join(bars)}"
             if row.get("latency_ms") is not None:
                 text += f"  {row['latency_ms']:.0f} ms"
             if row["dropped"]:
@@ -478,7 +476,7 @@ def _display(quiet: bool) -> Iterator[Callable[[dict[str, Any] | None], None]]:
         if "error" in row and "error" not in said:
             print(f"{at}  {row['error']['message']}: no score", file=sys.stderr, flush=True)
         if row["verdict"] != said["verdict"]:
-            text = f"{at}  {row['verdict']}, median {median} of {row['n_windows']} windows"
+            text = f"{at}  {WORDS[row['verdict']]}, median {median} of {row['n_windows']} windows"
             print(text, file=sys.stderr, flush=True)
         said.update(row)
 
@@ -503,7 +501,7 @@ def _sentence(summary: dict[str, Any]) -> str:
         f"{clock(summary['audio_s'], hours=True)} of audio, "
         f"windows of {summary['window_s']:g} s every {summary['hop_s']:.3f} s: {', '.join(parts)}",
         f"{summary['ai']:,} of {summary['scored']:,} windows at or above "
-        f"{summary['threshold']:.4g}; at the end {summary['verdict']}, median {median}",
+        f"{summary['threshold']:.4g}; at the end {WORDS[summary['verdict']]}, median {median}",
     ]
     if decoder := summary["decoder"]:
         lines.append(f"as a whole, {decoder['sentence']}")

@@ -325,6 +325,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output in (None, "-") or args.format != "table":
         raise CommandError("--engine ray writes Parquet: give -o DIR, and no --format", USAGE)
+    if args.schema == 1:
+        raise CommandError("--engine ray writes rows of schema 2: leave --schema out", USAGE)
     connect(args.address)
     folder = Folder(args.output)
     entries = list_entries(args.paths, args.recursive)

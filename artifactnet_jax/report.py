@@ -18,7 +18,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,14 @@ from artifactnet_jax.backends import cpu_count
 from artifactnet_jax.console.detectors import banks, open_detector
 from artifactnet_jax.console.inputs import find_inputs
 from artifactnet_jax.console.progress import progress
+from artifactnet_jax.decision import EVEN
 from artifactnet_jax.decode import open_audio
 from artifactnet_jax.dsp_numpy import effective_bandwidth, stft_magnitude
 from artifactnet_jax.files import make_folder, replace_file, sha256_of, writing
 from artifactnet_jax.numpy_network import NumpyNetwork
 from artifactnet_jax.recording import AudioError
 from artifactnet_jax.report_page import LEVELS
-from artifactnet_jax.results import Failure, Verdict
+from artifactnet_jax.results import Failure, Verdict, where
 from artifactnet_jax.text import NO_BACKEND, OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.weights import Model, Weights
 
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         aggregate_rule=args.aggregate,
         threshold=args.threshold,
         margin=args.margin,
+        prior=args.prior,
         jobs=args.jobs,
         banks=banks(args),
     )
@@ -312,6 +314,7 @@ def make_page(detector: Detector, verdict: Verdict) -> tuple[str, dict[str, Any]
         "statements": statements(detector.weights, verdict, facts),
         "figures": facts,
         "segment_s": front_end.segment_s,
+        "segment_threshold": verdict.threshold if verdict.evidence is None else EVEN,
         "operating_point": _point(config.verdict, verdict.threshold),
         "looked_at": [
             {
@@ -356,16 +359,24 @@ def make_page(detector: Detector, verdict: Verdict) -> tuple[str, dict[str, Any]
 
 
 def statements(weights: Model, verdict: Verdict, facts: dict[str, Any]) -> list[str]:
-    """What is to be said of a verdict, in sentences, each from this track's and weights' data."""
-    said = []
+    """What is to be said of a verdict, in sentences, each from this track's and weights' data.
+
+    What matters first comes first.
+    """
+    said = list(_first(verdict))
     points = dict(weights.config.verdict.operating_points)
     calibrated = any("calibration" in step for step in weights.provenance.get("history", ())[-1:])
     score = verdict.score
     if score is None:
-        return ["There is no score: every segment is silent."]
-    if calibrated:
-        share = "99 or more" if score >= 0.99 else f"about {max(1, round(100 * score))}"
-        share = "1 or fewer" if score <= 0.01 else share
+        return said
+    share = "99 or more" if score >= 0.99 else f"about {max(1, round(100 * score))}"
+    share = "1 or fewer" if score <= 0.01 else share
+    if verdict.prior is not None:
+        said.append(
+            f"Calibrated: of 100 tracks with such a score, {share} are AI, in a collection that is "
+            f"{100 * verdict.prior:g} % AI. In a collection with less of it they are fewer."
+        )
+    elif calibrated:
         said.append(
             f"Calibrated: of segments with such a score, {share} in 100 were AI among the "
             "recordings that these weights were calibrated on. In other music that share differs."
@@ -387,9 +398,10 @@ def statements(weights: Model, verdict: Verdict, facts: dict[str, Any]) -> list[
         )
     network, texture = facts.get("network_logit"), facts.get("texture_logit")
     if texture is not None and network is not None:
+        what = "this score" if verdict.evidence is None else "what the segments say"
         more = "the texture head" if abs(texture) > abs(network) else "the network"
         said.append(
-            f"Most of this score comes from {more}: in log-odds the texture head gives "
+            f"Most of {what} comes from {more}: in log-odds the texture head gives "
             f"{texture:+.2f}, the network on residual, H and P {network:+.2f} (medians over "
             "segments)."
         )
@@ -409,6 +421,24 @@ def statements(weights: Model, verdict: Verdict, facts: dict[str, Any]) -> list[
     if not facts.get("mean_mask"):
         said.append("There is nothing between input and score to show: no residual, H, P or mask.")
     return said
+
+
+def _first(verdict: Verdict) -> Iterator[str]:
+    """The sentences that a verdict needs most."""
+    reason = verdict.reason
+    if verdict.score is None:
+        yield "There is no score: every segment is silent."
+    elif verdict.verdict == "undecided":
+        yield f"There is too little to judge: {reason}." if reason else "There is no verdict."
+    elif verdict.verdict == "partly-ai":
+        share = "" if verdict.ai_share is None else f", {verdict.ai_share:.0%} of its length"
+        yield f"A part of this track is {where(map(dataclasses.asdict, verdict.spans))}{share}."
+    elif verdict.verdict == "unclear":
+        yield f"The detector does not know: {reason}."
+    elif verdict.verdict == "real":
+        yield "No sign of AI was found. That is no certificate: what is new can leave no sign."
+    else:
+        yield "This sounds like the output of an AI music generator."
 
 
 def limits(weights: Model) -> list[str]:

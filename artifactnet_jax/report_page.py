@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import math
 import re
@@ -14,8 +15,9 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from artifactnet_jax import __version__
+from artifactnet_jax.decision import Span
 from artifactnet_jax.pages import page
-from artifactnet_jax.results import Failure, Verdict
+from artifactnet_jax.results import WORDS, Failure, Verdict, where
 
 LEVELS = 64  # colours of a spectrogram
 DRAWN = 4000  # bars of the timeline at most
@@ -48,7 +50,14 @@ def track_page(
         facts=data,
         audio=Markup(base64.b64encode(audio).decode()),
         sound=sound,
-        timeline=_timeline(bars, verdict.threshold, duration),
+        timeline=_timeline(bars, data["segment_threshold"], duration),
+        spans=[
+            (f"{1000 * span.start_s / duration:.2f}", f"{_width(span, duration):.2f}")
+            for span in verdict.spans
+        ],
+        where=where(map(dataclasses.asdict, verdict.spans)),
+        scale=_scale(verdict),
+        evidence=adding_up(verdict.evidence or {}),
         ticks=_ticks(duration),
         pictures=pictures,
         charts=charts,
@@ -66,8 +75,8 @@ def track_page(
 def index_page(entries: Sequence[tuple[str, Verdict | Failure]]) -> str:
     """The page that lists all tracks, failures among them; entries: page and result."""
     found = Counter(getattr(result, "verdict", "failed") for _, result in entries)
-    kinds = [kind for kind in ("ai", "real", "undecided", "failed") if found[kind]]
-    counts = ", ".join(f"{found[kind]} {kind}" for kind in kinds)
+    kinds = [kind for kind in (*WORDS, "failed") if found[kind]]
+    counts = ", ".join(f"{found[kind]} {WORDS.get(kind, kind)}" for kind in kinds)
     return page("report-index.html", entries=entries, counts=counts, version=__version__)
 
 
@@ -257,6 +266,30 @@ def _timeline(
         side = "ai" if score >= threshold else "real"
         paths[side] += f"M{x:.2f} 100v-{height:.1f}h{width:.2f}V100z"
     return paths
+
+
+def _width(span: Span, duration: float) -> float:
+    return 1000 * (span.end_s - span.start_s) / duration
+
+
+def _scale(verdict: Verdict) -> dict[str, str] | None:
+    """Where score, threshold and band lie in a box of 1000; None without a score."""
+    if verdict.score is None:
+        return None
+    low, high = verdict.band or (verdict.threshold, verdict.threshold)
+    high = min(high, 1.0)
+    parts = {"low": low, "unclear": high - low, "high": high, "ai": 1 - high}
+    return {key: f"{1000 * at:.1f}" for key, at in (parts | {"score": verdict.score}).items()}
+
+
+def adding_up(evidence: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The witnesses, each to two digits in such a way that what is shown adds up as well."""
+    shown, before, total = [], 0.0, 0.0
+    for witness, value in evidence.items():
+        total += value
+        shown.append((witness, round(round(total, 2) - before, 2)))
+        before = round(total, 2)
+    return shown
 
 
 def _ticks(duration: float) -> list[tuple[int, str]]:

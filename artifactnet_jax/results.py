@@ -1,7 +1,8 @@
 """Results: the verdict on a track, the failure of one, and how both are written.
 
-One result is one row. JSON Lines rows follow the schema `artifactnet-jax/score/1`; csv and table
-are views of the same rows.
+One result is one row. JSON Lines rows follow the schema `artifactnet-jax/score/2`; csv and table
+are views of the same rows. Rows of the schema before it are read, and written where they are asked
+for. Programs read the plain word of a verdict, people read `WORDS`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,27 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from artifactnet_jax.decision import EVEN, Span, VerdictWord
 from artifactnet_jax.decoders import FOUND, Match
-from artifactnet_jax.text import printable
+from artifactnet_jax.text import clock, printable
 
-SCHEMA = "artifactnet-jax/score/1"
+SCHEMA = "artifactnet-jax/score/2"
+SCHEMA_1 = "artifactnet-jax/score/1"
+# What schema 1 does not have, and its words for verdicts that it does not have.
+_NOT_IN_1 = ("band", "reason", "prior", "evidence", "spans", "ai_share")
+_IN_1 = {"partly-ai": "ai", "unclear": "undecided"}
 
-VerdictWord = Literal["ai", "real", "undecided"]
+# What people read. A verdict of "real" is no certificate: nothing was found, and that is all.
+WORDS: dict[str, str] = {
+    "ai": "AI",
+    "partly-ai": "partly AI",
+    "unclear": "unclear",
+    "real": "no sign of AI",
+    "undecided": "undecided",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +58,10 @@ _OPTIONAL = {"skipped": None, "lost_s": 0.0, "track": None, "file": None}
 class Verdict:
     """What the detector says of one track.
 
-    `verdict` is "undecided" where the score lies within `margin` of the threshold, in log-odds, and
-    when the whole input is silent: then `score` is None. The score is not a calibrated probability
-    unless the weights say so; it is not evidence by itself.
+    `verdict` is "partly-ai" where a stretch of the track is AI and the whole is not, "unclear"
+    where the score lies in `band`, and "undecided" where there is too little to judge: `reason`
+    says what is missing. `score` is None when the whole input is silent. It is a calibrated
+    probability where `prior` is not None; it is not evidence by itself.
     """
 
     path: str
@@ -67,14 +81,21 @@ class Verdict:
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds
     operating_point: str | None = None  # what the threshold was called, where a name was given
     margin: float = 0.0  # log-odds
+    band: tuple[float, float] | None = None  # scores that are "unclear": from, and below
+    reason: str | None = None  # of "undecided", and what to do with "unclear"
+    # Share of AI among the tracks that `score` is meant for; None where it is not calibrated.
+    prior: float | None = None
+    evidence: dict[str, float] | None = None  # log-odds of each witness; they add up to the score
+    spans: tuple[Span, ...] = ()  # stretches that are AI
+    ai_share: float | None = None  # of the length; None where stretches were not looked for
     # Audible segments that were not scored because they could not change the verdict any more
     # (`score` is the median of the others); None where all are scored in any case.
     skipped: int | None = None
-    # Whose decoder's lines the track carries; it changes neither verdict nor score.
+    # Whose decoder's lines the track carries. It counts where `evidence` has it, else not at all.
     decoder: Match | None = None
     decoder_reason: str | None = None  # why there is no match
     bank: dict[str, Any] | None = None  # that was asked: sha256, and number of decoders
-    fine: Fine | None = None  # of all decoders; it changes neither verdict nor score
+    fine: Fine | None = None  # of all decoders; it counts where `evidence` has it
     fine_reason: str | None = None  # why it says nothing
     notices: tuple[str, ...] = ()  # what the file says of itself; no evidence of the sound
     lost_s: float = 0.0  # seconds of a lossy file that are damaged, and left out
@@ -97,7 +118,8 @@ class Verdict:
         head = {"schema": SCHEMA, "path": row.pop("path"), "verdict": row.pop("verdict")}
         head |= {"score": row.pop("score"), "threshold": row.pop("threshold")}
         head |= {key: row.pop(key) for key in ("operating_point", "margin")}
-        row |= {key: list(row[key]) for key in ("segments", "warnings", "notices")}
+        row |= {key: list(row[key]) for key in ("segments", "warnings", "notices", "spans")}
+        row["band"] = None if self.band is None else list(self.band)
         row["decoder"] = None if self.decoder is None else decoder_row(self.decoder)
         return head | {"n_segments": len(self.segments)} | row
 
@@ -168,13 +190,31 @@ def to_json(row: dict[str, Any]) -> str:
 
 
 def from_json(line: bytes) -> dict[str, Any] | None:
-    """The row that a line holds; None when it holds none of this schema."""
+    """The row that a line holds; None when it holds none of this schema or the one before it."""
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    ours = isinstance(row, dict) and row.get("schema") == SCHEMA
+    ours = isinstance(row, dict) and row.get("schema") in (SCHEMA, SCHEMA_1)
     return row if ours and isinstance(row.get("path"), str) else None
+
+
+def as_schema_1(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as programs read it that know schema 1: "partly-ai" is "ai", "unclear" undecided."""
+    old = {key: value for key, value in row.items() if key not in _NOT_IN_1} | {"schema": SCHEMA_1}
+    if "verdict" in row:
+        old["verdict"] = _IN_1.get(row["verdict"], row["verdict"])
+    return old
+
+
+def filled(row: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what it means by the keys that it is too old to have.
+
+    Of a bank it says nothing, so that any goes with it. Its prior is the even one, if there is any.
+    """
+    said = {"margin": 0.0} | {key: expected.get(key) for key in ("bank", "band")}
+    said["prior"] = None if expected.get("prior") is None else EVEN
+    return said | dict(row)
 
 
 CSV_COLUMNS = (
@@ -183,7 +223,10 @@ CSV_COLUMNS = (
     # What is newer comes last, so that the columns before it keep their numbers.
     *("operating_point", "margin", "decoder", "decoder_z", "decoder_p", "decoder_speed"),
     "notices",
+    *("ai_share", "spans", "reason", "prior"),
+    *("evidence_segments", "evidence_fine", "evidence_decoder"),
 )
+_CSV_1 = CSV_COLUMNS[: CSV_COLUMNS.index("ai_share")]
 
 
 def to_cells(row: dict[str, Any]) -> list[Any]:
@@ -199,31 +242,49 @@ def to_cells(row: dict[str, Any]) -> list[Any]:
         "decoder": printable(decoder["name"]) if decoder else None,
         **{f"decoder_{key}": decoder.get(key) for key in ("z", "p", "speed")},
         "notices": "; ".join(row.get("notices", [])),
+        "spans": "; ".join(f"{s['start_s']:g}-{s['end_s']:g}" for s in row.get("spans", [])),
+        **{f"evidence_{key}": value for key, value in (row.get("evidence") or {}).items()},
     }
     return [flat.get(column) for column in CSV_COLUMNS]
 
 
-def to_csv(row: dict[str, Any] | None) -> str:
+def to_csv(row: dict[str, Any] | None, schema: int = 2) -> str:
     """One CSV record with its line end (RFC 4180); None gives the header."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS if row is None else to_cells(row))  # None is written as nothing
+    width = len(_CSV_1 if schema == 1 else CSV_COLUMNS)
+    writer.writerow((CSV_COLUMNS if row is None else to_cells(row))[:width])  # None: nothing
     return out.getvalue()
 
 
-TABLE_HEADER = f"{'verdict':<10} {'score':>6} {'segments':>8} {'length':>9}  track\n"
+def in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the verdict as people read it."""
+    return row | ({"verdict": WORDS[row["verdict"]]} if "verdict" in row else {})
+
+
+def where(spans: Iterable[Mapping[str, Any]]) -> str:
+    """Stretches that are AI, as people read them: "AI from 0:32 to 1:04"."""
+    parts = [f"from {clock(span['start_s'])} to {clock(span['end_s'])}" for span in spans]
+    return f"AI {', '.join(parts)}" if parts else ""
+
+
+TABLE_HEADER = f"{'verdict':<13} {'score':>6} {'segments':>8} {'length':>9}  track\n"
 
 
 def to_table(row: dict[str, Any]) -> str:
     """One line of the table that people read, with its line end."""
     if "error" in row:  # the message names the track
-        return f"{'error':<10} {'-':>6} {'-':>8} {'-':>9}  {row['error']['message']}\n"
+        return f"{'error':<13} {'-':>6} {'-':>8} {'-':>9}  {row['error']['message']}\n"
     score = "-" if row["score"] is None else f"{row['score']:.3f}"
     minutes, seconds = divmod(round(row["duration_s"], 1), 60)
     length = f"{int(minutes)}:{seconds:04.1f}"
     path = printable(row["path"])
-    said = list(row["warnings"])
+    reason = row.get("reason") or ""
+    said = [where(row.get("spans", []))] if row["verdict"] == "partly-ai" else []
+    said += [reason] if reason else []
+    said += [warning for warning in row["warnings"] if not reason.startswith(warning)]
     if decoder := row.get("decoder"):
         said.append(f"lines of {_whose(decoder['name'], decoder['rivals'])}")
     notes = f"  ({', '.join(said)})" if said else ""
-    return f"{row['verdict']:<10} {score:>6} {row['n_segments']:>8} {length:>9}  {path}{notes}\n"
+    word = WORDS[row["verdict"]]
+    return f"{word:<13} {score:>6} {row['n_segments']:>8} {length:>9}  {path}{notes}\n"

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.debug:
         logging.basicConfig()
         logging.getLogger("artifactnet_jax").setLevel(logging.DEBUG)
+    _check_schema(args)
     paths = find_inputs(args)
     output = _output(args, paths)
     detector = open_detector(args.weights, args.backend, **detector_options(args))
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"resume: {len(paths) - len(todo)} done, {len(todo)} to score", file=sys.stderr)
     failed = 0
     with (
-        writer(args.format, output, kept) as write,
+        writer(args.format, output, kept, schema=args.schema) as write,
         progress(args.quiet, output, len(todo)) as tell,
         contextlib.closing(_results(detector, todo)) as finished,
     ):
@@ -52,6 +53,15 @@ def run(args: argparse.Namespace) -> int:
             if failed and args.fail_fast:
                 break
     return SOME_FAILED if failed else OK
+
+
+def _check_schema(args: argparse.Namespace) -> None:
+    """CommandError where rows of the older schema make no sense."""
+    if args.schema == 1 and args.format == "table":
+        cure = "give --format jsonl, json or csv, or leave it out"
+        raise CommandError(f"--schema 1 is for rows that programs read: {cure}", USAGE)
+    if args.schema == 1 and args.prior is not None:
+        raise CommandError("rows of --schema 1 do not tell the --prior: leave one out", USAGE)
 
 
 def _output(args: argparse.Namespace, paths: list[str]) -> str | None:

@@ -338,6 +338,8 @@ def _rows(detector: Adapter, batch: Heard, change: str) -> Iterator[dict[str, An
             row |= {"score": result.score, "segments": list(result.segments)}
             if result.tier is not None:
                 row["tier"] = result.tier
+            if result.verdict is not None:
+                row["verdict"] = result.verdict
         else:
             message = f"{track.id}: {detector.name}: {result}"
             row |= {

@@ -116,6 +116,11 @@ def _results(study: Study, found: Mapping[str, Any]) -> Section:
     counted_titles = [TITLES[key] for key in TITLES if key in evaluation.COUNTED]
     confusion = ("TP", "FP", "FN", "TN")
     lost_too = [f"{count}, missing wrong" for count in confusion]
+    open_ = [
+        f"{name} itself leaves {1 - entries[name]['decided']:.1%} of the tracks unclear."
+        for name in ranked
+        if entries[name]["decided"] is not None
+    ]
     parts = [
         Table(["Detector", "Scored", *TITLES.values()], first, "Missing tracks left out"),
         Table(
@@ -128,7 +133,9 @@ def _results(study: Study, found: Mapping[str, Any]) -> Section:
             [*("Detector", "Threshold"), *confusion, *lost_too, "Origin of the threshold"],
             counts,
             "Thresholds and counts",
-            "A track is called AI where its score is at or above the threshold.",
+            " ".join(
+                ["A track is called AI where its score is at or above the threshold.", *open_]
+            ),
         ),
     ]
     if half:

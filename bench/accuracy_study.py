@@ -11,6 +11,7 @@ from typing import Any
 from artifactnet_jax import evaluation
 
 SCHEMA = "artifactnet-jax/bench/1"
+OPEN = ("unclear", "undecided")  # verdicts that leave it open
 DEVELOPMENT = ("train", "dev", "development")  # splits
 Row = Mapping[str, Any]
 
@@ -93,6 +94,14 @@ class Study:
         spent = [r["seconds"] for r in self.results[name].values() if r.get("seconds") is not None]
         return float(statistics.median(spent)) if spent else None
 
+    def decided(self, name: str) -> float | None:
+        """Share of the judged tracks with a verdict that is neither unclear nor undecided."""
+        own = self.results[name]
+        said = [
+            word for row in self.judged[name] if (word := own.get(row["id"], {}).get("verdict"))
+        ]
+        return sum(word not in OPEN for word in said) / len(said) if said else None
+
     def failures(self) -> list[dict[str, Any]]:
         """Judged tracks without a score, by detector and what kept them from one."""
         found = []
@@ -115,7 +124,7 @@ class Study:
             value, origin = self.thresholds[name]
             detail = self.details[name]
             entry: dict[str, Any] = {"params": detail.get("params"), "gflops": detail.get("gflops")}
-            entry |= {"seconds_per_track": self.seconds(name)}
+            entry |= {"seconds_per_track": self.seconds(name), "decided": self.decided(name)}
             entry |= {"threshold": value, "threshold_origin": origin}
             entry["judged"] = evaluation.evaluate(self.judged[name], value, **self.drawing)
             entry["by_split"] = {

@@ -22,6 +22,7 @@ class Scored:
     score: float  # P(AI) in [0, 1]
     segments: tuple[float | None, ...] = ()  # of its parts, where it has them
     tier: int | None = None  # of a tiered detector: 1 or 2
+    verdict: str | None = None  # in the detector's own words, where it has any
 
 
 class DetectorError(Exception):

@@ -17,7 +17,7 @@ import numpy as np
 from artifactnet_jax.audio import Segment, SegmentReader
 from artifactnet_jax.backends import BACKENDS
 from artifactnet_jax.console.detectors import open_detector
-from artifactnet_jax.detector import decide
+from artifactnet_jax.decision import around, decide
 from artifactnet_jax.recording import AudioError
 from artifactnet_jax.results import Failure, aggregate
 from artifactnet_jax.text import NO_BACKEND, SOME_FAILED, USAGE, CommandError, brief
@@ -223,7 +223,7 @@ class Peer:
                 return Outcome("undecided", None, ())
             p, rms = (list(values) for values in zip(*kept, strict=True))
             score = aggregate(p, rms, rule.aggregate, rule.rms_eps)
-        return Outcome(decide(score, rule.threshold, rule.margin), score, tuple(scores))
+        return Outcome(decide(score, *around(rule.threshold, rule.margin)), score, tuple(scores))
 
 
 class OnnxModel:

@@ -75,7 +75,7 @@ class ArtifactNet(Adapter):
         from artifactnet_jax.console.detectors import open_detector
         from artifactnet_jax.weights import ForeignGraph, parameter_counts
 
-        self.detector = open_detector(self._path, "numpy" if device == "cpu" else "auto", banks=())
+        self.detector = open_detector(self._path, "numpy" if device == "cpu" else "auto")
         weights = self.detector.weights
         if not isinstance(weights, ForeignGraph):
             self.gflops = flops(weights.config)["total"] / 1e9
@@ -83,6 +83,8 @@ class ArtifactNet(Adapter):
                 self.params = parameter_counts(weights.config)["total"]
         self.threshold = self.detector.threshold
         self.identity = f"{weights.sha256} {self.detector.backend.name}"
+        if self.detector.fusion is not None:  # then a decoder that is named counts
+            self.identity += f" {self.detector.bank.digest}"
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
         """The tracks share the backend's batches."""
@@ -94,7 +96,7 @@ class ArtifactNet(Adapter):
                 found[index] = DetectorError("silent", "nothing in it rises above -90 dBFS")
             else:
                 parts = tuple(segment.score for segment in verdict.segments)
-                found[index] = Scored(verdict.score, parts)
+                found[index] = Scored(verdict.score, parts, verdict=verdict.verdict)
         return [found[index] for index in range(len(audio))]
 
     def score(self, audio: np.ndarray) -> float | Scored:

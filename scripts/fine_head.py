@@ -20,7 +20,6 @@ import collections
 import csv
 import dataclasses
 import json
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from default_data import group_of
-from fingerprint_bank import SOURCES, package_row, stretches
+from default_data import APART, FORBIDS, clip_group, listed, package_row
+from fingerprint_bank import stretches
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier
@@ -40,8 +39,6 @@ from artifactnet_jax.recording import AudioError
 from artifactnet_jax.weights import load_weights, save_weights
 
 REPORT = Path(__file__).parent / "fine-head-report.json"
-FORBIDS = re.compile(r"\bNC\b|\bND\b|academic|Bensound|non-commercial")
-APART = ("restoration", "enhancement")
 KNOWN = ("Suno", "MiniMax", "MusicGen", "ElevenLabs", "Lyria", "Udio")  # systems of several groups
 FOLDS, LOWER, BOOTSTRAP = 6, 0.3, 300
 HIDDEN, NETWORKS, DRAWN, EPOCHS, DECAY = 24, 4, 12_000, 12, 3.0
@@ -87,8 +84,7 @@ def family(row: dict[str, str]) -> str:
 
 def measured(folder: Path, clips: list[Path]) -> Iterator[tuple[dict[str, str], Any, Any, Any]]:
     """Rows with frames [k], mean dB and dB of mean power [k, bins] of every 5 s."""
-    with SOURCES.open(encoding="utf-8", newline="") as file:
-        sources = {row["id"]: row for row in csv.DictReader(file)}
+    sources = listed()
     known = {path.stem: path for path in sorted(folder.glob("*.npz"))}
     for stem, path in known.items():
         row = package_row(stem) if stem.startswith(("deb-", "npm-")) else sources[stem]
@@ -104,9 +100,7 @@ def measured(folder: Path, clips: list[Path]) -> Iterator[tuple[dict[str, str], 
                 continue
             if row is None:
                 kind = "codec" if clip["kind"] == "codec-recon" else "clip"
-                group = {"ditto": "demo-ditto2"}.get(
-                    clip["source"], "clip-" + group_of(clip["source"])
-                )
+                group = clip_group(clip["source"])
                 system = clip["model"] or clip["source"]
                 row = {**clip, "label": labels[clip["kind"]], "kind": kind, "group": group}
                 row["system"] = system
@@ -227,17 +221,40 @@ def folds(data: Data, parted: np.ndarray) -> np.ndarray:
     return np.array([out[name] for name in parted])
 
 
-def left_out(data: Data, parted: np.ndarray) -> np.ndarray:
-    """Logit [n] of each stretch by a head that was fitted to the other folds; nan without band."""
+def left_out(data: Data, parted: np.ndarray) -> tuple[np.ndarray, list[fh.FineHead]]:
+    """Logit [n] of each stretch by a head that was fitted to the other folds, and the heads.
+
+    Without a band it is nan.
+    """
     fold = folds(data, parted)[data.item]
-    logit = np.full(len(data.item), np.nan)
+    logit, heads = np.full(len(data.item), np.nan), []
     for f in range(FOLDS):
         head = fit(data, data.fits & (fold != f))
+        heads.append(head)
         for row in np.flatnonzero((fold == f) & (data.band >= 0)):
             band = data.band[row]
             logit[row] = head.logit(data.features[row, band], band, data.length[row])
         print(f"fold {f}", file=sys.stderr, flush=True)
-    return logit
+    return logit, heads
+
+
+def write_left_out(path: Path, data: Data, logit: np.ndarray, heads: list[fh.FineHead]) -> None:
+    """What is said of every recording by a head without its group; fold of each group; the heads.
+
+    Recordings go by their files' names.
+    """
+    name = np.array([row.get("id") or Path(row["path"]).stem for row in data.rows])
+    keep = np.isin(data.part, LENGTHS)
+    fold = dict(zip(data.group.tolist(), folds(data, data.group).tolist(), strict=True))
+    np.savez(
+        path,
+        name=name[data.item][keep],
+        view=data.part[keep],
+        logit=logit[keep],
+        group=np.array(list(fold)),
+        fold=np.array(list(fold.values())),
+        heads=np.array([fh.to_text(head) for head in heads]),
+    )
 
 
 def figures(
@@ -318,6 +335,7 @@ def main() -> None:
     parser.add_argument("clips", type=Path, nargs="*")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--left-out", type=Path, metavar="FILE", help="for fusion.py")
     args = parser.parse_args()
     names = [field.name for field in dataclasses.fields(Data)][1:]
     if args.cache and args.cache.exists():
@@ -328,7 +346,9 @@ def main() -> None:
         if args.cache:
             arrays = {name: getattr(data, name) for name in names}
             np.savez(args.cache, rows=json.dumps(data.rows), **arrays)
-    logit = left_out(data, data.group)
+    logit, heads = left_out(data, data.group)
+    if args.left_out:
+        write_left_out(args.left_out, data, logit, heads)
     whole = (data.part == "whole") & np.isfinite(logit)
     of = data.set[data.item]
     unread = (data.part == "whole") & (data.band < 0)
@@ -341,7 +361,7 @@ def main() -> None:
         "limits": {"5": round(float(limits[0]), 4), "1": round(float(limits[1]), 4)},
         "groups left out": judged(data, logit),
         "apart": apart(data, logit, limits),
-        "systems left out": judged(data, left_out(data, data.system)),
+        "systems left out": judged(data, left_out(data, data.system)[0]),
     }
     head = fit(data, data.fits)
     report["bytes"] = sum(tensor.nbytes for tensor in fh.stored(head.tensors).values())

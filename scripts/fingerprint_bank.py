@@ -1,15 +1,12 @@
 """Build the bank of decoders from whole files of public repositories, and say what it is worth.
 
-    python scripts/fingerprint_bank.py sources open.tsv
     python scripts/fingerprint_bank.py features MIRRORS FEATURES
     python scripts/fingerprint_bank.py build FEATURES -o artifactnet_jax/assets/decoders.npz
 
-`sources` writes scripts/sources.csv, the facts of every file: id, repository, commit, path, label,
-kind, system, group, licence, year. `features` reads the files of it that are below MIRRORS: bare or
-plain git repositories, as OWNER+NAME/repo, Debian packages' music as deb/PACKAGE/FILE, npm packages
-as npm/PACKAGE-VERSION; it keeps sums of the fine spectrum over stretches of 5 s. `build` clusters
-the tracks of neural decoders, keeps what is stable, fits the nulls to the real tracks, writes the
-bank, and measures it on tracks left out: scripts/fingerprint-report.json.
+MIRRORS is what `default_data.py fetch` made. `features` reads its files and keeps sums of the fine
+spectrum over stretches of 5 s. `build` clusters the tracks of neural decoders, keeps what is
+stable, fits the nulls to the real tracks, writes the bank, and measures it on tracks left out:
+scripts/fingerprint-report.json.
 
 A cell is what one group has of one system, three tracks or more. Cells are joined by average
 linkage of their standard scores against each other's templates, divided by the geometric mean of
@@ -22,18 +19,17 @@ from __future__ import annotations
 
 import argparse
 import collections
-import csv
 import dataclasses
 import io
 import json
-import subprocess
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soxr
+from default_data import DOUBTED, listed, package_row, recordings
 
 from artifactnet_jax import decoder_learning as dl
 from artifactnet_jax import decoders as dc
@@ -44,8 +40,7 @@ from artifactnet_jax.kernels import median_filter
 from artifactnet_jax.recording import AudioError
 
 HERE = Path(__file__).parent
-SOURCES, REPORT = HERE / "sources.csv", HERE / "fingerprint-report.json"
-COLUMNS = ["id", "repo", "commit", "path", "label", "kind", "system", "group", "licence", "year"]
+REPORT = HERE / "fingerprint-report.json"
 STRETCH = 27  # frames; 5 s
 MOST_S = 100  # s of a file that are read
 LEAST_CELL = 3  # tracks
@@ -54,10 +49,6 @@ STABLE = 0.5  # share found by the template of the others
 SAME, OTHER = 0.3, 0.7  # joined from here on
 FOLDS = 4  # of the real groups
 REFERENCES = 70  # real tracks that the bank carries
-KENTA_CHO = (  # one author
-    *("gunroar", "mu-cade", "noiz2sa", "rrootage", "titanion", "torus-trooper", "tumiki-fighters"),
-    "val-and-rick",
-)
 # What a system is called; the first word found in its description decides.
 NAMES = {
     "ElevenLabs sound": "ElevenLabs sound effects",
@@ -89,10 +80,6 @@ NAMES = {
     "HiFi-GAN": "HiFi-GAN 48 kHz",
 }
 # Groups whose label in the list is not believed, with the reason.
-DOUBTED = {
-    "demo-audiosr ground truth music": "three of three carry lines every 100 Hz, as a vocoder with "
-    "480 samples a frame at 48 kHz lays them: z up to 22 against decoders learnt elsewhere",
-}
 NOT_A_MAKER = ("separated-stems", "inpainting")  # kinds that are no decoder's output
 
 
@@ -326,47 +313,6 @@ def calibration(entries_of: Any, decoders: list[dc.Decoder], real: dl.Tracks) ->
     return out
 
 
-def write_sources(listing: Path) -> None:
-    """scripts/sources.csv from a list of files with the same columns, tab-separated."""
-    with listing.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    with SOURCES.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (row["repo"], row["path"])))
-
-
-def recordings(
-    mirrors: Path, ids: Container[str] | None = None
-) -> Iterator[tuple[dict[str, str], bytes]]:
-    """Rows with the bytes of their files: of repositories, and of packages' music, or of `ids`."""
-    with SOURCES.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            folder = mirrors / row["repo"].replace("/", "+") / "repo"
-            if not folder.is_dir() or (ids is not None and row["id"] not in ids):
-                continue
-            git = folder / ".git" if (folder / ".git").is_dir() else folder
-            name = f"{row['commit']}:{row['path']}"
-            show = ["git", f"--git-dir={git}", "cat-file", "blob", name]
-            result = subprocess.run(show, capture_output=True, check=False)
-            if result.returncode == 0 and result.stdout:
-                yield row, result.stdout
-            else:
-                print(f"{row['repo']}: {row['path']} is not in the mirror", file=sys.stderr)
-    if ids is not None:
-        return
-    packages = (("deb", "real", "game", "human"), ("npm", "ai", "service", "Suno v5"))
-    for kind, label, what, system in packages:
-        for folder in sorted((mirrors / kind).glob("*/")):
-            group = f"{kind}-{folder.name}" if kind == "deb" else "npm-weshop"
-            for path in sorted(
-                p for p in folder.rglob("*") if p.suffix in (".ogg", ".opus", ".mp3")
-            ):
-                name = f"{kind}-{folder.name}--{path.stem}"
-                row = {"id": name, "repo": group, "group": group, "label": label}
-                yield {**row, "kind": what, "system": system}, path.read_bytes()
-
-
 def stretches(data: bytes) -> fp.Accumulator:
     """The sums of the first 100 s of a recording, every 5 s."""
     spectrum = fp.Accumulator(STRETCH, 1 << 30)
@@ -426,15 +372,14 @@ def references(data: Data, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def read_features(folder: Path) -> tuple[Data, np.ndarray]:
     """All tracks of a folder of features, and the levels [n, 2, bins] of each."""
     known = {path.stem: path for path in sorted(folder.glob("*.npz"))}
-    with SOURCES.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["id"] in known]
+    rows = [row for row in listed().values() if row["id"] in known]
     for stem in known:
         if stem.startswith(("deb-", "npm-")):
             rows.append(package_row(stem))
     kept, whole, ends, levels, cuts = [], [], [], [], []
     for row in rows:
         if row["group"] in DOUBTED:
-            row["label"], row["kind"] = "ambiguous", NOT_A_MAKER[0]
+            row["kind"] = NOT_A_MAKER[0]
         with np.load(known[row["id"]]) as file:
             frames, log, power = file["n"], file["log"], file["pw"]
         parts = [(0, len(frames))]
@@ -467,18 +412,6 @@ def read_features(folder: Path) -> tuple[Data, np.ndarray]:
         *(np.array(track), np.stack(grids), np.array(end), np.array(length)),
     )
     return Data(kept, tracks), np.stack(levels)
-
-
-def package_row(stem: str) -> dict[str, str]:
-    """What is known of a package's track, from the name of its features."""
-    if stem.startswith("npm-"):
-        known = {"repo": "npm weshop-music-package", "group": "npm-weshop", "label": "ai"}
-        return {**known, "id": stem, "kind": "service", "system": "Suno v5", "year": "2025"}
-    package = stem.split("--")[0]
-    by_cho = package.removeprefix("deb-").removesuffix("-data") in KENTA_CHO
-    group = "deb-kenta-cho" if by_cho else package
-    known = {"repo": package.replace("deb-", "Debian "), "group": group, "label": "real"}
-    return {**known, "id": stem, "kind": "game", "system": "human", "year": ""}
 
 
 def build(folder: Path, out: Path) -> None:
@@ -543,7 +476,6 @@ def main() -> None:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("sources").add_argument("listing", type=Path)
     features = verbs.add_parser("features")
     features.add_argument("mirrors", type=Path)
     features.add_argument("folder", type=Path)
@@ -551,9 +483,7 @@ def main() -> None:
     built.add_argument("folder", type=Path)
     built.add_argument("-o", dest="out", type=Path, required=True)
     args = parser.parse_args()
-    if args.verb == "sources":
-        write_sources(args.listing)
-    elif args.verb == "features":
+    if args.verb == "features":
         write_features(args.mirrors, args.folder)
     else:
         build(args.folder, args.out)

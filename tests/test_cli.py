@@ -619,7 +619,7 @@ def test_resume_refuses_what_it_would_spoil(score, tracks, tmp_path):
         out.write_text(text)
         done = score("--resume", "-o", out, tracks)
         assert done.code == 2
-        assert "holds no row of artifactnet-jax/score/1" in one_line(done.err)
+        assert "holds no row of artifactnet-jax/score/2" in one_line(done.err)
         assert out.read_text() == text
 
 

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifactnet_jax import detector as module
+from artifactnet_jax import read_ahead
 from artifactnet_jax.audio import AudioError, SegmentReader
-from artifactnet_jax.detector import Detector, decide, decided
+from artifactnet_jax.decision import around, decide, decided
+from artifactnet_jax.detector import Detector
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
 from artifactnet_jax.weights import load_weights
 from audio_files import encode, noise, write
@@ -74,12 +76,12 @@ def make(weights_path: Path) -> Make:
 def _no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    left = {t for t in threading.enumerate() if t.name == module.THREAD_NAME} - before
+    left = {t for t in threading.enumerate() if t.name == read_ahead.THREAD_NAME} - before
     assert not left
 
 
 def decoding() -> int:
-    return sum(thread.name == module.THREAD_NAME for thread in threading.enumerate())
+    return sum(thread.name == read_ahead.THREAD_NAME for thread in threading.enumerate())
 
 
 # --- Verdicts -------------------------------------------------------------------------------------
@@ -335,7 +337,7 @@ def test_sources_may_wait_for_results(make, jobs, batch_size):
 
 
 def test_closing_does_not_wait_for_a_source_that_never_comes(make, monkeypatch):
-    monkeypatch.setattr(module, "STOP_S", 0.05)
+    monkeypatch.setattr(read_ahead, "STOP_S", 0.05)
     more: queue.Queue[Any] = queue.Queue()
     for _ in range(2):
         more.put(scripted(0.5))
@@ -343,7 +345,7 @@ def test_closing_does_not_wait_for_a_source_that_never_comes(make, monkeypatch):
     assert [next(results)[1].score for _ in range(2)] == [0.5, 0.5]
     time.sleep(0.05)  # for one thread to wait for an item, and the other for its turn
     results.close()
-    left = [t for t in threading.enumerate() if t.name == module.THREAD_NAME]
+    left = [t for t in threading.enumerate() if t.name == read_ahead.THREAD_NAME]
     assert 1 <= len(left) <= 2
     for _ in range(2):
         more.put("never scored")
@@ -467,11 +469,11 @@ def test_decided_is_when_no_further_scores_change_the_verdict(margin):
                     itertools.combinations_with_replacement(grid, n) for n in range(rest + 1)
                 )
                 said = {
-                    decide(aggregate([*scores, *more], [], "median", 0.0), 0.5, margin)
+                    decide(aggregate([*scores, *more], [], "median", 0.0), *around(0.5, margin))
                     for more in rests
                     if (*scores, *more)
                 }
-                assert decided(list(scores), rest, 0.5, margin) == (len(said) == 1)
+                assert decided(list(scores), rest, *around(0.5, margin)) == (len(said) == 1)
                 early += len(said) == 1
     assert early > 20
 
@@ -505,7 +507,7 @@ def test_until_decided_says_what_all_segments_say(make, scores, threshold, margi
         # A median is not known from fewer; at threshold 0 everything is AI.
         assert n >= (len(whole.segments) + 1) // 2 or threshold == 0
         assert part.score == aggregate([s.score for s in part.segments], [], "median", 0.0)
-        assert decide(part.score, threshold, margin) == part.verdict
+        assert decide(part.score, *around(threshold, margin)) == part.verdict
         assert (part.duration_s, part.warnings) == (whole.duration_s, whole.warnings)
     assert sum(backend.batches) == sum(len(part.segments) for part in found.values())
 

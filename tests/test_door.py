@@ -229,7 +229,8 @@ def test_public_names():
     assert {"AudioError", "BackendError", "WeightsError"} <= set(artifactnet_jax.__all__)
     assert artifactnet_jax.AudioError is AudioError
     assert artifactnet_jax.BackendError is BackendError
-    assert set(get_args(get_type_hints(Verdict)["verdict"])) == {"ai", "real", "undecided"}
+    words = {"ai", "partly-ai", "unclear", "real", "undecided"}
+    assert set(get_args(get_type_hints(Verdict)["verdict"])) == words
     done = subprocess.run(
         [sys.executable, "-m", "artifactnet_jax", "--version"], capture_output=True, text=True
     )

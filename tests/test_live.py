@@ -33,6 +33,7 @@ from artifactnet_jax.config import Config, FrontEnd
 from artifactnet_jax.decoders import Outcome, load
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.recording import Decoded
+from artifactnet_jax.results import WORDS
 from artifactnet_jax.weights import Weights
 from audio_files import carrying, encode, noise, write
 from tiny_model import TINY, save_tiny
@@ -174,8 +175,8 @@ def test_threshold_and_margin_are_the_detectors(run, tmp_path):
     ((score,), summary, _, err) = (lambda r: (scores(r[0]), *r[1:]))(run(path))
     assert (summary["verdict"], summary["ai"]) == ("ai" if score >= 0.5 else "real", score >= 0.5)
     assert run("--threshold", score, path)[1]["verdict"] == "ai"
-    assert run("--threshold", score, "--margin", 0.1, path)[1]["verdict"] == "undecided"
-    assert f"{summary['verdict']}, median" in err
+    assert run("--threshold", score, "--margin", 0.1, path)[1]["verdict"] == "unclear"
+    assert f"{WORDS[summary['verdict']]}, median" in err
 
 
 # --- Standard input -------------------------------------------------------------------------------
@@ -482,7 +483,11 @@ def fake_detector(score: Callable[[np.ndarray], float], rate: int, size: int) ->
     weights = Weights("fake", config, {}, "0", "none", {})
     backend = types.SimpleNamespace(name="fake")
     backend.stream = lambda: lambda audio, start: score(audio)
-    return types.SimpleNamespace(weights=weights, backend=backend, threshold=0.5, margin=0.0)
+    return types.SimpleNamespace(
+        **{"weights": weights, "backend": backend, "threshold": 0.5, "margin": 0.0, "fusion": None},
+        alone=lambda score: score,
+        word=lambda score: "ai" if score >= 0.5 else "real",
+    )
 
 
 def test_slow_computing_drops_old_windows_and_counts_them():

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from artifactnet_jax.config import Config
-from artifactnet_jax.detector import Detector, decide
+from artifactnet_jax.decision import around, decide
+from artifactnet_jax.detector import Detector
 from artifactnet_jax.results import Failure
 from artifactnet_jax.weights import load_weights, random_tensors, save_weights
 from audio_files import noise, write
@@ -171,11 +172,11 @@ def odds(p):
 
 
 @pytest.mark.parametrize("away", [1.0, -1.0, 2.5, -0.1])
-def test_undecided_within_the_margin(named, track, away):
+def test_unclear_within_the_margin(named, track, away):
     score = Detector(named, "numpy").score(track).score
     threshold = 1 / (1 + math.exp(-(odds(score) - away)))  # the score lies `away` above it
     verdict = "ai" if away > 0 else "real"
-    for margin, expected in ((0.99 * abs(away), verdict), (1.01 * abs(away), "undecided")):
+    for margin, expected in ((0.99 * abs(away), verdict), (1.01 * abs(away), "unclear")):
         found = Detector(named, "numpy", threshold=threshold, margin=margin).score(track)
         assert (found.verdict, found.score, found.margin) == (expected, score, margin)
     assert Detector(named, "numpy", threshold=threshold).score(track).verdict == verdict
@@ -183,10 +184,10 @@ def test_undecided_within_the_margin(named, track, away):
 
 def test_scores_of_0_and_1_are_decided():
     for threshold in (0.0, 0.5, 1.0):
-        verdicts = [decide(score, threshold, 1.1) for score in (0.0, 1.0)]
-        near = {"real" if threshold else "undecided", "undecided" if threshold == 1 else "ai"}
+        verdicts = [decide(score, *around(threshold, 1.1)) for score in (0.0, 1.0)]
+        near = {"real" if threshold else "unclear", "unclear" if threshold == 1 else "ai"}
         assert set(verdicts) == near
-        assert decide(threshold, threshold, 0.0) == "ai"
+        assert decide(threshold, *around(threshold, 0.0)) == "ai"
 
 
 def test_the_margin_of_the_weights_and_of_the_command(plain, track, tmp_path, command):
@@ -197,7 +198,7 @@ def test_the_margin_of_the_weights_and_of_the_command(plain, track, tmp_path, co
     path = tmp_path / "margin.safetensors"
     save_weights(path, config, weights.tensors, name="m", licence="", provenance={})
     base = ("score", "--weights", path, "--backend", "numpy", "--format", "jsonl", track)
-    for given, margin, called in (((), 0.5, "undecided"), (("--margin", "0"), 0.0, "ai")):
+    for given, margin, called in (((), 0.5, "unclear"), (("--margin", "0"), 0.0, "ai")):
         (row,) = command(*base, *given).rows.values()
         assert (row["margin"], row["verdict"], row["score"]) == (margin, called, score)
     for text in ("-1", "nan", "inf", "x"):
@@ -206,7 +207,7 @@ def test_the_margin_of_the_weights_and_of_the_command(plain, track, tmp_path, co
         assert "--margin" in done.err
     out = tmp_path / "rows.jsonl"
     assert command(*base, "--resume", "-o", out).code == 0
-    refused(command(*base, "--resume", "-o", out, "--margin", "0"), "rows with other margin:")
+    refused(command(*base, "--resume", "-o", out, "--margin", "0"), "rows with other margin, band:")
 
 
 def test_mine_judges_at_the_point_and_keeps_its_scores(run, track, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from artifactnet_jax.files import SUFFIXES
+from artifactnet_jax.results import WORDS
 from audio_files import noise, write
 
 for package in ("fastapi", "uvicorn", "python_multipart", "sqlalchemy", "httpx"):
@@ -134,7 +135,7 @@ def test_from_files_to_downloads_with_the_keyboard(page, server, album, score, t
             assert shown[name][0] == "Failed"
             assert row["error"]["message"].split(": ", 1)[1] in shown[name][2]
         else:
-            assert shown[name][0].lower() == row["verdict"]
+            assert shown[name][0].lower() == WORDS[row["verdict"]].lower()
             assert f"{row['score']:.3f}" in shown[name]
     assert shown["huge.wav"][0] == "Failed"
     assert "1" in shown["huge.wav"][2]

@@ -8,13 +8,17 @@ import importlib.util
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.signal
+import scipy.special
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("av")
 pytest.importorskip("jinja2")
@@ -24,6 +28,7 @@ from artifactnet_jax import report as report_verb
 from artifactnet_jax import report_page
 from artifactnet_jax.audio import read_mono
 from artifactnet_jax.config import Config, Decision
+from artifactnet_jax.decision import Span
 from artifactnet_jax.detector import Detector
 from artifactnet_jax.dsp_numpy import effective_bandwidth
 from artifactnet_jax.results import SegmentScore, Verdict
@@ -271,7 +276,79 @@ def test_confidence_is_said_of_calibrated_weights_only():
     tuned = {"history": [*calibrated["history"], {"phase": "head"}]}
     for provenance, expected in ((calibrated, "about 62 in 100"), (tuned, "not calibrated")):
         weights = weights_with(provenance=provenance)
-        assert expected in report_verb.statements(weights, verdict_of(0.62), {})[0]
+        assert expected in report_verb.statements(weights, verdict_of(0.62), {})[1]
+
+
+EVIDENCE = {"base": -0.126, "segments": 1.126, "fine": 0.334, "decoder": 0.0, "prior": 0.0}
+
+
+def fused_verdict(**changes: Any) -> Verdict:
+    """The verdict of a calibrated score: log-odds of 1.334."""
+    facts = {"prior": 0.5, "evidence": EVIDENCE, "band": (0.2, 0.9), "ai_share": 0.0}
+    return verdict_of(float(scipy.special.expit(1.334)), 20, **facts | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"verdict": "ai"}, "This sounds like the output of an AI music generator."),
+        (
+            {"verdict": "partly-ai", "spans": (Span(32.0, 64.0, 0.9),), "ai_share": 0.4},
+            "A part of this track is AI from 0:32 to 1:04, 40% of its length.",
+        ),
+        ({"verdict": "unclear", "reason": "why"}, "The detector does not know: why."),
+        ({"verdict": "real"}, "No sign of AI was found. That is no certificate"),
+        ({"verdict": "undecided", "reason": "too short"}, "too little to judge: too short."),
+    ],
+)
+def test_the_sentence_that_matters_comes_first(changes, first):
+    said = report_verb.statements(weights_with(), fused_verdict(**changes), {})
+    assert first in said[0]
+    assert "of 100 tracks with such a score, about 79 are AI" in said[1]
+    assert "50 % AI" in said[1]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.floats(-20, 20), max_size=6))
+def test_what_is_shown_of_the_evidence_adds_up(values):
+    shown = report_page.adding_up({str(k): value for k, value in enumerate(values)})
+    assert [name for name, _ in shown] == [str(k) for k in range(len(values))]
+    assert sum(value for _, value in shown) == pytest.approx(sum(values), abs=0.0051)
+    for (_, value), exact in zip(shown, values, strict=True):
+        assert value == pytest.approx(exact, abs=0.0101)
+        assert round(value, 2) == value
+
+
+def test_the_page_shows_spans_evidence_and_band(tmp_path, tiny):
+    audio = write(tmp_path, "a.wav", noise(20, channels=1))
+    detector = Detector(str(tiny), "numpy", banks=())
+    spans = (Span(5.0, 15.0, 0.9),)
+    verdict = dataclasses.replace(
+        fused_verdict(verdict="partly-ai", spans=spans, ai_share=0.5),
+        path=str(audio),
+        segments=tuple(SegmentScore(float(k), 0.6) for k in range(20)),
+        duration_s=20.0,
+        threshold=0.9,
+    )
+    text, data = report_verb.make_page(detector, verdict)
+    (tmp_path / "page.html").write_text(text)
+    seen = Reader(tmp_path / "page.html")
+    (span,) = [a for tag, a in seen.elements if a.get("class") == "span"]
+    assert (span["x"], span["width"]) == ("250.00", "500.00")  # of 1000
+    bars = {a["class"]: a for tag, a in seen.elements if tag == "path" and a.get("class")}
+    assert bars["ai"]["d"]
+    assert not bars["real"]["d"]  # against even odds, not against the threshold of the whole
+    marks = [a for tag, a in seen.elements if tag == "rect" and a.get("class") == "unclear"]
+    assert [(mark["x"], mark["width"]) for mark in marks] == [("200.0", "700.0")]
+    cells = re.findall(r"<td>([+-][0-9.]+)</td>", text)
+    assert cells == ["-0.13", "+1.13", "+0.33", "+0.00", "+0.00", "+1.33"]
+    assert sum(map(float, cells[:-1])) == pytest.approx(float(cells[-1]))
+    assert "Partly AI" in seen.texts["span"]
+    assert "unclear from 0.200" in text
+    assert data["segment_threshold"] == 0.5
+    assert data["result"]["spans"] == [{"start_s": 5.0, "end_s": 15.0, "score": 0.9}]
+    index = report_page.index_page([("1-a", verdict), ("2-b", verdict_of(0.1))])
+    assert "1 partly AI, 1 no sign of AI" in index
 
 
 def test_the_page_says_what_was_found_of_decoders(made, album):

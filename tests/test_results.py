@@ -7,11 +7,13 @@ import dataclasses
 import io
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from artifactnet_jax import results
+from artifactnet_jax import decision, results
+from artifactnet_jax.decision import Span
 from artifactnet_jax.decoders import Match, WindowMatch
 from artifactnet_jax.results import Failure, SegmentScore, Verdict, aggregate
 from artifactnet_jax.text import printable
@@ -47,7 +49,22 @@ MATCH = Match(
     rivals=("MusicGen",),
     decoder=3,
 )
+FUSED = dataclasses.replace(
+    VERDICT,
+    verdict="partly-ai",
+    score=0.5,
+    band=(0.25, 0.5),
+    reason="because",
+    prior=0.5,
+    evidence={"base": -1.0, "segments": 0.5, "fine": 0.25, "decoder": 0.25, "prior": 0.0},
+    spans=(Span(32.0, 64.0, 0.97),),
+    ai_share=0.5,
+)
 FAILURE = Failure("bad.mp3", "empty", "bad.mp3: the file has 0 bytes: copy it again")
+NEWEST = (
+    *("ai_share", "spans", "reason", "prior"),
+    *("evidence_segments", "evidence_fine", "evidence_decoder"),
+)
 NASTY = [
     "naïve 音.wav",
     "two\nlines.wav",
@@ -63,13 +80,19 @@ def records(text: str) -> list[dict[str, str]]:
 
 def test_a_row_is_the_documented_schema():
     assert VERDICT.to_dict() == {
-        "schema": "artifactnet-jax/score/1",
+        "schema": "artifactnet-jax/score/2",
         "path": "song.wav",
         "verdict": "ai",
         "score": 0.75,
         "threshold": 0.5,
         "operating_point": None,
         "margin": 0.0,
+        "band": None,
+        "reason": None,
+        "prior": None,
+        "evidence": None,
+        "spans": [],
+        "ai_share": None,
         "n_segments": 2,
         "segments": [{"start_s": 0.0, "score": 0.5}, {"start_s": 4.0, "score": 1.0}],
         "duration_s": 8.5,
@@ -91,8 +114,13 @@ def test_a_row_is_the_documented_schema():
     }
     head = ["schema", "path", "verdict", "score", "threshold", "operating_point"]
     assert list(VERDICT.to_dict())[: len(head)] == head
+    row = FUSED.to_dict()
+    assert row["band"] == [0.25, 0.5]
+    assert row["spans"] == [{"start_s": 32.0, "end_s": 64.0, "score": 0.97}]
+    assert (row["reason"], row["prior"], row["ai_share"]) == ("because", 0.5, 0.5)
+    assert sum(row["evidence"].values()) == 0.0
     assert FAILURE.to_dict() == {
-        "schema": "artifactnet-jax/score/1",
+        "schema": "artifactnet-jax/score/2",
         "path": "bad.mp3",
         "error": {"kind": "empty", "message": FAILURE.message},
     }
@@ -121,8 +149,8 @@ def test_json_has_no_nan():
         b"null\n",
         b"[]\n",
         b"\xff\xfe\n",
-        b'{"schema": "artifactnet-jax/score/1"}\n',
-        b'{"schema": "artifactnet-jax/score/1", "path": 3}\n',
+        b'{"schema": "artifactnet-jax/score/2"}\n',
+        b'{"schema": "artifactnet-jax/score/2", "path": 3}\n',
         b'{"schema": "another/1", "path": "a"}\n',
         results.to_json(VERDICT.to_dict()).encode()[:-1],
     ],
@@ -153,6 +181,7 @@ def test_csv_columns():
             "margin": "0.0",
             **dict.fromkeys(("decoder", "decoder_z", "decoder_p", "decoder_speed"), ""),
             "notices": "tag comment: made with Suno",
+            **dict.fromkeys(NEWEST, ""),
         },
         {
             **dict.fromkeys(results.CSV_COLUMNS, ""),
@@ -179,7 +208,7 @@ def test_any_name_is_one_csv_record_and_one_table_line(path):
 def test_table_lines():
     assert results.TABLE_HEADER.split() == ["verdict", "score", "segments", "length", "track"]
     line = results.to_table(VERDICT.to_dict())
-    assert line.split() == ["ai", "0.750", "2", "0:08.5", "song.wav", "(resampled,", "clipped)"]
+    assert line.split() == ["AI", "0.750", "2", "0:08.5", "song.wav", "(resampled,", "clipped)"]
     assert results.to_table(FAILURE.to_dict()).split(maxsplit=4) == [
         *("error", "-", "-", "-"),
         FAILURE.message + "\n",
@@ -210,7 +239,8 @@ def test_a_row_with_a_decoder():
     (record,) = records(results.to_csv(None) + results.to_csv(row))
     columns = ("decoder", "decoder_z", "decoder_p", "decoder_speed")
     assert [record[column] for column in columns] == ["Suno", "12.5", "3e-09", "1.04"]
-    assert results.CSV_COLUMNS[-7:] == ("operating_point", "margin", *columns, "notices")
+    newer = ("operating_point", "margin", *columns, "notices")
+    assert results.CSV_COLUMNS[-7 - len(NEWEST) :] == newer + NEWEST
     line = results.to_table(row)
     assert line.endswith("song.wav  (resampled, clipped, lines of Suno's or MusicGen's decoder)\n")
 
@@ -225,13 +255,87 @@ def test_what_is_said_of_a_decoder_accuses_nobody():
     assert "\\x1b" in results.sentence(dataclasses.replace(plain, name="a\x1b"))
 
 
+# --- The schema before this one, and words for people ---------------------------------------------
+
+OLD_WORDS = {
+    **{"ai": "ai", "partly-ai": "ai", "real": "real"},
+    **dict.fromkeys(("unclear", "undecided"), "undecided"),
+}
+
+
+@pytest.mark.parametrize(("word", "old"), OLD_WORDS.items())
+def test_a_row_of_schema_1_is_what_it_was(word, old):
+    row = dataclasses.replace(FUSED, verdict=word).to_dict()
+    plain = VERDICT.to_dict() | {"schema": "artifactnet-jax/score/1", "verdict": old, "score": 0.5}
+    for key in ("band", "reason", "prior", "evidence", "spans", "ai_share"):
+        del plain[key]
+    assert list(results.as_schema_1(row).items()) == list(plain.items())  # in the order it had
+    assert results.as_schema_1(plain) == plain
+    line = results.to_json(plain).encode() + b"\n"
+    assert results.from_json(line) == plain
+    assert results.to_table(plain).split()[0] in ("AI", "no", "undecided")
+
+
+def test_a_failure_of_schema_1_is_a_failure():
+    old = results.as_schema_1(FAILURE.to_dict())
+    assert old == FAILURE.to_dict() | {"schema": "artifactnet-jax/score/1"}
+
+
+def test_csv_of_schema_1_has_the_columns_it_had():
+    row = results.as_schema_1(FUSED.to_dict())
+    (record,) = records(results.to_csv(None, 1) + results.to_csv(row, 1))
+    assert tuple(record) == results.CSV_COLUMNS[: -len(NEWEST)]
+    assert (record["verdict"], record["notices"]) == ("ai", "tag comment: made with Suno")
+
+
+def test_csv_of_evidence_and_spans():
+    row = dataclasses.replace(FUSED, spans=(*FUSED.spans, Span(100.0, 120.5, 0.9))).to_dict()
+    (record,) = records(results.to_csv(None) + results.to_csv(row))
+    assert record["verdict"] == "partly-ai"  # the plain word: programs read it
+    assert [record[column] for column in NEWEST] == [
+        *("0.5", "32-64; 100-120.5", "because", "0.5"),
+        *("0.5", "0.25", "0.25"),
+    ]
+
+
+def test_people_read_words_of_their_own():
+    assert results.WORDS["real"] == "no sign of AI"
+    assert set(results.WORDS) == set(get_args(decision.VerdictWord))
+    for word, text in results.WORDS.items():
+        row = dataclasses.replace(FUSED, verdict=word).to_dict()
+        line = results.to_table(row)
+        assert line.startswith(f"{text:<13} ")
+        assert ("AI from 0:32 to 1:04" in line) == (word == "partly-ai")
+        assert "because" in line
+        assert results.in_words(row)["verdict"] == text
+    silent = dataclasses.replace(
+        FUSED, verdict="undecided", reason="silent: x", warnings=("silent",)
+    )
+    assert results.to_table(silent.to_dict()).endswith("song.wav  (silent: x)\n")
+    assert results.in_words(FAILURE.to_dict()) == FAILURE.to_dict()
+
+
+def test_stretches_in_words():
+    assert results.where([]) == ""
+    spans = [{"start_s": 0.0, "end_s": 24.0}, {"start_s": 3600.0, "end_s": 3636.5}]
+    assert results.where(spans) == "AI from 0:00 to 0:24, from 1:00:00 to 1:00:36"
+
+
+def test_what_an_older_row_means_by_its_silence():
+    expected = {"bank": {"sha256": "x"}, "band": [0.2, 0.5], "prior": 0.01, "margin": 0.0}
+    known = results.filled({"threshold": 0.5}, expected)
+    assert known == expected | {"threshold": 0.5, "prior": 0.5}  # 50:50, before one could say
+    assert results.filled({}, {"prior": None})["prior"] is None
+    assert results.filled({"prior": 0.2, "bank": None}, expected)["bank"] is None
+
+
 def test_rows_that_are_older_than_decoders_are_read():
     row = VERDICT.to_dict()
     for key in ("decoder", "decoder_reason", "bank", "fine", "fine_reason", "notices"):
         del row[key]
     assert results.from_json(results.to_json(row).encode()) == row
     (record,) = records(results.to_csv(None) + results.to_csv(row))
-    assert [record[column] for column in results.CSV_COLUMNS[-5:]] == [""] * 5
+    assert [record[column] for column in results.CSV_COLUMNS[-5 - len(NEWEST) :]] == [""] * 12
     assert results.to_table(row) == results.to_table(VERDICT.to_dict())
 
 

@@ -17,8 +17,9 @@ from artifactnet_jax import fingerprint as fp
 from artifactnet_jax.audio import SegmentReader
 from artifactnet_jax.catalogue import Folder
 from artifactnet_jax.config import Decision, FrontEnd
+from artifactnet_jax.decision import WITNESSES, Span
 from artifactnet_jax.detector import Detector
-from artifactnet_jax.results import Verdict, to_json
+from artifactnet_jax.results import Verdict, as_schema_1, to_json
 from artifactnet_jax.text import CommandError
 from audio_files import carrying, encode, noise, write
 
@@ -238,11 +239,14 @@ def test_decoders_and_notices_come_back_from_parquet(tmp_path, detector):
         decoder=match,
         decoder_reason=None,
         notices=("tag x: suno",),
+        **{"verdict": "partly-ai", "band": (0.2, 0.5), "reason": "x", "prior": 0.5},
+        evidence=dict.fromkeys(WITNESSES, 0.25),
+        **{"spans": (Span(4.0, 36.0, 0.9),), "ai_share": 0.5},
     )
     row = json.loads(to_json(verdict.to_dict()))
-    old = {
-        k: v for k, v in row.items() if k not in ("decoder", "decoder_reason", "bank", "notices")
-    }
+    decoders_keys = ("decoder", "decoder_reason", "bank", "notices")
+    decision_keys = ("band", "reason", "prior", "evidence", "spans", "ai_share")
+    old = {k: v for k, v in as_schema_1(row).items() if k not in decoders_keys}
     folder = Folder(str(tmp_path / "out"))
     folder.begin({"plan": "all"}, resume=False)
     for name, one in (("new", row), ("old", old)):
@@ -252,9 +256,10 @@ def test_decoders_and_notices_come_back_from_parquet(tmp_path, detector):
         one["path"]: one
         for one in dataset.dataset(tmp_path / "out", partitioning="hive").to_table().to_pylist()
     }
-    for key in ("decoder", "decoder_reason", "bank", "notices"):
+    for key in (*decoders_keys, *decision_keys):
         assert found["new"][key] == row[key]
         assert found["old"][key] is None
+    assert [found[name]["verdict"] for name in ("new", "old")] == ["partly-ai", "ai"]
     # A folder of a version that knew no banks may be gone on with, by any bank.
     Folder(str(tmp_path / "out")).begin({"plan": "all", "bank": row["bank"]}, resume=True)
     with pytest.raises(CommandError, match="other bank"):

@@ -26,6 +26,8 @@ for package in ("fastapi", "uvicorn", "python_multipart", "sqlalchemy", "prometh
     pytest.importorskip(package)
 httpx = pytest.importorskip("httpx")
 
+from artifactnet_jax.results import WORDS  # noqa: E402
+from artifactnet_jax.serve.answers import Batch  # noqa: E402
 from artifactnet_jax.serve.store import File, StateError, Store, new_id  # noqa: E402
 from serving import Server, children, kill, make_token, postgres, postgres_folder, until  # noqa: E402
 
@@ -166,6 +168,7 @@ def test_workbook_holds_the_same_rows_and_no_formulas(server):
     assert [row[header.index("path")] for row in rows] == ["=1+1.wav", "https://x.wav"]
     assert {cell.data_type for row in sheet.iter_rows() for cell in row} <= {"s", "n"}
     assert rows[0][header.index("score")] == wanted[0]["score"]
+    assert rows[0][header.index("verdict")] == WORDS[wanted[0]["verdict"]]  # people read it
     assert rows[1][header.index("error_kind")] == "unsupported"
 
 
@@ -665,6 +668,19 @@ def test_deleting_while_results_come(database, store):
     assert not errors
     assert store.waiting(10) == []
     assert all(store.results_after(batch, 0, 10) == [] for batch in batches)
+
+
+def test_counts_of_every_verdict(store):
+    batch = store.create("")
+    words = ("ai", "partly-ai", "partly-ai", "unclear", "real", "undecided", "failed")
+    add(store, batch, *"abcdefg")
+    store.commit("", batch)
+    for file, word in zip(store.waiting(9), words, strict=True):
+        store.record(file, word, "{}")
+    status = store.status("", batch)
+    counts = {"ai": 1, "partly-ai": 2, "unclear": 1, "real": 1, "undecided": 1}
+    assert (status["verdicts"], status["scored"], status["failed"]) == (counts, 6, 1)
+    assert Batch(**status).model_dump(by_alias=True)["verdicts"] == counts
 
 
 def test_what_expires(store):

@@ -61,6 +61,15 @@ fraction = number(0, 1, "a number from 0 to 1")
 margin = number(0, float("inf"), "a number from 0 up")
 
 
+def prior(text: str) -> float:
+    """A share between 0 and 1, neither of them."""
+    expected = "a share between 0 and 1"
+    value = number(0, 1, expected)(text)
+    if value in (0, 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value
+
+
 def seconds(low: float, high: float) -> Callable[[str], float]:
     """The type of seconds from `low` to `high`."""
     return number(low, high, f"seconds from {low:g} to {high:g}")
@@ -85,6 +94,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--aggregate": {"choices": ("median", "rms", "mean")},
     "--threshold": {"type": threshold, "metavar": "T"},
     "--margin": {"type": margin, "metavar": "M"},
+    "--prior": {"type": prior, "metavar": "P"},
     "--batch-size": {"type": positive, "metavar": "B", "help": "segments per call"},
     "--jobs": {"type": positive, "metavar": "N", "help": "decoding threads"},
     "--cache": {"metavar": "DIR", "help": "decoded audio (default: in the user's cache folder)"},
@@ -93,7 +103,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--debug": {"action": "store_true", "help": "show tracebacks on stderr"},
 }
 _SHORT = {"--recursive": ("-r",), "--quiet": ("-q",)}
-AS_OF_SCORE = ("--weights", "--backend", "--threshold", "--margin")  # of every verb that scores
+# Of every verb that scores.
+AS_OF_SCORE = ("--weights", "--backend", "--threshold", "--margin", "--prior")
 
 
 def add_verb(verbs: Verbs, name: str, runs: str, extra: str = "", **texts: Any) -> Parser:
@@ -114,8 +125,8 @@ def add_banks(verb: Parser) -> None:
     """Banks of decoders whose lines are looked for; see `console.detectors.banks`."""
     group = verb.add_argument_group(
         "decoders",
-        "Rows name the decoder whose lines a track's spectrum carries, if there is one. Verdict "
-        "and score do not change by that.",
+        "Rows name the decoder whose lines a track's spectrum carries, if there is one. With "
+        "weights whose score is calibrated it counts in the score.",
     )
     either = group.add_mutually_exclusive_group()
     text = "look for the decoders of this bank too (repeatable)"

@@ -13,7 +13,8 @@ def score(verbs: Verbs) -> None:
         "score",
         "artifactnet_jax.score:run",
         help="score tracks",
-        description="Score tracks: one row per input, AI or real, with each segment's score.",
+        description="Score tracks: one row per input, AI, partly AI, unclear or no sign of AI, "
+        "with each segment's score.",
         epilog="Exit codes: 0 all scored, 1 some inputs failed (each a row with its error), "
         "2 usage, 3 backend not available, 130 interrupted.",
     )
@@ -60,7 +61,8 @@ def _detector(verb: Parser) -> None:
     shared.add(
         verb,
         "--aggregate",
-        help="from segments to a song (default: what the weights say, else median)",
+        help="from segments to a song, which then are all that counts (default: what the weights "
+        "say, else median)",
     )
     shared.add(
         verb,
@@ -71,8 +73,14 @@ def _detector(verb: Parser) -> None:
     shared.add(
         verb,
         "--margin",
-        help="call tracks undecided whose score is within M of the threshold, in log-odds; 1.1 is "
+        help="call tracks unclear whose score is within M of the threshold, in log-odds; 1.1 is "
         "a factor of three in the odds (default: the weights', else 0)",
+    )
+    shared.add(
+        verb,
+        "--prior",
+        help="share of AI in what is scored, between 0 and 1: the score becomes the probability "
+        "for a collection like that (0.5; for weights whose score is calibrated)",
     )
     add(
         "--until-decided",
@@ -86,6 +94,13 @@ def _detector(verb: Parser) -> None:
 def _rows(verb: Parser) -> None:
     add = verb.add_argument
     add("--format", default="table", choices=("table", "jsonl", "json", "csv"))
+    add(
+        "--schema",
+        type=int,
+        default=2,
+        choices=(1, 2),
+        help="of the rows in jsonl, json and csv; 1: as before there was partly-ai or unclear (2)",
+    )
     add("-o", "--output", metavar="FILE", help="write rows here, not to stdout (- is stdout)")
     add(
         "--resume",

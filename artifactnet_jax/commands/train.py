@@ -167,6 +167,11 @@ def rvq(verbs: Verbs) -> None:
     add = verb.add_argument
     add("--data", required=True, metavar="MANIFEST", help=_MANIFEST)
     add("--out", required=True, metavar="DIR")
+    add(
+        "--codec",
+        metavar="FOLDER",
+        help="re-synthesise by the published SoundStream in it, and train none (extra: litert)",
+    )
     shared.add_count(verb, "--models", 4, "default: 4")
     shared.add_count(verb, "--steps", 1500, "of each model")
     shared.add_count(verb, "--per-track", 1, "models applied to a track")
@@ -195,11 +200,11 @@ def texture(verbs: Verbs) -> None:
     add("--init", metavar="W", help="weights with the network (default: ours)")
     add("-o", "--output", required=True, metavar="FILE")
     add("--name", help="of the weights (default: the file's)")
-    shared.add_count(verb, "--segments", 3, "of a track at most (3)")
+    shared.add_count(verb, "--segments", 5, "of a track at most (5)")
     shared.add_count(
         verb, "--draws", 3, "changed versions of a single segment; of several half as many each (3)"
     )
-    shared.add_count(verb, "--steps", 2500, "of a fit (2500)")
+    shared.add_count(verb, "--steps", 2000, "of a fit (2000)")
     shared.add_count(
         verb,
         "--least-segments",
@@ -214,6 +219,11 @@ def texture(verbs: Verbs) -> None:
         help="operating point whose threshold becomes the default (fpr5)",
     )
     add("--half", action="store_true", help="store in float16")
+    add(
+        "--left-out",
+        metavar="FILE",
+        help="also write what is said of every track by a fit without its group (JSON Lines)",
+    )
     add(
         "--limits",
         metavar="FILE",

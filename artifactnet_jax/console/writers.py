@@ -14,7 +14,7 @@ from artifactnet_jax import results
 from artifactnet_jax.files import facts_of, replace_file, writing
 from artifactnet_jax.text import USAGE, CommandError
 
-_ROW_START = f'{{"schema": "{results.SCHEMA}"'.encode()
+_ROW_START = f'{{"schema": "{results.SCHEMA[:-1]}'.encode()  # of any number
 
 
 def rows_to_keep(
@@ -40,11 +40,10 @@ def rows_to_keep(
                 if row is None:
                     foreign |= not _ROW_START.startswith(line[: len(_ROW_START)])
                     continue
-                known = {"margin": 0.0} | (row or {})  # rows are older than the key
+                known = results.filled(row, expected)
                 known["until_decided"] = "skipped" in known
-                known.setdefault("bank", expected.get("bank"))  # rows that say nothing of one
                 what = ", ".join(k for k, v in expected.items() if known.get(k) != v)
-                if what and row is not None and "error" not in row:
+                if what and "error" not in row:
                     cure = "give the same options, or another -o FILE"
                     raise CommandError(f"{path} has rows with other {what}: {cure}", USAGE)
                 rows[row["path"]] = row
@@ -113,10 +112,12 @@ def writer(
     path: str | None,
     kept: list[dict[str, Any]],
     table: tuple[str, Callable[[dict[str, Any]], str]] = (results.TABLE_HEADER, results.to_table),
+    schema: int = 2,
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that writes one row in the chosen format, to stdout or to a file.
 
-    `table` has the head of a table, and makes a row's lines of it.
+    `schema` 1 or 2 is that of the rows, and of those kept. `table` has the head of a table, and
+    makes a row's lines of it.
 
     A JSON Lines file grows row by row, each on disk before the next is begun, so that a kill costs
     at most the row being written. Any other file appears when all is done, in place of the old one.
@@ -124,7 +125,9 @@ def writer(
     complete. (--fail-fast is no breaking off: its file ends with the row of the failure.) For the
     same reason a JSON array on stdout is written at the end or not at all.
     """
+    changed = results.as_schema_1 if schema == 1 else dict
     if path and form == "jsonl":
+        kept = list(map(changed, kept)) if schema == 1 else kept
         with writing(path):
             replace_file(path, "".join(results.to_json(row) + "\n" for row in kept).encode())
             file = open(path, "ab")  # noqa: SIM115
@@ -132,7 +135,7 @@ def writer(
 
             def append(row: dict[str, Any]) -> None:
                 with writing(path):
-                    file.write(results.to_json(row).encode() + b"\n")
+                    file.write(results.to_json(changed(row)).encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
 
@@ -151,15 +154,16 @@ def writer(
             sys.stdout.flush()
 
     def write(row: dict[str, Any]) -> None:
+        row = changed(row)
         if form == "json":
             rows.append(row)
         elif form == "jsonl":
             emit(results.to_json(row) + "\n")
         else:
-            emit(results.to_csv(row) if form == "csv" else table[1](row))
+            emit(results.to_csv(row, schema) if form == "csv" else table[1](row))
 
     if form in ("csv", "table"):
-        emit(results.to_csv(None) if form == "csv" else table[0])
+        emit(results.to_csv(None, schema) if form == "csv" else table[0])
     yield write
     if form == "json":
         emit(json.dumps(rows, indent=1, allow_nan=False) + "\n")

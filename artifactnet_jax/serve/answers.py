@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError
 
 from artifactnet_jax.serve.store import StateError
@@ -42,6 +42,8 @@ class Counts(BaseModel):
     """Files of a batch by verdict."""
 
     ai: int
+    partly_ai: int = Field(alias="partly-ai")
+    unclear: int
     real: int
     undecided: int
 

@@ -321,7 +321,7 @@ def get_results(
 
 
 def _xlsx(rows: Iterator[str]) -> bytes:
-    """The columns of CSV as a workbook; text stays text, whatever it begins with."""
+    """The columns of CSV, for people; text stays text, whatever it begins with."""
     import xlsxwriter
 
     out = io.BytesIO()
@@ -331,7 +331,8 @@ def _xlsx(rows: Iterator[str]) -> bytes:
         sheet.freeze_panes(1, 0)
         sheet.write_row(0, 0, results.CSV_COLUMNS)
         for number, row in enumerate(rows, 1):
-            sheet.write_row(number, 0, results.to_cells(json.loads(row)))
+            cells = results.to_cells(results.in_words(json.loads(row)))
+            sheet.write_row(number, 0, cells)
     return out.getvalue()
 
 

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         memory_mb=args.decode_memory_mb,
         audio_s=60.0 * args.max_minutes,
     )
-    names = ("weights", "backend", "segments", "threshold", "margin", "batch_size", "jobs")
+    names = ("weights", "backend", "segments", "threshold", "margin", "prior", "batch_size", "jobs")
     detector = {name: getattr(args, name) for name in names}
     detector["banks"] = [b if b == EMBEDDED else os.path.abspath(b) for b in banks(args)]
     if detector["weights"] is not None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from artifactnet_jax.results import WORDS
+
 TURN_S = 1.0  # a batch gets one turn per second from its commit on: see `Store.commit`
 BUSY_S = 30.0  # what a connection waits for another's SQLite lock
 LOCAL = ""  # owner of what comes in without a token
@@ -291,7 +293,7 @@ class Store:
             "bytes": int(size),
             "scored": sum(verdicts.values()),
             "failed": failed,
-            "verdicts": {name: verdicts.get(name, 0) for name in ("ai", "real", "undecided")},
+            "verdicts": {name: verdicts.get(name, 0) for name in WORDS},
         }
 
     def check_open(self, owner: str, batch: str) -> int:

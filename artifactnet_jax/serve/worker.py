@@ -69,6 +69,8 @@ def describe(detector: Detector) -> dict[str, Any]:
         "dtype": detector.backend.dtype,
         "threshold": detector.threshold,
         "margin": detector.margin,
+        "band": list(detector.band),
+        "prior": None if detector.fusion is None else detector.prior,
         "aggregate": detector.rule,
         "plan": detector.segments,
         "bank": detector.asked,

@@ -23,7 +23,8 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from artifactnet_jax.detector import Detector, threshold_of
+from artifactnet_jax.decision import threshold_of
+from artifactnet_jax.detector import Detector
 from artifactnet_jax.files import find_audio
 from artifactnet_jax.results import Failure
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable

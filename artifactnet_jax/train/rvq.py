@@ -31,6 +31,7 @@ from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import Row, check_output, read_other, write_manifest
 from artifactnet_jax.files import claim, make_folder, writing
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
+from artifactnet_jax.train import published
 from artifactnet_jax.train.autoencoder import (
     Codec,
     codecs,
@@ -59,8 +60,11 @@ def run(args: argparse.Namespace) -> int:
     family = codecs(args.models, args.seed)
     rows = _real_rows(args)
     settings: dict[str, Any] = {"format": FORMAT}
-    settings |= {name: getattr(args, name) for name in ("models", "steps", "per_track", "seed")}
-    settings["codecs"] = [codec.name for codec in family]
+    if args.codec:
+        settings |= {"seed": args.seed, "published": published.digest(args.codec)}
+    else:
+        settings |= {name: getattr(args, name) for name in ("models", "steps", "per_track", "seed")}
+        settings["codecs"] = [codec.name for codec in family]
     claim(os.path.join(args.out, "settings.json"), settings, lambda facts: facts)
     cache = AudioCache(args.cache)
     with progress(args.quiet, args.out, len(rows)) as tell:
@@ -68,12 +72,16 @@ def run(args: argparse.Namespace) -> int:
     if args.quiet:
         for failure in failures:
             print(failure.message, file=sys.stderr)
-    tracks = [Track.open(row, cache) for row in good]
-    models, diverged = _models(args, family, tracks)
-    written = _positives(args, models, tracks, cache)
+    diverged = 0
+    if args.codec:
+        written = published.positives(args, good, cache)
+    else:
+        tracks = [Track.open(row, cache) for row in good]
+        models, diverged = _models(args, family, tracks)
+        written = _positives(args, models, tracks, cache)
     write_manifest(_manifest(args), written)
     if not args.quiet:
-        text = f"{len(written)} positives of {len(tracks)} tracks"
+        text = f"{sum(row.label for row in written)} positives of {len(good)} tracks"
         print(f"{text}, listed in {printable(_manifest(args))}", file=sys.stderr)
     return SOME_FAILED if failures or diverged else OK
 

@@ -27,10 +27,10 @@ from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.decoded import AudioCache, prepare
 from artifactnet_jax.data.manifest import LABELS, Row, read_manifests
 from artifactnet_jax.data.splits import assign_splits, check_rows
-from artifactnet_jax.detector import log_odds
+from artifactnet_jax.decision import log_odds
 from artifactnet_jax.dsp_numpy import sigmoid
 from artifactnet_jax.evaluation import Sample, numbered, operating_points
-from artifactnet_jax.files import check_output, writing
+from artifactnet_jax.files import check_output, replace_file, whole_file, writing
 from artifactnet_jax.results import Failure, aggregate
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, brief
 from artifactnet_jax.texture import logit
@@ -60,20 +60,21 @@ def left_out(
     folds: int,
     helpers: Sequence[Row] = (),
     theirs: Sequence[Taken] = (),
-) -> tuple[list[np.ndarray], np.ndarray]:
+) -> tuple[list[np.ndarray], np.ndarray, list[dict[str, np.ndarray]]]:
     """Held-out logits of every row's unchanged segments: no head was fitted to the row's group.
 
     The groups are divided into `folds` parts; the rows of each are scored by a head that was fitted
-    to the others, and to those of `helpers` that are of no group of the part. Helpers are not
-    scored; `theirs` are their statistics. Returns the logits [segments] of each row, and its fold
-    [rows].
+    to the others, and to those of `helpers` that are of no group of the part. Rows of the part
+    "test" are scored and not fitted to. Helpers are not scored; `theirs` are their statistics.
+    Returns the logits [segments] of each row, its fold [rows], and the head of every fold.
     """
     parts = {str(k): 1 / folds for k in range(folds)}
     placed = assign_splits(rows, "group", parts, seed=fit.seed)
     fold = np.array([int(row.split) for row in placed])
     out: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    heads = []
     for k in range(folds):
-        known = np.flatnonzero(fold != k).tolist()
+        known = [i for i in np.flatnonzero(fold != k).tolist() if rows[i].split != "test"]
         hidden = {rows[i].group for i in np.flatnonzero(fold == k).tolist()}
         also = [i for i, row in enumerate(helpers) if row.group not in hidden]
         tensors = head(
@@ -85,7 +86,8 @@ def left_out(
         for i in np.flatnonzero(fold == k).tolist():
             logits = logit(statistics[i].plain, texture, tensors, dsp_numpy)
             out[i] = logits.astype(np.float64)
-    return out, fold
+        heads.append(tensors)
+    return out, fold, heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +98,13 @@ class Calibration:
     network: float
     bias: float
 
+    def logits(self, own: np.ndarray, network: np.ndarray) -> np.ndarray:
+        """Log-odds of segments from their two logits."""
+        return np.asarray(self.own * own + self.network * network + self.bias)
+
     def scores(self, own: np.ndarray, network: np.ndarray) -> np.ndarray:
         """P(AI) of segments from their two logits."""
-        return sigmoid(self.own * own + self.network * network + self.bias)
+        return sigmoid(self.logits(own, network))
 
 
 def calibrate(
@@ -152,6 +158,29 @@ def combined(
     return done
 
 
+def write_left_out(
+    path: str,
+    rows: Sequence[Row],
+    logits: Sequence[np.ndarray],
+    fold: np.ndarray,
+    heads: Sequence[Mapping[str, np.ndarray]],
+) -> None:
+    """JSON Lines, and the head of every fold beside it (.npz).
+
+    Of every row what it is, its fold, and its segments' log-odds by a fit without its group; the
+    network was not trained on it either.
+    """
+    lines = []
+    for row, values, part in zip(rows, logits, fold.tolist(), strict=True):
+        known = dataclasses.asdict(row) | {"fold": part}
+        lines.append(json.dumps(known | {"logits": [round(float(x), 4) for x in values]}))
+    arrays = {f"{k}/{name}": tensor for k, own in enumerate(heads) for name, tensor in own.items()}
+    with writing(path):
+        replace_file(path, "".join(f"{line}\n" for line in lines).encode())
+        with whole_file(f"{path}.npz") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
 def read_limits(path: str) -> list[str]:
     """Where weights fail: the lines of a text file, a sentence each.
 
@@ -188,7 +217,7 @@ def run(args: argparse.Namespace) -> int:
     with progress(args.quiet, args.output, len(rows) + len(helpers)) as shown:
         statistics = collect(rows, cache, config, fit, shown)
         theirs = collect(helpers, cache, config, fit, shown)
-    own, fold = left_out(rows, statistics, texture, fit, args.folds, helpers, theirs)
+    own, fold, heads = left_out(rows, statistics, texture, fit, args.folds, helpers, theirs)
     chosen = [i for i, row in enumerate(rows) if row.split != "train"]
     unseen = [rows[i] for i in chosen]
     network = network_logits(weights, unseen, cache, fit)
@@ -199,6 +228,9 @@ def run(args: argparse.Namespace) -> int:
             for scores in map(calibration.scores, [own[i] for i in chosen], network)
         ]
     )
+    if args.left_out:
+        held = [calibration.logits(own[i], one) for i, one in zip(chosen, network, strict=True)]
+        write_left_out(args.left_out, unseen, held, fold[chosen], heads)
     label = np.array([row.label for row in unseen])
     alike = kinds_alike(unseen, row_weights(unseen, fit.source_power))
     points = operating_points(label, score_of, alike)
@@ -208,7 +240,13 @@ def run(args: argparse.Namespace) -> int:
         operating_points=tuple(points.items()),
         least_segments=args.least_segments or rule.least_segments,
     )
-    everything = head(texture, [*rows, *helpers], [*statistics, *theirs], fit)
+    known = [i for i, row in enumerate(rows) if row.split != "test"]
+    everything = head(
+        texture,
+        [*(rows[i] for i in known), *helpers],
+        [*(statistics[i] for i in known), *theirs],
+        fit,
+    )
     tensors = combined(weights.tensors, everything, calibration)
     alone = np.array([sigmoid(part.mean()) for part in own])
     facts = {

@@ -46,16 +46,16 @@ Params = dict[str, jax.Array]  # kernels [M, I, O] and biases [M, O] of M heads,
 class Fit:
     """Settings of a fit: together with the data they decide it."""
 
-    segments: int = 3  # of a recording with `every_s` seconds for each, else one
+    segments: int = 5  # of a recording with `every_s` seconds for each, else one
     every_s: float = 6.0
     draws: int = 3  # changed versions of a recording's only segment; of several half as many each
     narrow: int = 1  # versions of a recording's first segment, changed and cut to a narrow band
-    members: int = 8  # heads whose mean logit the one that is kept is taught to give
-    steps: int = 2500  # of the members; it is taught in twice as many
+    members: int = 5  # heads whose mean logit the one that is kept is taught to give
+    steps: int = 2000  # of the members; it is taught in twice as many
     batch: int = 256
-    rate: float = 1e-3
+    rate: float = 1.5e-3
     weight_decay: float = 0.02
-    input_dropout: float = 0.2
+    input_dropout: float = 0.1
     dropout: float = 0.2
     mixup: float = 0.3  # of the Beta distribution that pairs are mixed by; 0: no mixing
     label_smoothing: float = 0.05
@@ -160,7 +160,12 @@ def network_logits(
     network = NumpyNetwork(plain, weights.tensors)
 
     def one(k: int) -> np.ndarray:
-        return np.array([network.logit(audio) for audio in source.plain(k)], np.float64)
+        path = source.path(k, f"network/{weights.sha256}/{fit.segments}")
+        kept = read_array(path)
+        if kept is None:
+            kept = np.array([network.logit(audio) for audio in source.plain(k)], np.float64)
+            write_array(path, kept)
+        return kept
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
         return list(pool.map(one, range(len(rows))))
@@ -273,10 +278,14 @@ def by_model(helpers: Sequence[Row]) -> list[Row]:
 def row_weights(rows: Sequence[Row], source_power: float) -> np.ndarray:
     """Weight of each row [rows]: both labels sum to 1.
 
-    Within a label a source weighs as its number of rows to the power `source_power`.
+    Within a label a source weighs as its number of rows to the power `source_power`, and a kind as
+    the sum of its sources to that power: else most real music is of games.
     """
     count = Counter((row.label, row.source) for row in rows)
     weights = np.array([count[row.label, row.source] ** (source_power - 1) for row in rows])
+    kinds = np.array([f"{row.label} {row.kind}" for row in rows])
+    for kind in np.unique(kinds):
+        weights[kinds == kind] *= weights[kinds == kind].sum() ** (source_power - 1)
     for label in (0, 1):
         own = np.array([row.label == label for row in rows])
         weights[own] /= max(weights[own].sum(), 1e-12)

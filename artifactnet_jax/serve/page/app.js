@@ -11,7 +11,15 @@ const SUFFIXES = (
   ".wtv .wv .xwma"
 ).split(" ");
 const GROUP = { files: 16, bytes: 32 * 2 ** 20 }; // of one upload request
-const LABELS = { ai: "AI", real: "Real", undecided: "Undecided", failed: "Failed" };
+const LABELS = {
+  "ai": "AI",
+  "partly-ai": "Partly AI",
+  "unclear": "Unclear",
+  "real": "No sign of AI",
+  "undecided": "Undecided",
+  "failed": "Failed",
+};
+const VERDICTS = Object.keys(LABELS).filter((key) => key !== "failed");
 const POLL_MS = 1500;
 const STREAMS = 3; // that may fail in a row before the page polls instead
 
@@ -339,7 +347,8 @@ function show(id) {
   byId("progress").hidden = false;
   byId("tracks").replaceChildren();
   setFilter("all");
-  showTotals(batch, { files: 0, scored: 0, failed: 0, verdicts: { ai: 0, real: 0, undecided: 0 } });
+  const none = Object.fromEntries(VERDICTS.map((key) => [key, 0]));
+  showTotals(batch, { files: 0, scored: 0, failed: 0, verdicts: none });
   allowWhenDone(false);
   return batch;
 }
@@ -366,9 +375,9 @@ function showStatus(shown, status) {
   byId("batch-title").textContent = "Results";
   byId("progress").hidden = true;
   allowWhenDone(true);
-  const { ai, real, undecided } = status.verdicts;
-  const failed = status.failed + shown.refused;
-  say(`Done: ${ai} AI, ${real} real, ${undecided} undecided, ${failed} failed.`, true);
+  const numbers = { ...status.verdicts, failed: status.failed + shown.refused };
+  const parts = Object.entries(LABELS).map(([key, label]) => `${numbers[key]} ${key === "ai" ? label : lower(label)}`);
+  say(`Done: ${parts.join(", ")}.`, true);
 }
 
 function showTotals(shown, status) {
@@ -412,6 +421,9 @@ function showRow(shown, track, row) {
     track.item.replaceChildren(element("div", { className: "waiting" }, badge, name));
     return;
   }
+  for (const text of [where(row), row.reason]) {
+    if (text) name.append(element("span", { className: "note", textContent: sentence(text) }));
+  }
   if (row.warnings.length) {
     name.append(element("span", { className: "note", textContent: row.warnings.map(words).join(", ") }));
   }
@@ -435,6 +447,9 @@ function cause(row) {
   return row.path && message.startsWith(`${row.path}: `) ? message.slice(row.path.length + 2) : message;
 }
 
+const unclear = (row) =>
+  row.band ? `; unclear from ${row.band[0].toFixed(4)} to ${Math.min(row.band[1], 1).toFixed(4)}` : "";
+
 const WARNINGS = {
   "resampled": "The recording has another sample rate than the model.",
   "short": "It is shorter than a segment, so the verdict rests on little.",
@@ -446,6 +461,18 @@ const WARNINGS = {
 };
 
 const words = (warning) => warning.replaceAll("-", " ");
+
+const lower = (text) => `${text[0].toLowerCase()}${text.slice(1)}`;
+
+// Where a track is AI that is so in part.
+function where(row) {
+  if (row.verdict !== "partly-ai") return "";
+  return `AI ${row.spans.map((span) => `from ${clock(span.start_s)} to ${clock(span.end_s)}`).join(", ")}`;
+}
+
+// Segments are compared with even odds where the verdict is of more than them.
+const limit = (row) => (row.evidence ? 0.5 : row.threshold);
+const limitName = (row) => (row.evidence ? "even odds" : "threshold");
 
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
@@ -470,6 +497,7 @@ function detail(track) {
   }
   if (row.segments.length) box.append(table(row, track, player));
   box.append(facts(row));
+  if (row.evidence) box.append(element("p", { className: "hint", textContent: evidence(row) }));
   if (player) {
     const details = track.item.querySelector("details");
     player.src = URL.createObjectURL(track.file);
@@ -483,7 +511,7 @@ function stopOthers(player) {
 }
 
 function table(row, track, player) {
-  const head = element("tr", {}, ...["Time", "Score", "Against threshold"].map((text) => element("th", { textContent: text, scope: "col" })));
+  const head = element("tr", {}, ...["Time", "Score", `Against ${limitName(row)}`].map((text) => element("th", { textContent: text, scope: "col" })));
   const lines = row.segments.map(({ start_s: from, score }) => {
     const time = element("td", {});
     if (player) {
@@ -497,7 +525,7 @@ function table(row, track, player) {
     } else {
       time.textContent = clock(from);
     }
-    const side = score >= row.threshold ? "at or above" : "below";
+    const side = score >= limit(row) ? "at or above" : "below";
     return element("tr", {}, time, element("td", { textContent: score.toFixed(3) }), element("td", { textContent: side }));
   });
   const caption = element("caption", { textContent: `Scores of ${count(row.segments.length, "segment")} of 4 s` });
@@ -516,10 +544,32 @@ function decoder(row) {
   return `z ${z.toFixed(1)}, p ${p.toPrecision(2)}, speed ${speed}, from ${band}`;
 }
 
+const WITNESSES = {
+  "base": "before anything is heard",
+  "segments": "segments",
+  "fine": "fine spectrum",
+  "decoder": "lines of a decoder",
+  "prior": "share of AI in the collection",
+};
+
+// Rounded so that what is shown adds up.
+function evidence(row) {
+  let [total, before] = [0, 0];
+  const parts = Object.entries(row.evidence).map(([key, value]) => {
+    total += value;
+    const shown = Math.round(100 * total) / 100 - before;
+    before = Math.round(100 * total) / 100;
+    return `${WITNESSES[key]} ${signed(shown)}`;
+  });
+  return `Evidence for AI in log-odds: ${parts.join(", ")}; together ${signed(before)}.`;
+}
+
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+
 function facts(row) {
   const point = row.operating_point ? ` (${row.operating_point})` : "";
   const pairs = {
-    "Score and threshold": `${row.score === null ? "none" : row.score.toFixed(4)}, ${row.threshold.toFixed(4)}${point}`,
+    "Score and threshold": `${row.score === null ? "none" : row.score.toFixed(4)}, ${row.threshold.toFixed(4)}${point}${unclear(row)}`,
     "Decoder": decoder(row),
     "Recording": `${row.sample_rate.toLocaleString()} Hz, ${count(row.channels, "channel")}`,
     "Segments": `${row.n_segments}, ${row.aggregate}`,
@@ -548,12 +598,19 @@ function bars(row, x, y, floor, gap) {
   row.segments.forEach(({ start_s: from, score }, k) => {
     const end = Math.min(from + 4, row.segments[k + 1]?.start_s ?? Infinity);
     const [left, right] = [x(from), x(Math.min(end, Math.max(row.duration_s, from + 1)))];
-    const side = score >= row.threshold ? "over" : "under";
+    const side = score >= limit(row) ? "over" : "under";
     const top = Math.min(y(score), floor - 1.5);
     const edge = right - Math.min(gap, (right - left) / 4);
     paths[side] += `M${left.toFixed(2)} ${floor}V${top.toFixed(2)}H${edge.toFixed(2)}V${floor}Z`;
   });
   return Object.entries(paths).map(([side, d]) => svg("path", { class: side, d }));
+}
+
+// Stretches that are AI, behind the bars.
+function spans(row, x, top, floor) {
+  return (row.spans ?? []).map(({ start_s: from, end_s: to }) =>
+    svg("rect", { class: "span", x: x(from), y: top, width: x(to) - x(from), height: floor - top }),
+  );
 }
 
 function thresholdLine(d) {
@@ -568,7 +625,7 @@ function spark(row) {
     "svg",
     { class: "spark", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
     ...bars(row, x, y, height, 1.5),
-    ...thresholdLine(`M0 ${y(row.threshold)}H${width}`),
+    ...thresholdLine(`M0 ${y(limit(row))}H${width}`),
   );
 }
 
@@ -580,10 +637,10 @@ function chart(row) {
   const x = (t) => left + (t / Math.max(row.duration_s, 4)) * (width - left - right);
   const y = (score) => top + (1 - score) * (height - top - bottom);
   const scores = row.segments.map((segment) => segment.score);
-  const above = scores.filter((score) => score >= row.threshold).length;
+  const above = scores.filter((score) => score >= limit(row)).length;
   const text =
-    `Score over time: ${above} of ${scores.length} segments at or above the threshold of ` +
-    `${row.threshold.toFixed(3)}; lowest ${Math.min(...scores).toFixed(3)}, highest ${Math.max(...scores).toFixed(3)}.`;
+    `Score over time: ${above} of ${scores.length} segments at or above the ${limitName(row)} of ` +
+    `${limit(row).toFixed(3)}; lowest ${Math.min(...scores).toFixed(3)}, highest ${Math.max(...scores).toFixed(3)}.`;
   const steps = [5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200];
   const step = steps.find((s) => row.duration_s / s <= (narrow ? 5 : 10)) ?? 14400;
   const ticks = [];
@@ -595,16 +652,17 @@ function chart(row) {
     svg("path", { class: "axis", d: `M${left} ${y(score)}H${width - right}` }),
     svg("text", { x: left - 6, y: y(score) + 4, "text-anchor": "end" }, String(score)),
   ]);
-  const at = y(row.threshold);
+  const at = y(limit(row));
   const label = { class: "label", x: width - right, y: top - 7, "text-anchor": "end" };
   return svg(
     "svg",
     { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": text },
     ...grid,
+    ...spans(row, x, top, y(0)),
     ...bars(row, x, y, y(0), 3),
     ...thresholdLine(`M${left} ${at}H${width - right}`),
     svg("text", { class: "label", x: left, y: top - 7 }, "Score"),
-    svg("text", label, `dashed: threshold ${row.threshold.toFixed(3)}`),
+    svg("text", label, `dashed: ${limitName(row)} ${limit(row).toFixed(3)}`),
     ...ticks,
   );
 }
