@@ -130,7 +130,8 @@ def number(x: float | None) -> float | None:
 class Original:
     """The ONNX file in onnxruntime, or with `exact` in float64.
 
-    `reference` is what it converts to, which knows its tensors. Raises ConvertError where onnxruntime cannot load it. `note` says what was out of the ordinary.
+    `reference` is what it converts to, which knows its tensors. Raises ConvertError where
+    onnxruntime cannot load it. `note` says what was out of the ordinary.
     """
 
     def __init__(self, path: str, reference: Model, exact: bool = False):
