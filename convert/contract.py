@@ -277,8 +277,8 @@ def _too_many(trace: Trace, name: str) -> str:
     return f"{said}: {cure}; with --logit, where they are logits"
 
 
-_MOVES = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Gather", "Slice")
-_MOVES += ("Split", "Transpose")
+_MOVES = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Gather", "Slice"}
+_MOVES |= {"Split", "Transpose"}
 
 
 def _last(trace: Trace, name: str) -> Node | None:

@@ -288,7 +288,7 @@ _CONTROL: dict[str, Callable[[Call, list[Any], Mapping[str, Any]], tuple[Any, ..
 
 
 def _is(value: Any, dtype: Any) -> bool:
-    return getattr(value, "dtype", None) == dtype
+    return bool(getattr(value, "dtype", None) == dtype)
 
 
 def _apply(

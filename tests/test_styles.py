@@ -329,7 +329,7 @@ def test_names_of_one_value_and_casts_to_the_same_type_do_not_hide_a_network(fil
 def pair(g: Edit, z: str, scale: float = 1.0) -> str:
     """Two logits whose difference is the logit: [n, 2]."""
     z = g.op("Unsqueeze", z, g.constant([1], np.int64))
-    return g.op("Mul", z, g.constant([[-0.5 * scale, 0.5 * scale]]))
+    return g.op("Gemm", z, g.constant([[-0.5 * scale, 0.5 * scale]]))
 
 
 def two_columns(g: Edit, z: str) -> None:
