@@ -33,6 +33,7 @@ from onnx import numpy_helper
 from artifactnet_jax.convert.graph import OPSETS, ConvertError, read_graph
 from artifactnet_jax.convert.operators import evaluate
 
+F32 = np.float32
 # Reason -> patterns of cases that must be refused.
 REFUSED: dict[str, str] = {
     "operators that no detector of audio has": "test_affine_grid_* test_attention_* "
@@ -75,6 +76,8 @@ APART: dict[str, str] = {
     ),
 }
 HALF = {
+    "a product above 65,504, the largest half": "test_reduce_prod_default_axes_keepdims_example",
+    "an angle next to a pole": "test_tan",
     "inputs of 10,000 + k, which halves round": (
         "test_softmax_large_number test_logsoftmax_large_number"
     ),
@@ -131,7 +134,8 @@ def compare(graph: Any, case: Any, given: Any, expected: Any, half: bool) -> Non
     if any(x is None for x in feeds.values()):
         raise ConvertError("an input that is no tensor")
     if half:
-        feeds = {n: x.astype(np.float16) if x.dtype == np.float32 else x for n, x in feeds.items()}
+        with np.errstate(over="ignore"):
+            feeds = {n: x.astype(np.float16) if x.dtype == F32 else x for n, x in feeds.items()}
     if any(x.dtype.kind in "OUSc" for x in feeds.values()):
         raise ConvertError("an input of text or complex numbers")
     data = {name: x for name, x in feeds.items() if x.dtype.kind == "f"}
