@@ -289,7 +289,7 @@ class Fusion(Checked):
     without a logit of the fine spectrum.
     """
 
-    lengths_s: From0Rising = (0.0, 8.0, 30.0)  # s; a class begins
+    lengths_s: From0Rising = (0.0, 12.0, 40.0)  # s; a class begins, as of `fine_head.LENGTHS`
     bias: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     segments: tuple[From0, ...] = (1.0, 1.0, 1.0, 1.0)
     fine: tuple[From0, ...] = (0.0, 0.0, 0.0, 0.0)
@@ -300,10 +300,12 @@ class Fusion(Checked):
     sure_p: Share = 1e-4  # below, a match decides by itself:
     decides: float = 4.6  # log-odds that it gives at least
     # Of the scan for stretches, by segment: weights of its log-odds and of those of the fine
-    # spectrum around it; what is taken off; what a stretch must sum up to, and segments it has.
+    # spectrum around it, which with the bias are its evidence; what is taken off that; what a
+    # stretch must sum up to then, and segments it has.
     span_segments: From0 = 0.5
     span_fine: From0 = 0.0
     span_bias: float = 0.0
+    span_drift: From0 = 0.0
     span_least: Positive = 8.0
     span_shortest: Count = 5
 

@@ -233,15 +233,15 @@ def evidence(logits: Sequence[float], fine: Sequence[float | None], fusion: Fusi
 def stretches(values: Sequence[float], fusion: Fusion) -> list[tuple[int, int, float]]:
     """Stretches of segments whose evidence adds up: (first, end, mean), in order.
 
-    Of all stretches the one with the largest sum, while it is `fusion.span_least`; then the next,
-    before and after it. One that is too short is none, and hides no other. That is the rule of
-    CUSUM.
+    Of all stretches the one with the largest sum, less a drift for each segment, while it is
+    `fusion.span_least`; then the next, before and after it. One that is too short is none, and
+    hides no other. That is the rule of CUSUM.
     """
     found: list[tuple[int, int, float]] = []
     waiting = [(0, len(values))]
     while waiting:
         first, end = waiting.pop()
-        best, a, b = _best(values[first:end])
+        best, a, b = _best([value - fusion.span_drift for value in values[first:end]])
         if best < fusion.span_least:
             continue
         a, b = first + a, first + b

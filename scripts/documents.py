@@ -91,20 +91,6 @@ def results(part: Mapping[str, Any]) -> str:
     return table(("", ""), rows)
 
 
-def margins(part: Mapping[str, Any]) -> str:
-    """Table of what `--margin` leaves undecided."""
-    rows = [
-        (
-            f"{row['margin']:g}",
-            percent(row["coverage"]),
-            percent(row["fpr"], 1),
-            percent(row["missed"], 1),
-        )
-        for row in part["undecided"]
-    ]
-    return table(("margin", "decided", "real called AI", "AI missed"), rows)
-
-
 def changes(real: Mapping[str, Any], ai: Mapping[str, Any]) -> str:
     """Table of scores of changed recordings of both classes."""
 
@@ -115,28 +101,9 @@ def changes(real: Mapping[str, Any], ai: Mapping[str, Any]) -> str:
     return table(heads, [(name, *cells(real[name]), *cells(ai[name])) for name in real])
 
 
-def by_kind(sources: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Kind -> number of sources and tracks, and the share of tracks that is called AI."""
-    found: dict[str, dict[str, float]] = {}
-    for source in sources.values():
-        kind = found.setdefault(source["kind"], {"sources": 0, "tracks": 0, "called_ai": 0.0})
-        kind["sources"] += 1
-        kind["tracks"] += source["tracks"]
-        kind["called_ai"] += source["tracks"] * source["called_ai"]
-    return {
-        name: row | {"called_ai": row["called_ai"] / row["tracks"]} for name, row in found.items()
-    }
-
-
 def card() -> str:
     """MODEL_CARD.md."""
     weights, report = load_weights(WEIGHTS), read("edge-report.json")
-    left_out = report["left_out"]["sources"]
-    classed = [
-        (name, source | {"class": CLASSES.get(source["kind"], "real")})
-        for name, source in sorted(left_out.items())
-    ]
-    order = {"AI": 0, "codec": 1, "real": 2}
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
@@ -148,15 +115,12 @@ def card() -> str:
         robustness=read("edge-robustness.json"),
         noted=read("edge-noted.json"),
         limits=limits(),
-        kinds=by_kind(left_out),
-        suno=left_out["suno-v5"],
-        sources=sorted(classed, key=lambda pair: order[pair[1]["class"]]),
+        fusion=read("fusion-report.json"),
+        hits=share,
         parameters=parameter_counts(weights.config)["total"],
         flops=flops(weights.config)["total"],
         bytes=WEIGHTS.stat().st_size,
-        trained_on=weights.provenance["history"][0]["tracks"]["train"],
         results=results,
-        margins=margins,
         changes=changes,
         fine=read("fine-head-report.json"),
         with_interval=shown_with_interval,
@@ -165,14 +129,15 @@ def card() -> str:
 
 def trust() -> str:
     """What README.md says of the weights."""
-    report = read("edge-report.json")
-    found = sorted(report[part]["tpr"] for part in ("left_out", "unseen"))
-    kinds = by_kind(report["left_out"]["sources"])
+    report = read("fusion-report.json")
+    whole, short = (report["figures"]["all"][key] for key in ("whole files", "5 s, and clips"))
+    services, pages = (percent(whole[name]["found"]) for name in ("field", "demo pages"))
     text = (
-        f"At their usual threshold they find {100 * found[0]:.0f} to {percent(found[1])} of the AI "
-        "recordings of generators that they have never heard. "
-        f"They call {percent(kinds['game']['called_ai'])} of game music AI, and "
-        f"{percent(kinds['real']['called_ai'])} of single 4 s snippets of other real music."
+        f"On sources that they have never heard they call {services} of the tracks of services AI, "
+        f"{pages} of those of generators' demo pages, and "
+        f"{percent(whole['all']['false_alarms'], 1)} of real music. "
+        f"Of 5 s they find {percent(short['all']['found_at_5'])} at 5 % false alarms. "
+        "Between two thresholds they say that it is unclear."
     )
     return textwrap.fill(text, 99)
 

@@ -3,16 +3,18 @@
     python scripts/fusion.py SEGMENTS.jsonl FINE.npz DECODERS.npz LONG --weights W
 
 SEGMENTS is what `artifactnet-jax texture --left-out` wrote, FINE what `fine_head.py --left-out`
-did, DECODERS what `fingerprint_bank.py left-out` did, LONG the folder of `long` below. So no
+did, DECODERS what `fingerprint_bank.py left-out` did, LONG the folder of `long_tracks.py`. So no
 witness of a track was fitted to its group, and none of the shares that are fitted here is judged
-on the tracks that it was fitted to: groups are left out a second time, six parts in turn.
+on the tracks that it was fitted to: groups are left out a second time, six parts in turn. The
+thresholds come from these scores. The decision goes into W, the figures to fusion-report.json.
 
-A track is there up to three times, as different lengths: all of it (at most 60 s), 20 s, 5 s. Within
-a label a source weighs the root of its tracks, and a kind of music the root of its sources.
+A track is there up to three times, in different lengths: all of it (at most 60 s), 20 s, 5 s.
+Within a label a source weighs the root of its tracks, and a kind of music the root of its sources.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import dataclasses
 import json
@@ -21,16 +23,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fine_head import figures
+from fingerprint_bank import shares
 from scipy.optimize import minimize
 
-from artifactnet_jax import decision
-from artifactnet_jax.config import Fusion
+from artifactnet_jax import decision, dsp_numpy, fine_head, texture
+from artifactnet_jax.config import Fusion, Texture
 from artifactnet_jax.decoders import FOUND, OWN, Match, Outcome
+from artifactnet_jax.fingerprint import Accumulator, Mean
+from artifactnet_jax.train.texture import Calibration
+from artifactnet_jax.weights import load_weights, save_weights
 
 REPORT = Path(__file__).parent / "fusion-report.json"
 VIEWS = {"whole": (0, None), "20 s": (1, 4), "5 s": (2, 3)}  # segments of a track of five
 FOLDS = 6
 PULL = 0.02  # towards the weights of all lengths together
+DRIFT = 1.5  # log-odds of a segment, of the scan
+ALARMS = 0.005  # share of real tracks with a stretch that the scan aims at
+SPLICES = 100
 PROMISES = {"fpr1": 0.01, "fpr2": 0.02, "fpr5": 0.05}
 LOWER = 0.2  # share of the AI tracks below the lower threshold, sources counted alike
 FEW = 8  # tracks; kinds of real music with fewer are one
@@ -75,17 +85,13 @@ def read(segments: Path, fine: Path, decoders: Path) -> list[Entry]:
                 p, own = nearest[name, view]
                 match = Match("", 0.0, float(p), 1.0, (0.0, 0.0), ())
                 outcome = Outcome(match if p < FOUND and own < OWN else None, None, match)
-            length = {
-                "whole": 60.0 if len(values) >= 5 else 12.0 * len(values),
-                "20 s": 20.0,
-                "5 s": 5.0,
-            }
+            seconds = {"20 s": 20.0, "5 s": 5.0}.get(view) or row["seconds"]
             logit = logits.get((name, view))
             heard = decision.Heard(
                 float(np.median(values[first:end])),
                 None if logit is None else float(logit),
                 outcome,
-                length[view] if len(values) > 1 else 5.0,
+                seconds,
             )
             found.append(Entry(row, view, heard, logit is not None))
     return found
@@ -197,6 +203,40 @@ class Long:
         return np.array(decision.evidence(self.logits.tolist(), fine, fusion))
 
 
+def read_long(folder: Path, segments: Path, fine: Path, calibration: Calibration) -> list[Long]:
+    """Whole tracks that `long_tracks.py` measured, judged by fits without their groups."""
+    rows = [json.loads(line) for line in segments.read_text(encoding="utf-8").splitlines()]
+    fold_of = {row["group"]: row["fold"] for row in rows}
+    with np.load(f"{segments}.npz") as file:
+        heads = [
+            {name.partition("/")[2]: file[name] for name in file if name.startswith(f"{k}/")}
+            for k in range(1 + max(fold_of.values()))
+        ]
+    with np.load(fine) as file:
+        fine_fold = dict(zip(file["group"].tolist(), file["fold"].tolist(), strict=True))
+        fine_heads = [fine_head.from_text(str(text)) for text in file["heads"]]
+    found = []
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path) as file:
+            group, start = str(file["group"]), file["T"]
+            if group not in fold_of or group not in fine_fold or len(start) < 5:
+                continue
+            own = texture.logit(
+                file["S"].astype(np.float32), Texture(), heads[fold_of[group]], dsp_numpy
+            )
+            logits = calibration.logits(own.astype(np.float64), file["N"])
+            spectrum = Accumulator()
+            spectrum.window_frames = int(file["wf"])
+            parts = zip(file["n"].tolist(), file["log"], file["pw"], strict=True)
+            spectrum.windows = [Mean(*part) for part in parts]
+            near = fine_head.stretches(spectrum, fine_heads[fine_fold[group]])
+            around = [next((x for a, b, x in near if a <= at + 2 < b), None) for at in start]
+            values = np.array([math.nan if x is None else x for x in around])
+            label = int(str(file["label"]) != "real")
+            found.append(Long(path.stem, group, label, logits, values))
+    return found
+
+
 def fit_scan(tracks: list[Long], fusion: Fusion) -> Fusion:
     """The weights of the scan: of a segment's two witnesses, and the sum that a stretch needs.
 
@@ -226,10 +266,68 @@ def fit_scan(tracks: list[Long], fusion: Fusion) -> Fusion:
             for t, h in zip(tracks, has, strict=True)
         ]
     )
-    bias, segments, fine, _ = regress(x, y, weight).tolist()
-    return dataclasses.replace(
-        fusion, span_bias=round(bias, 4), span_segments=round(segments, 4), span_fine=round(fine, 4)
+    bias, segments, fine, _ = (round(value, 4) for value in regress(x, y, weight).tolist())
+    fusion = dataclasses.replace(
+        fusion, span_bias=bias, span_segments=segments, span_fine=fine, span_drift=DRIFT
     )
+    sums = [decision._best((t.values(fusion) - DRIFT).tolist())[0] for t in tracks if not t.label]
+    above = [value for value in sums if value > 0]
+    least = np.mean(above) * math.log(len(above) / len(sums) / ALARMS)
+    return dataclasses.replace(fusion, span_least=round(float(max(least, 1.0)), 2))
+
+
+def spliced(tracks: list[Long], fusion: Fusion, seed: int) -> dict[str, Any]:
+    """What the scan finds of AI stretches of 32 to 60 s, put into real tracks.
+
+    The scores of segments are put together, not the sound.
+    """
+    rng = np.random.default_rng(seed)
+    real = [t for t in tracks if not t.label and len(t.logits) >= 16]
+    ai = [t for t in tracks if t.label and len(t.logits) >= 15]
+    found, edges = [], []
+    for _ in range(SPLICES):
+        r, a = real[rng.integers(len(real))], ai[rng.integers(len(ai))]
+        size, at = int(rng.integers(8, 16)), int(rng.integers(0, len(r.logits) + 1))
+        first = int(rng.integers(0, len(a.logits) - size + 1))
+        own = r.values(fusion)
+        both = np.concatenate([own[:at], a.values(fusion)[first : first + size], own[at:]])
+        spans = decision.stretches(both.tolist(), fusion)
+        meets = [s for s in spans if s[0] < at + size and s[1] > at]
+        found.append(bool(meets))
+        if meets:
+            edges += [4.0 * abs(meets[0][0] - at), 4.0 * abs(meets[-1][1] - at - size)]
+    return {
+        "tracks": SPLICES,
+        "found": round(float(np.mean(found)), 4),
+        "edges_within_6_s": float(np.mean(np.array(edges) <= 6)) if edges else math.nan,
+    }
+
+
+def scanned(tracks: list[Long], fusion: Fusion) -> dict[str, Any]:
+    """The scan by groups left out: false alarms of real tracks, found stretches, AI tracks."""
+    names = sorted({t.group for t in tracks})
+    part = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % FOLDS, strict=True))
+    alarmed, cut, of_splices = [], [], []
+    for k in range(FOLDS):
+        one = fit_scan([t for t in tracks if part[t.group] != k], fusion)
+        held = [t for t in tracks if part[t.group] == k]
+        for t in held:
+            values = t.values(one)
+            if t.label:
+                cut.append(bool(decision.stretches((-values).tolist(), one)))
+            else:
+                alarmed.append(bool(decision.stretches(values.tolist(), one)))
+        of_splices.append(spliced(held, one, k))
+    return {
+        "real": len(alarmed),
+        "real_with_a_stretch": int(sum(alarmed)),
+        "ai": len(cut),
+        "ai_with_a_real_stretch": int(sum(cut)),
+        "splices": {
+            name: round(float(np.nanmean([s[name] for s in of_splices])), 4)
+            for name in ("found", "edges_within_6_s")
+        },
+    }
 
 
 def kinds_of(entries: list[Entry]) -> np.ndarray:
@@ -326,3 +424,81 @@ def table(entries: list[Entry], score: np.ndarray, threshold: float) -> dict[str
                 "false_alarms": round(float(np.mean(score[real] >= threshold)), 4),
             }
     return out
+
+
+def by_kind(entries: list[Entry], score: np.ndarray, chosen: dict[str, Any]) -> dict[str, Any]:
+    """False alarms by kind of real music, found by kind of AI, with intervals: whole, 20 s, 5 s."""
+    kind = np.array([e.row["kind"] for e in entries])
+    view = np.array([e.view for e in entries])
+    label = np.array([e.row["label"] for e in entries])
+    low, high = chosen["lower"], chosen["threshold"]
+    out: dict[str, Any] = {}
+    for value, name in ((0, "real"), (1, "ai")):
+        out[name] = {}
+        for one in sorted(set(kind[label == value])):
+            here = (label == value) & (kind == one)
+            cells = {}
+            for length in VIEWS:
+                own = score[here & (view == length)]
+                if len(own):
+                    cells[length] = shares(own >= high) | {
+                        "unclear": round(float(np.mean((own >= low) & (own < high))), 4)
+                    }
+            out[name][one] = cells
+    return out
+
+
+def main() -> None:
+    """The command line; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("segments", "fine", "decoders", "long"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--weights", type=Path, required=True)
+    args = parser.parse_args()
+    entries = read(args.segments, args.fine, args.decoders)
+    model = load_weights(args.weights)
+    history = model.provenance["history"][-1]
+    tracks = read_long(args.long, args.segments, args.fine, Calibration(**history["calibration"]))
+    known = [e for e in entries if e.row["split"] != "test"]
+    fusion = fit_scan(tracks, fit(known, Fusion()))
+    score = left_out(entries, Fusion())
+    chosen = points(entries, score)
+    parts = {
+        "all": entries,
+        "without the decoders": without(entries, "decoder"),
+        "without the fine spectrum": without(entries, "fine"),
+        "segments alone": without(entries, "fine", "decoder"),
+    }
+    report = {
+        "entries": dict(collections.Counter(e.view for e in entries)),
+        "groups": len({e.row["group"] for e in entries}),
+        **chosen,
+        "figures": {
+            name: table(some, left_out(some, Fusion()), chosen["threshold"])
+            for name, some in parts.items()
+        },
+        "by_kind": by_kind(entries, score, chosen),
+        "scan": scanned(tracks, Fusion()),
+    }
+    verdict = dataclasses.replace(
+        model.config.verdict,
+        threshold=chosen["threshold"],
+        lower=chosen["lower"],
+        operating_points=tuple(chosen["operating_points"].items()),
+    )
+    config = dataclasses.replace(model.config, verdict=verdict, fusion=fusion)
+    entry = {"phase": "fusion", **report["entries"], "groups": report["groups"], **chosen}
+    provenance = {**model.provenance, "history": [*model.provenance["history"], entry]}
+    save_weights(
+        *(args.weights, config, model.tensors),
+        name=model.name,
+        licence=model.licence,
+        provenance=provenance,
+        dtype=np.float16,
+        fine=model.fine,
+    )
+    REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -161,18 +161,19 @@ def combined(
 def write_left_out(
     path: str,
     rows: Sequence[Row],
+    seconds: Sequence[float],
     logits: Sequence[np.ndarray],
     fold: np.ndarray,
     heads: Sequence[Mapping[str, np.ndarray]],
 ) -> None:
     """JSON Lines, and the head of every fold beside it (.npz).
 
-    Of every row what it is, its fold, and its segments' log-odds by a fit without its group; the
-    network was not trained on it either.
+    Of every row what it is, its length, its fold, and its segments' log-odds by a fit without its
+    group; the network was not trained on it either.
     """
     lines = []
-    for row, values, part in zip(rows, logits, fold.tolist(), strict=True):
-        known = dataclasses.asdict(row) | {"fold": part}
+    for row, length, values, part in zip(rows, seconds, logits, fold.tolist(), strict=True):
+        known = dataclasses.asdict(row) | {"seconds": round(length, 3), "fold": part}
         lines.append(json.dumps(known | {"logits": [round(float(x), 4) for x in values]}))
     arrays = {f"{k}/{name}": tensor for k, own in enumerate(heads) for name, tensor in own.items()}
     with writing(path):
@@ -230,7 +231,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.left_out:
         held = [calibration.logits(own[i], one) for i, one in zip(chosen, network, strict=True)]
-        write_left_out(args.left_out, unseen, held, fold[chosen], heads)
+        seconds = [len(cache.get(row.path)) / config.front_end.sample_rate for row in unseen]
+        write_left_out(args.left_out, unseen, seconds, held, fold[chosen], heads)
     label = np.array([row.label for row in unseen])
     alike = kinds_alike(unseen, row_weights(unseen, fit.source_power))
     points = operating_points(label, score_of, alike)
