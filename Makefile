@@ -10,7 +10,8 @@ ARTIFACTNET := $(BIN)/artifactnet-jax
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo develop test test-fast test-base test-lowest test-sdist gpu-check lint documents clean train-default
+.PHONY: install demo develop test test-fast suites test-base test-lowest test-sdist gpu-check lint documents \
+	clean train-default
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
@@ -33,6 +34,11 @@ test: develop
 
 test-fast: develop
 	$(PYTEST) -m 'not slow'
+
+# The official ONNX node suite, twice: in its own types, and in half precision. Four minutes of a core.
+suites: develop
+	$(BIN)/python tests/node_suite.py
+	$(BIN)/python tests/node_suite.py --half
 
 test-base: $(BIN)/uv
 	.ci/base 3.10
