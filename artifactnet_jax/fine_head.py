@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -79,12 +79,17 @@ class FineHead:
         """Digest over tensors, as float16, and provenance."""
         return hashlib.sha256(to_text(self).encode()).hexdigest()
 
+    def standard(self, features: np.ndarray, band: int, length: int) -> np.ndarray:
+        """The `FEATURES` of a stretch as standard scores, clipped: what the network reads."""
+        mean, spread = (self.tensors[name][band, length] for name in ("mean", "spread"))
+        return np.asarray(np.clip((features - mean) / spread, -MOST, MOST))
+
     def logit(self, features: np.ndarray, band: int, length: int) -> float:
         """Of the `FEATURES` of a stretch, in these classes."""
         t = self.tensors
-        standard = (features - t["mean"][band, length]) / t["spread"][band, length]
         # Not by BLAS, whose sums depend on how many threads it may use.
-        hidden = np.einsum("i,ij->j", np.clip(standard, -MOST, MOST), t["hidden.kernel"])
+        standard = self.standard(features, band, length)
+        hidden = np.einsum("i,ij->j", standard, t["hidden.kernel"])
         hidden = np.maximum(hidden + t["hidden.bias"], 0)
         return float(np.einsum("i,ij->j", hidden, t["out.kernel"])[0] + t["out.bias"][0])
 
@@ -131,31 +136,53 @@ def noted(notes: Mapping[str, str]) -> FineHead | None:
     return from_text(notes[NOTE]) if NOTE in notes else None
 
 
-def judge(spectrum: fp.Accumulator, head: FineHead) -> tuple[float | None, str | None]:
-    """(logit, None) of audio, or (None, the reason why nothing is said).
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """What the head reads of a part of a track: its frames with sound, features and classes."""
 
-    A track of more than 100 s is judged in equal parts; the logit is their mean, by sound.
+    frames: int
+    features: np.ndarray  # float32 [FEATURES]
+    band: int
+    length: int
+
+
+def judge(spectrum: fp.Accumulator, head: FineHead) -> tuple[float | None, str | None]:
+    """(logit, None) of audio, or (None, the reason why nothing is said)."""
+    found, reason = parts(spectrum)
+    return (together(found, head), None) if found else (None, reason)
+
+
+def together(found: Sequence[Part], head: FineHead) -> float:
+    """The logit of a track: the mean of its parts, by sound."""
+    total = 0.0
+    for part in found:
+        total += part.frames * head.logit(part.features, part.band, part.length)
+    return total / sum(part.frames for part in found)
+
+
+def parts(spectrum: fp.Accumulator) -> tuple[list[Part], str | None]:
+    """The parts of audio that are judged, or none and the reason why nothing is said.
+
+    A track of more than 100 s is judged in equal parts.
     """
     if spectrum.frames < LENGTHS[0]:
-        return None, f"too short: {LENGTHS[0] * fp.HOP / fp.RATE:.0f} s are needed"
+        return [], f"too short: {LENGTHS[0] * fp.HOP / fp.RATE:.0f} s are needed"
     windows = spectrum.windows
     each = max(1, PART_FRAMES // spectrum.window_frames)
     bounds = np.linspace(0, len(windows), -(-len(windows) // each) + 1).astype(int)
-    parts = [sum(windows[a:b], fp.Mean()) for a, b in itertools.pairwise(bounds)]
-    parts = [part for part in parts if length_class(part.frames) is not None]
-    if not parts:
-        return None, "silent above 3.5 kHz"
-    end = fp.band_end(sum(parts, fp.Mean()).levels()[1])
+    means = [sum(windows[a:b], fp.Mean()) for a, b in itertools.pairwise(bounds)]
+    classes = [(mean, length_class(mean.frames)) for mean in means]
+    heard = [(mean, length) for mean, length in classes if length is not None]
+    if not heard:
+        return [], "silent above 3.5 kHz"
+    end = fp.band_end(sum((mean for mean, _ in heard), fp.Mean()).levels()[1])
     band = band_class(end)
     if band is None:
-        return None, f"its band ends at {end:.0f} Hz, {BANDS[0]:.0f} Hz are needed"
-    total = 0.0
-    for part in parts:
-        length = length_class(part.frames)
-        assert length is not None
-        values = features(fp.residuals(part.levels()), BANDS[band])
-        total += part.frames * head.logit(values, band, length)
-    return total / sum(part.frames for part in parts), None
+        return [], f"its band ends at {end:.0f} Hz, {BANDS[0]:.0f} Hz are needed"
+    return [
+        Part(mean.frames, features(fp.residuals(mean.levels()), BANDS[band]), band, length)
+        for mean, length in heard
+    ], None
 
 
 def stretches(spectrum: fp.Accumulator, head: FineHead) -> list[tuple[float, float, float | None]]:

@@ -365,7 +365,7 @@ def build_parser_default(parser: argparse.ArgumentParser, key: str, name: str) -
     return default or "artifactnet_jax.serve.command:token"  # an action of `token`
 
 
-@pytest.mark.parametrize("verb", ["score", "live", "report", "mine", "finetune", "serve"])
+@pytest.mark.parametrize("verb", ["score", "live", "report", "mine", "serve"])
 def test_backends_of_help_are_those_there_are(verb):
     from artifactnet_jax import backends, text
 
@@ -389,7 +389,7 @@ def test_choices_of_training_are_those_of_the_code():
     from artifactnet_jax.train.phases import PHASES
 
     assert choices("train", "phase") == list(PHASES)
-    assert set(choices("finetune", "--phase")) < set(PHASES)
+    assert set(choices("finetune", "--deep")) < set(PHASES)
     points = {name for name, _ in load_weights().config.verdict.operating_points}
     assert set(choices("texture", "--point")) == points
 

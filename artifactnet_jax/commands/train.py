@@ -117,17 +117,27 @@ def finetune(verbs: Verbs) -> None:
         "finetune",
         "artifactnet_jax.train.finetune",
         "adapt weights to hard negatives",
-        "Mine hard negatives, tune the classifier on them, check on the keep-set that "
-        "nothing else got worse, and write weights and a before/after report.",
+        "Move the layers that decide on hard negatives, keep the thresholds' promises on the "
+        "keep-set, check on a part of it that nothing else got worse, and write weights and a "
+        "before/after report. What is read of a recording is kept in the cache.",
     )
     add = verb.add_argument
     add("--hard-negatives", required=True, metavar="FOLDER|MANIFEST", help="real music called AI")
     add("--keep", metavar="MANIFEST", help="both labels: what must not get worse, and is rehearsed")
     add("--out", required=True, metavar="W2", help="weights file to write")
-    add("--phase", default="head", choices=("head", "cnn", "steer", "codec"), help="default: head")
-    shared.add_repeated(verb, "--set", "KEY=VALUE", "a setting of the phase")
+    add(
+        "--deep",
+        nargs="?",
+        const="head",
+        choices=("head", "cnn", "steer", "codec"),
+        metavar="PHASE",
+        help="train the whole CNN instead of the last layers, or what that phase of train moves: "
+        "head (default), cnn, steer, codec; many times as slow",
+    )
+    shared.add_repeated(verb, "--set", "KEY=VALUE", "a setting of that phase")
     add("--accept-worse", action="store_true", help="write W2 even if a source got worse")
-    _add_detector(verb)
+    shared.add(verb, "--weights", help="default: the embedded weights")
+    shared.add(verb, "--jobs")
     shared.add(verb, "--quiet", "--cache", "--debug")
 
 

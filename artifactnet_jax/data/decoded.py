@@ -6,7 +6,8 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, BinaryIO
 
@@ -123,6 +124,22 @@ def write_array(path: str, array: np.ndarray) -> None:
     """An .npy file, whole or not at all; CommandError where the disk takes no more."""
     with _written(path) as file:
         np.save(file, array)
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz by name, None if it is missing or damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file, whole or not at all; CommandError where the disk takes no more."""
+    with _written(path) as file:
+        values: dict[str, Any] = dict(arrays)
+        np.savez(file, **values)
 
 
 def _decode_into(path: str | os.PathLike[str], file: Any) -> None:

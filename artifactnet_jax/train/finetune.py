@@ -1,11 +1,9 @@
-"""The verb `finetune`: mine hard negatives, train on them, and check what else has changed.
+"""The verb `finetune`: move what decides on hard negatives, and check what else has changed.
 
-Some tracks are held out before anything is scored, and only they count in the end. Beside the
-weights OUT it writes OUT.report.json, and a folder OUT.run from which it goes on if stopped:
-
-scores-*.jsonl         a row per track; a file for each set of weights
-train                  run folder of the training
-candidate.safetensors  the weights that were evaluated
+Some tracks are held out before anything is scored, and only they count in the end. What stays as it
+is of a recording is taken once and kept in the cache, so that a second run, and one that goes on
+after it was stopped, has nothing to read. Beside the weights OUT it writes OUT.report.json. With
+`--deep` a phase of training moves the network, in a run folder OUT.run from which it goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -25,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from artifactnet_jax import __version__
-from artifactnet_jax.config import REGRESSION
-from artifactnet_jax.console.detectors import open_detector
+from artifactnet_jax.console.progress import progress
 from artifactnet_jax.data.decoded import AudioCache
 from artifactnet_jax.data.manifest import (
     LABELS,
@@ -35,73 +31,58 @@ from artifactnet_jax.data.manifest import (
     read_manifest,
 )
 from artifactnet_jax.data.splits import assign_splits, check_rows
-from artifactnet_jax.detector import Detector
-from artifactnet_jax.evaluation import auc
-from artifactnet_jax.files import check_output, make_folder, write_json, writing
+from artifactnet_jax.decision import log_odds, probability
+from artifactnet_jax.files import check_output, write_json, writing
+from artifactnet_jax.results import Failure
 from artifactnet_jax.text import OK, SOME_FAILED, USAGE, CommandError, printable
 from artifactnet_jax.train import mine, phases
 from artifactnet_jax.train import run as training
+from artifactnet_jax.train.changes import Change, Scores, area, evaluate, shares_at_points, table
+from artifactnet_jax.train.frozen import Frozen, Store, collect, score, segment_scores
 from artifactnet_jax.train.loop import Trainer
+from artifactnet_jax.train.move import Example, Move, movable, moved, with_tensors
 from artifactnet_jax.train.phases import Settings
-from artifactnet_jax.weights import Weights, weights_digest, write_weights
+from artifactnet_jax.train.texture_head import row_weights
+from artifactnet_jax.weights import FINE, Weights, weights_digest, write_weights
 
 DEFAULTS = ("steps=300", "batch=8", "watch_every=100", "checkpoint_every=100")  # over the phase's
-PARTS = {"train": 0.6, "test": 0.3, "validation": 0.1}  # the first ones, of a very small set
+PARTS = {"train": 0.6, "test": 0.2, "validation": 0.2}  # of the keep-set
+HARD_PARTS = {"train": 0.7, "test": 0.3}
+HARD, KEPT = 12, 2  # segments that are looked at, of a hard track and of one to keep
+REHEARSED = 800  # tracks to keep that are trained on, at most
+MAX_BAD = 0.05  # share of the keep-set that may be unreadable
 NEAR = 0.2  # of score: a right verdict that is no farther from the threshold is trained on too
 HARD_SHARE = 0.5  # of the crops of a label: those of mined tracks
 ALPHAS = (1.0, 0.75, 0.5, 0.25)  # shares of the change that may be kept
+LOST = 0.02  # of the AI tracks to keep: share that may be found no more by what is kept of it
 FIXED = 0.9  # without a keep-set: share of the hard tracks that the least change must put right
-LEAST = 1e-7  # distance of a score from 0 and 1 when it becomes a logit
-MARGIN = 1e-3  # by which a shift of logits clears the threshold
-LIMITS = REGRESSION  # rise of the FPR, fall of the TPR that is worse
-UNCHECKED = "what else has changed was not checked: give --keep MANIFEST"
+UNCHECKED = (
+    "what else has changed was not checked, and no threshold was moved: give --keep MANIFEST"
+)
 NOTE = "measured on tracks of these sources: it says nothing of others"
-
-Scores = Mapping[str, float]  # by path; what is silent or cannot be read has none
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """Tracks of one source and label, before and after; `judged`: held to the limit of `worse`."""
-
-    of: str  # "hard" or "keep"
-    source: str
-    label: str
-    tracks: int
-    called_ai: tuple[int, int]  # false positives of real tracks, detections of AI ones
-    mean_score: tuple[float, float]
-    judged: bool
-    worse: bool
 
 
 def run(args: argparse.Namespace) -> int:
     """Adapt the weights that the arguments name; returns the exit code. CommandError."""
     settings, weights = _model(args)
-    threshold = weights.config.verdict.threshold
     hard, keep, warnings = _held_out(*_rows(args))
+    keep = _rehearsed(keep) if settings is None else keep
     for text in warnings:
         print(printable(f"warning: {text}"), file=sys.stderr)
-    folder = Path(f"{args.out}.run")
-    make_folder(folder, "--out")
-    scorer, seconds = _Scorer(args, folder), _Seconds()
-
-    ranked, before = _mine(hard, keep, weights, settings, scorer)
-    hard = [row for row in hard if row.path in before]
-    keep = [row for row in keep if row.path in before or row.split == "train"]
-    seconds.stop("mining")
-    wrong = sum(one.wrong for one in ranked)
-    said = f"{wrong} of {len(ranked)} hard tracks are wrong at {threshold:g}"
-    if not wrong:
-        print(f"{said}: there is nothing to adapt to, no weights are written", file=sys.stderr)
-        return SOME_FAILED if scorer.failed else OK
+    scorer, seconds = _Scorer(args, hard), _Seconds()
+    hard, keep = _readable(hard, keep, weights, scorer)
+    ranked = _ranked(hard, weights, scorer)
+    before = scorer([*hard, *keep], weights)
+    seconds.stop("reading")
     if not args.quiet:
-        print(said, file=sys.stderr)
+        print(
+            f"{sum(one.wrong for one in ranked)} of {len(ranked)} hard tracks are wrong",
+            file=sys.stderr,
+        )
 
-    chosen = training_rows(ranked, keep, settings.source_power)
-    outcome = _trained(args, settings, weights, chosen, folder / "train")
-    tuned = training.native_weights(outcome.weights)
+    tuned, report = _tuned(args, settings, weights, ranked, keep, scorer)
     seconds.stop("training")
-    alpha, shift, adapted = _choose(weights, tuned, hard, keep, before, scorer)
+    alpha, adapted = _choose(weights, tuned, hard, keep, before, scorer)
     seconds.stop("choosing")
 
     held = [row for row in hard if row.split == "test"]
@@ -109,80 +90,114 @@ def run(args: argparse.Namespace) -> int:
     held = held or hard
     test = [row for row in keep if row.split == "test"]
     after = scorer([*held, *test], adapted)
-    changes = evaluate("hard", held, before, after, threshold, limited=False)
-    changes += evaluate("keep", test, before, after, threshold)
+    rules = weights.config.verdict, adapted.config.verdict
+    thresholds = rules[0].threshold, rules[1].threshold
+    changes = evaluate("hard", held, before, after, thresholds, limited=False)
+    changes += evaluate("keep", test, before, after, thresholds)
     seconds.stop("checking")
     worse = [f"{change.label} {change.source}" for change in changes if change.worse]
     entry = {
         "written": not worse or args.accept_worse,
         "worse": worse,
         "warnings": warnings,
-        "phase": args.phase,
+        "deep": args.deep,
         "alpha": alpha,
-        "shift": round(shift, 6),
-        "threshold": threshold,
+        "operating_points": shares_at_points(
+            [row for row in test if not row.label], before, after, rules
+        ),
         "tracks": {
             name: dict(Counter(row.split for row in rows))
             for name, rows in (("hard", hard), ("keep", keep))
         },
         "changes": [dataclasses.asdict(change) for change in changes],
-        "auc": [_auc([*held, *test], scores) for scores in (before, after)],
+        "auc": [area([*held, *test], scores) for scores in (before, after)],
         "note": note,
     }
-    adapted = _signed(adapted, args.out, entry)
-    _save(folder / "candidate.safetensors", adapted)
+    begun = tuned if args.deep else weights  # a phase of training has its own entry
+    provenance = training.provenance(begun, {"finetune": entry | {"training": report}})
+    name = Path(args.out).stem
+    adapted = dataclasses.replace(adapted, name=name, licence=tuned.licence, provenance=provenance)
     if entry["written"]:
-        _save(Path(args.out), adapted)
+        with writing(args.out):
+            write_weights(adapted, args.out)
+    failed = len(scorer.failed)
     report = entry | {
         "weights": {"before": weights.summary(), "after": adapted.summary()},
-        "failed": len(scorer.failed) + outcome.report["skipped"],
-        "training": outcome.report,
+        "failed": failed,
+        "training": report,
         "seconds": seconds.by_stage,
         "versions": {"artifactnet-jax": __version__},
     }
     _publish(args.out, report, changes)
-    if worse and not args.accept_worse:
-        cure = "keep more tracks like them, take fewer steps, or --accept-worse"
-        cause = f"worse on the keep-set: {', '.join(worse)}; {args.out} is not written"
-        raise CommandError(f"{cause}, {folder}/candidate.safetensors is: {cure}", SOME_FAILED)
     if worse:
-        print(printable(f"warning: worse on the keep-set: {', '.join(worse)}"), file=sys.stderr)
-    return SOME_FAILED if report["failed"] else OK
+        said = f"worse on the keep-set: {', '.join(worse)}"
+        if not args.accept_worse:
+            cure = "keep more tracks like them, or --accept-worse"
+            raise CommandError(printable(f"{said}; {args.out} is not written: {cure}"), SOME_FAILED)
+        print(printable(f"warning: {said}"), file=sys.stderr)
+    return SOME_FAILED if failed else OK
 
 
-def _trained(
-    args: argparse.Namespace, settings: Settings, weights: Weights, rows: list[Row], folder: Path
-) -> training.Outcome:
-    """The run of the training; without a keep-set it may have tracks of one class."""
-    return training.train(
-        args.phase,
+def _tuned(
+    args: argparse.Namespace,
+    settings: Settings | None,
+    weights: Weights,
+    ranked: Sequence[mine.Scored],
+    keep: Sequence[Row],
+    scorer: _Scorer,
+) -> tuple[Weights, dict[str, Any]]:
+    """The weights after the move, or after a phase of training, and how it was done."""
+    if settings is None:
+        rows = [one.row for one in ranked if one.row.split == "train"]
+        rehearsed = [row for row in keep if row.split == "train"]
+        examples = [
+            Example(scorer.frozen[row.path], row.label, hard, share)
+            for part, hard in ((rows, True), (rehearsed, False))
+            if part
+            for row, share in zip(part, row_weights(part, 0.5).tolist(), strict=True)
+        ]
+        move = Move()
+        return moved(weights, examples, move), dataclasses.asdict(move)
+    outcome = training.train(
+        args.deep,
         settings,
-        rows,
-        folder,
+        training_rows(ranked, keep, settings.source_power),
+        f"{args.out}.run",
         config=weights.config,
         weights=weights,
         cache=AudioCache(args.cache),
         quiet=args.quiet,
         one_class=args.keep is None,
     )
+    return training.native_weights(outcome.weights), outcome.report
 
 
 # --- what is asked for -----------------------------------------------------------------------
 
 
-def _model(args: argparse.Namespace) -> tuple[Settings, Weights]:
-    """Settings and weights, checked before the mining. CommandError."""
+def _model(args: argparse.Namespace) -> tuple[Settings | None, Weights]:
+    """Settings of the phase, if one is asked for, and weights. CommandError."""
     check_output(args.out, f"--out {args.out}")
     weights = training.native_weights(args.weights)
+    if args.weights and os.path.exists(args.out) and os.path.samefile(args.weights, args.out):
+        raise CommandError(f"--out {args.out} is --weights: name another file", USAGE)
+    if weights.whole_song:
+        cause = f"weights {weights.name!r} score the segments of a song together"
+        raise CommandError(f"{cause}: train them with artifactnet-jax train --init", USAGE)
+    if args.deep is None:
+        if args.set:
+            raise CommandError("--set is for a phase of training: give --deep", USAGE)
+        if not movable(weights):
+            cause = f"weights {weights.name!r} have no last layers that could move by themselves"
+            raise CommandError(f"{cause}: give --deep", USAGE)
+        return None, weights
     boundary = f"boundary={weights.config.verdict.threshold}"  # where verdicts turn
-    settings = phases.settings_of(args.phase, None, [*DEFAULTS, boundary, *args.set])
+    settings = phases.settings_of(args.deep, None, [*DEFAULTS, boundary, *args.set])
     # Splits are made and checked here, and sources are no longer told apart in training.
     settings = dataclasses.replace(settings, split_by="group")
     if args.jobs and not settings.workers:
         settings = dataclasses.replace(settings, workers=args.jobs)
     Trainer(weights.config, weights.tensors, settings)
-    if args.weights and os.path.exists(args.out) and os.path.samefile(args.weights, args.out):
-        raise CommandError(f"--out {args.out} is --weights: name another file", USAGE)
     return settings, weights
 
 
@@ -212,17 +227,16 @@ def _rows(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
 def _held_out(hard: list[Row], keep: list[Row]) -> tuple[list[Row], list[Row], list[str]]:
     """The same rows, each with its part, and warnings; ManifestError if that cannot be done.
 
-    Parts that are given stay. Else hard tracks are divided by group, which may leave a set of one
-    or two without some parts, and the keep-set by source, or by group if it has too few. From a
+    Parts that are given stay. Else hard tracks are divided by group, of which a single one is
+    trained on, and the keep-set by source, or by group if it has too few. From a
     keep-set with parts, but none for validation, that is taken from what is trained on.
     """
     part_of = {row.group: row.split for row in [*keep, *hard] if row.split}
     for label in range(len(LABELS)):
         rest = [row for row in hard if row.label == label and row.group not in part_of]
-        shares = dict(list(PARTS.items())[: len({row.group for row in rest})])
-        shares = {part: share / sum(shares.values()) for part, share in shares.items()}
-        if rest:
-            part_of |= {row.group: row.split for row in assign_splits(rest, "group", shares)}
+        if len({row.group for row in rest}) > 1:
+            rest = assign_splits(rest, "group", HARD_PARTS)
+        part_of |= {row.group: row.split or "train" for row in rest}
     hard = [dataclasses.replace(row, split=row.split or part_of[row.group]) for row in hard]
     check_rows([*hard, *keep], by="group", one_class=True)
     given = {row.split for row in keep} - {""}
@@ -266,54 +280,90 @@ def _divided(keep: list[Row], given: set[str], hard: Iterable[Row]) -> list[Row]
     return assign_splits(keep, "group", shares, put)
 
 
-# --- mining and training ---------------------------------------------------------------------
+def _rehearsed(keep: list[Row]) -> list[Row]:
+    """The tracks to keep, of those to train on so many at most, evenly over sources."""
+    train = sorted((r for r in keep if r.split == "train"), key=lambda r: (r.label, r.source))
+    chosen = {int(k) for k in np.linspace(0, len(train) - 1, min(len(train), REHEARSED))}
+    paths = {train[k].path for k in chosen}
+    return [row for row in keep if row.split != "train" or row.path in paths]
+
+
+# --- scores and training ---------------------------------------------------------------------
 
 
 class _Scorer:
-    """Scores of rows by weights, from the run folder if they are there."""
+    """Scores of rows by weights, from what is frozen of each."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path):
-        self.failed: set[str] = set()
-        self._args, self._folder = args, folder
-        self._open: tuple[str, Detector] | None = None
+    def __init__(self, args: argparse.Namespace, hard: Iterable[Row]):
+        self.failed: dict[str, Failure] = {}
+        self.frozen: dict[str, Frozen] = {}
+        self._args, self._cache, self._digest = args, AudioCache(args.cache), ""
+        self._hard = {row.path for row in hard}
 
-    def verdicts(self, rows: Sequence[Row], weights: Weights) -> list[dict[str, Any]]:
-        """What is said of each row, as `results` has it in JSON."""
-        args, sha = self._args, weights.sha256
-        if self._open is None or self._open[0] != sha:
-            self._open = sha, open_detector(weights, args.backend, jobs=args.jobs, banks=())
-        output = str(self._folder / f"scores-{sha[:12]}.jsonl")
-        found = mine.score_rows(rows, self._open[1], output, args.quiet)
-        self.failed |= {verdict["path"] for verdict in found if "error" in verdict}
-        return found
+    def read(self, rows: Sequence[Row], weights: Weights) -> None:
+        """Take what is frozen of rows that have not been read with such a network."""
+        store = Store(weights, self._cache)
+        if store.digest != self._digest:
+            self.frozen, self._digest = {}, store.digest
+        known = self.frozen.keys() | self.failed.keys()
+        paths = [row.path for row in rows if row.path not in known]
+        wanted = [(path, HARD if path in self._hard else KEPT) for path in paths]
+        with progress(self._args.quiet, self._args.out, len(wanted)) as tell:
+            found = collect(wanted, store, self._args.jobs, tell)
+        for path, one in zip(paths, found, strict=True):
+            if isinstance(one, Failure):
+                self.failed[path] = one
+                if self._args.quiet:
+                    print(one.message, file=sys.stderr)
+            else:
+                self.frozen[path] = one
 
     def __call__(self, rows: Sequence[Row], weights: Weights) -> dict[str, float]:
-        return _scores(rows, self.verdicts(rows, weights))
+        self.read(rows, weights)
+        known = [row.path for row in rows if row.path in self.frozen]
+        found = {path: score(self.frozen[path], weights) for path in known}
+        return {path: value for path, value in found.items() if value is not None}
 
 
-def _scores(rows: Iterable[Row], verdicts: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    pairs = zip(rows, verdicts, strict=True)
-    return {row.path: v["score"] for row, v in pairs if v.get("score") is not None}
+def _readable(
+    hard: Sequence[Row], keep: Sequence[Row], weights: Weights, scorer: _Scorer
+) -> tuple[list[Row], list[Row]]:
+    """The rows that can be read and are not silent. CommandError: too many cannot."""
+    scorer.read([*hard, *keep], weights)
+    bad = [row for row in keep if row.path in scorer.failed]
+    if all(row.path in scorer.failed for row in hard):
+        first = scorer.failed[hard[0].path].message
+        cause = f"none of the {len(hard)} hard tracks can be read"
+        raise CommandError(f"{cause} ({first})", SOME_FAILED)
+    if len(bad) > MAX_BAD * len(keep):
+        cause = f"{len(bad)} of {len(keep)} tracks of the keep-set cannot be read"
+        first, cure = scorer.failed[bad[0].path].message, "mend them, or take them out"
+        raise CommandError(f"{cause} ({first}), over {MAX_BAD:.0%}: {cure}", SOME_FAILED)
+
+    def good(rows: Iterable[Row]) -> list[Row]:
+        return [
+            row for row in rows if row.path in scorer.frozen and len(scorer.frozen[row.path].starts)
+        ]
+
+    return good(hard), good(keep)
 
 
-def _mine(
-    hard: Sequence[Row], keep: Sequence[Row], weights: Weights, settings: Settings, scorer: _Scorer
-) -> tuple[list[mine.Scored], dict[str, float]]:
-    """The hard tracks by how wrong they are, and all scores that are compared later."""
-    held = [row for row in keep if row.split in ("validation", "test")]
-    verdicts = scorer.verdicts([*hard, *held], weights)
-    failed = ["error" in verdict for verdict in verdicts]
-    if all(failed[: len(hard)]):
-        first = verdicts[0]["error"]["message"]
-        raise CommandError(f"none of the {len(hard)} hard tracks can be read ({first})", 1)
-    if sum(failed[len(hard) :]) > settings.max_bad * len(held):
-        cause = f"{sum(failed[len(hard) :])} of {len(held)} tracks of the keep-set cannot be read"
-        cure = "mend them, take them out of the manifest, or raise max_bad"
-        raise CommandError(f"{cause}, over the fraction {settings.max_bad:g}: {cure}", SOME_FAILED)
-    ranked = mine.rank(hard, verdicts[: len(hard)], weights.config.verdict.threshold)
+def _ranked(hard: Sequence[Row], weights: Weights, scorer: _Scorer) -> list[mine.Scored]:
+    """The hard tracks by how wrong they are. CommandError: there is nothing to learn from them."""
+    verdicts = []
+    for row in hard:
+        frozen = scorer.frozen[row.path]
+        pairs = zip(frozen.starts.tolist(), segment_scores(frozen, weights), strict=True)
+        segments = [{"start_s": start, "score": value} for start, value in pairs]
+        verdicts.append({"score": score(frozen, weights), "segments": segments})
+    threshold = weights.config.verdict.threshold
+    ranked = mine.rank(hard, verdicts, threshold)
     if not any(one.row.split == "train" for one in ranked):
         raise CommandError("no hard track that can be read is in the part 'train'", USAGE)
-    return ranked, _scores([*hard, *held], verdicts)
+    if not any(one.wrong for one in ranked):
+        said = f"0 of {len(ranked)} hard tracks are wrong at {threshold:g}"
+        raise CommandError(f"{said}: there is nothing to adapt to, no weights are written", 1)
+    return ranked
 
 
 def training_rows(
@@ -350,54 +400,66 @@ def training_rows(
     return found
 
 
-def blend(weights: Weights, tuned: Weights, alpha: float, shift: float = 0.0) -> Weights:
-    """`weights` with the share `alpha` of what tuning has changed, and `shift` added to logits."""
-    tensors = dict(tuned.tensors)
+def blend(weights: Weights, tuned: Weights, alpha: float) -> Weights:
+    """`weights` with the share `alpha` of what tuning has changed."""
+    done = dict(tuned.tensors)
     if alpha != 1:
-        tensors = {
+        done = {
             name: tensor + np.float32(alpha) * (tuned.tensors[name] - tensor)
             for name, tensor in weights.tensors.items()
         }
-    if shift:
-        (bias,) = _last_bias(weights)
-        tensors[bias] = tensors[bias] + np.float32(shift)
-    digest = weights_digest(weights.config, tensors)
-    return dataclasses.replace(tuned, tensors=tensors, sha256=digest)
+    if weights.fine is not None and tuned.fine is not None:
+        done |= {
+            f"{FINE}{name}": tensor + np.float32(alpha) * (tuned.fine.tensors[name] - tensor)
+            for name, tensor in weights.fine.tensors.items()
+        }
+    return with_tensors(weights, done)
 
 
-def _last_bias(weights: Weights) -> list[str]:
-    """The name of what is added to the logit; none if a converted model has no such tensor."""
-    return [
-        name
-        for name, tensor in weights.tensors.items()
-        if name.startswith("cnn.") and name.endswith(".bias") and tensor.shape == (1,)
-    ][-1:]
+def recalibrated(weights: Weights, before: Sequence[float], after: Sequence[float]) -> Weights:
+    """The weights with every threshold where it calls as many of these real tracks AI as before.
 
-
-def level(before: Scores, after: Scores, threshold: float) -> float:
-    """The least shift of logits that calls as many tracks AI as before.
-
-    Training on changed crops, half of them AI, moves all scores together. The threshold was chosen
-    for other scores, so without a shift many verdicts would change.
+    before, after: scores of real tracks that nothing was trained on. Scores of the same rank
+    correspond; between two of them log-odds are interpolated. A bias keeps the default threshold
+    where it was, if there is one to move: scores go on to mean what they meant.
     """
-    paths = [path for path in after if path in before]
-    wanted = sum(before[path] >= threshold for path in paths)
-    *scores, edge = (
-        min(max(p, LEAST), 1 - LEAST) for p in (*(after[path] for path in paths), threshold)
+    rule = weights.config.verdict
+    old, new = np.sort(log_odds(before)), np.sort(log_odds(after))
+
+    def place(threshold: float) -> float:
+        x = float(log_odds(threshold))
+        if not len(old):
+            return x
+        inside = min(max(x, old[0]), old[-1])
+        return float(x - inside + np.interp(inside, old, new))
+
+    weights, shift = _shifted(weights, float(log_odds(rule.threshold)) - place(rule.threshold))
+    points = [(name, probability(place(point) + shift)) for name, point in rule.operating_points]
+    lower = None if rule.lower is None else probability(place(rule.lower) + shift)
+    threshold = rule.threshold if shift else probability(place(rule.threshold))
+    rule = dataclasses.replace(
+        rule, threshold=threshold, lower=lower, operating_points=tuple(points)
     )
-    logits = sorted((math.log(p / (1 - p)) for p in scores), reverse=True)
-    bound = math.log(edge / (1 - edge))
-    if wanted and logits[wanted - 1] < bound:
-        return bound - logits[wanted - 1] + MARGIN
-    if wanted < len(logits) and logits[wanted] >= bound:
-        return bound - logits[wanted] - MARGIN
-    return 0.0
+    config = dataclasses.replace(weights.config, verdict=rule)
+    digest = weights_digest(config, weights.tensors)
+    return dataclasses.replace(weights, config=config, sha256=digest)
 
 
-def _shifted(scores: Scores, shift: float) -> dict[str, float]:
-    """What a shift of the logits makes of scores; exact but for medians of an even number."""
-    odds = {path: min(max(p, LEAST), 1 - LEAST) for path, p in scores.items()}
-    return {p: 1 / (1 + math.exp(-shift) * (1 - q) / q) for p, q in odds.items()}
+def _shifted(weights: Weights, shift: float) -> tuple[Weights, float]:
+    """The weights with so much added to a track's log-odds, and what was added.
+
+    0 if no bias does that.
+    """
+    config, tensors = weights.config, dict(weights.tensors)
+    if config.fusion is not None:
+        bias = tuple(value + shift for value in config.fusion.bias)
+        config = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, bias=bias))
+        return dataclasses.replace(weights, config=config), shift
+    biases = [name for name, x in tensors.items() if name.endswith(".bias") and x.shape == (1,)]
+    if not biases or config.verdict.aggregate != "median":
+        return weights, 0.0
+    tensors[biases[-1]] = tensors[biases[-1]] + np.float32(shift)
+    return dataclasses.replace(weights, tensors=tensors), shift
 
 
 def _choose(
@@ -407,87 +469,41 @@ def _choose(
     keep: Sequence[Row],
     before: Scores,
     scorer: Callable[[Sequence[Row], Weights], Scores],
-) -> tuple[float, float, Weights]:
-    """Share of the change to keep, shift of the logits, and the resulting weights.
+) -> tuple[float, Weights]:
+    """Share of the change to keep, and the resulting weights.
 
-    As much as leaves the keep-set's validation tracks no worse, at a shift that calls as many of
-    them AI as before. Without a keep-set, as little as puts `FIXED` of the hard tracks right, and
-    no shift: one class says nothing of what a larger change would cost.
+    As much as leaves the keep-set's validation tracks no worse, and at most `LOST` of its AI tracks
+    unfound, with thresholds that call as many of the real ones AI as before. Without a keep-set, as
+    little as puts `FIXED` of the hard tracks right, and no other threshold: one class says nothing
+    of what a larger change would cost.
     """
-    threshold, shift = weights.config.verdict.threshold, 0.0
+    threshold = weights.config.verdict.threshold
     # Hard tracks alone are few: those that were trained on count too, but never the test's.
     rows = [row for row in keep if row.split == "validation"]
     rows = rows if keep else [row for row in hard if row.split != "test"]
+    real = [row.path for row in rows if not row.label]
     for alpha in ALPHAS if keep else ALPHAS[::-1]:
-        after = scorer(rows, blend(weights, tuned, alpha)) if rows else {}
-        known = [row for row in rows if row.path in after]
+        adapted = blend(weights, tuned, alpha)
+        after = scorer(rows, adapted)
         if keep:
-            if _last_bias(weights):
-                shift = level({row.path: before[row.path] for row in known}, after, threshold)
-            changes = evaluate("keep", known, before, _shifted(after, shift), threshold)
-            good = not any(change.worse for change in changes)
+            adapted = recalibrated(adapted, [before[p] for p in real], [after[p] for p in real])
+            after = scorer(rows, adapted)
+            both = threshold, adapted.config.verdict.threshold
+            good = not any(c.worse for c in evaluate("keep", rows, before, after, both))
+            found = [
+                sum(of[row.path] >= limit for row in rows if row.label)
+                for of, limit in zip((before, after), both, strict=True)
+            ]
+            good &= found[0] - found[1] <= LOST * (len(rows) - len(real))
         else:
-            right = [(after[row.path] >= threshold) == bool(row.label) for row in known]
-            good = sum(right) >= FIXED * len(known)
+            right = [(after[row.path] >= threshold) == bool(row.label) for row in rows]
+            good = sum(right) >= FIXED * len(rows)
         if good:
             break
-    return alpha, shift, blend(weights, tuned, alpha, shift)
+    return alpha, adapted
 
 
-# --- before and after ------------------------------------------------------------------------
-
-
-def evaluate(
-    of: str,
-    rows: Iterable[Row],
-    before: Scores,
-    after: Scores,
-    threshold: float,
-    limited: bool = True,
-) -> list[Change]:
-    """Each source of a label, then its small sources together, then all of them.
-
-    A source is small, and held to no limit by itself, if a single track would exceed the limit. All
-    tracks of a label are held to the limit, however few they are. limited: False holds none to it.
-    """
-    sources: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
-    for row in rows:
-        if row.path in before and row.path in after:
-            sources[row.label, row.source].append((before[row.path], after[row.path]))
-
-    def change(source: str, label: int, scores: list[tuple[float, float]], enough: bool) -> Change:
-        was, now = (sum(pair[k] >= threshold for pair in scores) for k in (0, 1))
-        loss = (was - now if label else now - was) / len(scores)
-        means = [round(float(np.mean([pair[k] for pair in scores])), 6) for k in (0, 1)]
-        return Change(
-            of,
-            source,
-            LABELS[label],
-            len(scores),
-            (was, now),
-            (means[0], means[1]),
-            limited and enough,
-            limited and enough and loss > LIMITS[label],
-        )
-
-    changes = []
-    for label, limit in enumerate(LIMITS):
-        own = {name: scores for (other, name), scores in sources.items() if other == label}
-        small = [pair for scores in own.values() if len(scores) * limit < 1 for pair in scores]
-        everything = [pair for scores in own.values() for pair in scores]
-        for name, scores in sorted(own.items()):
-            changes.append(change(name, label, scores, len(scores) * limit >= 1))
-        if limited and 0 < len(small) < len(everything):
-            changes.append(change("(small sources)", label, small, len(small) * limit >= 1))
-        if len(own) > 1 or (limited and small):
-            changes.append(change("(all)", label, everything, True))
-    return changes
-
-
-def _auc(rows: Iterable[Row], scores: Scores) -> float | None:
-    pairs = [(row.label, scores[row.path]) for row in rows if row.path in scores]
-    area = auc(*map(np.array, zip(*pairs, strict=True))) if pairs else None
-    return None if area is None else round(area, 6)
+# --- the report --------------------------------------------------------------------------------
 
 
 class _Seconds:
@@ -503,32 +519,15 @@ class _Seconds:
         self._began = now
 
 
-def _signed(weights: Weights, out: str, entry: dict[str, Any]) -> Weights:
-    """The weights under the name of the file `out`, with an entry more in their history."""
-    history = [*weights.provenance["history"], {"finetune": entry}]
-    provenance = {**weights.provenance, "history": history}
-    return dataclasses.replace(weights, name=Path(out).stem, provenance=provenance)
-
-
-def _save(path: Path, weights: Weights) -> None:
-    with writing(str(path)):
-        write_weights(weights, path)
-
-
 def _publish(out: str, report: Mapping[str, Any], changes: Sequence[Change]) -> None:
     """The report beside the weights `out`, and for people on stdout."""
     with writing(f"{out}.report.json"):
         write_json(f"{out}.report.json", report)
-    width = max([len("source"), *(len(printable(change.source)) for change in changes)])
-    print(f"set   {'source':<{width}}  label  tracks  called AI    mean score")
-    for change in changes:
-        called = "{:>3} -> {:<3}".format(*change.called_ai)
-        mean = "{:.3f} -> {:.3f}".format(*change.mean_score)
-        head = f"{change.of:<4}  {printable(change.source):<{width}}  {change.label:<5}"
-        note = "  worse" if change.worse else ""
-        print(f"{head}  {change.tracks:>6}  {called}  {mean}{note}")
+    print("\n".join(table(changes)))
     if None not in report["auc"]:
         print("AUC {:.4f} -> {:.4f}".format(*report["auc"]))
-    print(f"{report['alpha']:g} of the change is kept, logits {report['shift']:+.2f}")
+    for name, (was, now) in report["operating_points"].items():
+        print(f"{name}: {was:.1%} -> {now:.1%} of the real tracks of the keep-set")
+    print(f"{report['alpha']:g} of the change is kept")
     print(report["note"])
     print(", ".join(f"{stage} {value:.0f} s" for stage, value in report["seconds"].items()))
