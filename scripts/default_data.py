@@ -416,11 +416,11 @@ def shorts(data: Path, folder: Path, cache: str | None) -> None:
     written = []
     for source, rows in sorted(sources.items()):
         rng.shuffle(rows)
-        long = source.startswith("deb-") or source == "suno-v5"
-        for number, row in enumerate(rows[: SHORTS[rows[0].label]] if long else rows):
+        long = Path(rows[0].path).suffix == ".flac"  # what was cut
+        for row in rows[: SHORTS[rows[0].label]] if long else rows:
             path = Path(row.path)
             if long:
-                path = folder / f"{source}-{number}.flac"
+                path = folder / f"{Path(row.path).stem}.flac"
                 soundfile.write(path, excerpt(store.get(row.path), rng), 44_100)
             plain = dataclasses.replace(row, path=str(path), residual="", weight=1.0, extra=())
             written.append(plain)
