@@ -414,7 +414,7 @@ def shorts(data: Path, folder: Path, cache: str | None) -> None:
     for row in read_manifest(data):
         sources.setdefault(row.source, []).append(row)
     written = []
-    for source, rows in sorted(sources.items()):
+    for _, rows in sorted(sources.items()):
         rng.shuffle(rows)
         long = Path(rows[0].path).suffix == ".flac"  # what was cut
         for row in rows[: SHORTS[rows[0].label]] if long else rows:
