@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,6 +26,8 @@ from artifactnet_jax.results import Failure
 from artifactnet_jax.text import SOME_FAILED, CommandError, printable
 
 MIN_S = 0.1  # s; shorter recordings are refused: a crop of them is all padding
+# NumPy parses headers as Python, which CPython 3.11 may fail at in two threads at once.
+_HEADERS = threading.Lock()
 _REVISION = 1  # of what is cached: raise it whenever the same file gives something else
 
 
@@ -114,7 +117,8 @@ def _written(path: str) -> Iterator[BinaryIO]:
 def read_array(path: str) -> np.ndarray | None:
     """A memory-mapped .npy, None if it is missing or damaged."""
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r")
+        with _HEADERS:
+            array: np.ndarray = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
     return array
@@ -129,7 +133,7 @@ def write_array(path: str, array: np.ndarray) -> None:
 def read_arrays(path: str) -> dict[str, np.ndarray] | None:
     """The arrays of an .npz by name, None if it is missing or damaged."""
     try:
-        with open(path, "rb") as file, np.load(file) as arrays:
+        with _HEADERS, open(path, "rb") as file, np.load(file) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
