@@ -2,6 +2,7 @@
 # make test-fast: the tests for work at hand, under a minute on two cores.
 # make test-base, test-lowest, test-sdist: the base install's tests on other Pythons, with the lowest
 # versions that are declared, and from the source distribution.
+# make gpu-check: all programs compiled for NVIDIA cards of every generation, without one.
 # PYTHON chooses the interpreter of a new .venv (3.11 or newer for JAX; 3.10 runs `numpy` only).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,8 @@ ARTIFACTNET := $(BIN)/artifactnet-jax
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo develop test test-fast test-base test-lowest test-sdist lint documents clean train-default
+.PHONY: install demo develop test test-fast suites test-base test-lowest test-sdist gpu-check lint documents \
+	clean train-default
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
@@ -33,6 +35,11 @@ test: develop
 test-fast: develop
 	$(PYTEST) -m 'not slow'
 
+# The official ONNX node suite, twice: in its own types, and in half precision. Four minutes of a core.
+suites: develop
+	$(BIN)/python tests/node_suite.py
+	$(BIN)/python tests/node_suite.py --half
+
 test-base: $(BIN)/uv
 	.ci/base 3.10
 	.ci/base newest
@@ -46,17 +53,28 @@ test-sdist: $(BIN)/uv
 	tar -xzf build/sdist/*.tar.gz -C build/sdist
 	UV=$(abspath $(BIN)/uv) build/sdist/*/.ci/base newest
 
-# The default weights again: downloads 3.6 GB, then some two hours on two cores. CLIPS is the manifest of
-# short clips of generators and codecs, which are not ours to pass on: see scripts/default_data.py. First
-# the network by phases of the paper, on the part `train`; then the texture head beside it.
+# All programs compiled for NVIDIA cards, and TensorRT's engines, without a card: docs/gpu.md. In an
+# environment of its own, 6 GB, for beside its CUDA plugin jax looks for a GPU at every start.
+gpu-check: $(BIN)/uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python build/gpu
+	$(BIN)/uv pip install --quiet --python build/gpu/bin/python --editable '.[gpu_ahead,train]' --group test
+	-$(BIN)/uv pip install --quiet --python build/gpu/bin/python --group trt
+	JAX_PLATFORMS=cpu build/gpu/bin/python -m pytest tests/test_gpu_ahead.py tests/test_tensorrt.py
+
+# The default weights again: clones and downloads some 20 GB into RAW/mirrors (or takes what MIRRORS has), then
+# hours on two cores. CLIPS is the manifest of short clips of generators and codecs, which are not ours to pass
+# on; without it the same steps run on the rest. First the network by phases of the paper, on the part `train`;
+# then the texture head beside it, the head for the fine spectrum, the bank of decoders, and last the decision.
 RAW ?= raw
-CLIPS ?= $(error name the manifest of the clips: make train-default CLIPS=.../manifest.csv)
+MIRRORS ?= $(RAW)/mirrors
+EDGE := $(RAW)/edge.safetensors
 PHASE := --set licence=Apache-2.0 --set seconds=1.5 --set batch=16 --set watch_every=100000
 SHORTS := --data $(RAW)/shorts/manifest.csv --set draws=8
 train-default: $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[train]' librosa
-	$(BIN)/python scripts/default_data.py fetch $(RAW)
-	$(BIN)/python scripts/default_data.py manifest $(RAW) --clips $(CLIPS) -o $(RAW)/data.csv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[train]'
+	$(BIN)/python scripts/default_data.py fetch $(MIRRORS)
+	$(BIN)/python scripts/default_data.py cut $(MIRRORS) $(RAW)/cut
+	$(BIN)/python scripts/default_data.py manifest $(RAW)/cut $(CLIPS:%=--clips %) -o $(RAW)/data.csv
 	$(BIN)/python scripts/default_data.py shorts $(RAW)/data.csv $(RAW)/shorts
 	$(ARTIFACTNET) residuals --data $(RAW)/shorts/manifest.csv --out $(RAW)/residuals
 	$(ARTIFACTNET) train distill --data $(RAW)/residuals/manifest.csv --out $(RAW)/distill \
@@ -67,13 +85,16 @@ train-default: $(BIN)/uv
 		$(PHASE) --set steps=300
 	$(ARTIFACTNET) train cnn $(SHORTS) --init $(RAW)/steer/weights.safetensors --out $(RAW)/again \
 		$(PHASE) --set steps=500
-	$(BIN)/python scripts/default_data.py excerpts $(RAW)/data.csv $(RAW)/excerpts
-	$(ARTIFACTNET) rvq --data $(RAW)/excerpts/manifest.csv --out $(RAW)/rvq --models 1 --steps 900
-	$(BIN)/python scripts/default_data.py inverted $(RAW)/excerpts $(RAW)/inverted
 	$(ARTIFACTNET) texture --data $(RAW)/data.csv --init $(RAW)/again/weights.safetensors \
-		--also $(RAW)/rvq/manifest.csv $(RAW)/inverted/manifest.csv \
-		--limits scripts/edge-limits.txt --least-segments 5 \
-		-o $(RAW)/edge.safetensors --name edge-texture --half > $(RAW)/edge-report.json
+		--limits scripts/edge-limits.txt --least-segments 5 --left-out $(RAW)/segments.jsonl \
+		-o $(EDGE) --name edge-texture --half > $(RAW)/edge-report.json
+	$(BIN)/python scripts/fingerprint_bank.py features $(MIRRORS) $(RAW)/features
+	$(BIN)/python scripts/fingerprint_bank.py build $(RAW)/features -o artifactnet_jax/assets/decoders.npz
+	$(BIN)/python scripts/fingerprint_bank.py left-out $(RAW)/features -o $(RAW)/decoders.npz
+	$(BIN)/python scripts/fine_head.py $(RAW)/features $(CLIPS) --weights $(EDGE) --left-out $(RAW)/fine.npz
+	$(BIN)/python scripts/long_tracks.py $(MIRRORS) $(RAW)/long --weights $(EDGE)
+	$(BIN)/python scripts/fusion.py $(RAW)/segments.jsonl $(RAW)/fine.npz $(RAW)/decoders.npz $(RAW)/long \
+		--weights $(EDGE)
 
 # The type checker reads the package as it is installed, so that it follows the folder mapping.
 lint:

@@ -103,6 +103,12 @@ class FrontEnd(Checked):
 
     sample_rate: Count = 44_100  # Hz
     segment_samples: Count = 176_400  # 4.0 s
+    # What a segment is divided by before its spectrum: its peak or RMS, plus level_eps, or the
+    # larger of the two, or the root of its square plus level_eps.
+    level: Literal["none", "peak", "rms"] = "none"
+    level_rule: Literal["add", "max", "root"] = "add"
+    level_eps: From0 = 0.0
+    centred: bool = False  # whether the segment's mean is taken off before that
     n_fft: Count = 2048  # samples
     hop: Count = 512  # samples
     window: Literal["hann", "given"] = "hann"  # periodic Hann; tensor front_end.window [n_fft]
@@ -149,6 +155,9 @@ class FrontEnd(Checked):
     def n_frames(self) -> int:
         """STFT frames of a segment (345)."""
         return (self.segment_samples + 2 * self.stft_pad - self.n_fft) // self.hop + 1
+
+
+_LATER = ("level", "level_rule", "level_eps", "centred")  # fields that older weights lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,6 +380,9 @@ class Config(Checked):
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as stored in a weights file."""
         data = dataclasses.asdict(self)
+        for key in _LATER:  # at their defaults: older weights keep their digests
+            if data["front_end"][key] == getattr(FrontEnd, key):
+                del data["front_end"][key]
         for key in ("unet", "cnn"):
             part = getattr(self, key)
             if isinstance(part, Imported):

@@ -28,6 +28,7 @@ VerdictWord = Literal["ai", "partly-ai", "unclear", "real", "undecided"]
 
 WITNESSES = ("base", "segments", "fine", "decoder", "prior")  # keys of `Judgement.evidence`
 EVEN = 0.5  # the prior of a collection half of which is AI
+WINDOW = 5  # segments in a window of the fine spectrum
 LEAST_S = 3.9  # s of audio that a verdict takes: 4 s, and what encoders cut off
 LEAST_HZ = 4_000.0  # below the end of the band nothing is judged
 # Why there is no verdict, and what to do with one that leaves it open.
@@ -206,18 +207,44 @@ def parts(
         return verdict, (), None
     middles = [start + segment_s / 2 for start in starts]
     fine = [next((x for a, b, x in near if a <= at < b), None) for at in middles]
-    values = evidence([float(log_odds(score)) for _, score in segments], fine, fusion)
+    logits = [float(log_odds(score)) for _, score in segments]
+    values = evidence(logits, fine, fusion)
     found = stretches(values, fusion)
     if verdict == "ai" and not (found and stretches([-value for value in values], fusion)):
         mean = math.fsum(values) / len(values)
         return verdict, (Span(0.0, round(length_s, 3), round(probability(mean), 4)),), 1.0
-    ends = [min(starts[b - 1] + segment_s, length_s) for _, b, _ in found]
-    spans = tuple(
-        Span(round(starts[a], 3), round(end, 3), round(probability(mean), 4))
-        for (a, _, mean), end in zip(found, ends, strict=True)
-    )
+    spans = []
+    for a, b in grown(found, logits):
+        end, mean = min(starts[b - 1] + segment_s, length_s), math.fsum(values[a:b]) / (b - a)
+        spans.append(Span(round(starts[a], 3), round(end, 3), round(probability(mean), 4)))
     share = math.fsum(span.end_s - span.start_s for span in spans) / length_s
-    return ("partly-ai" if spans else verdict), spans, round(share, 4)
+    return ("partly-ai" if spans else verdict), tuple(spans), round(share, 4)
+
+
+def grown(
+    found: Sequence[tuple[int, int, float]], logits: Sequence[float]
+) -> list[tuple[int, int]]:
+    """Stretches with the segments beside them that are more like theirs than like the others.
+
+    The fine spectrum is of windows of 20 s, which blur an edge: so far it may move. Stretches that
+    meet are one.
+    """
+    inside = np.zeros(len(logits), bool)
+    for a, b, _ in found:
+        inside[a:b] = True
+    every = np.asarray(logits)
+    rest = float(np.median(every[~inside])) if not inside.all() else math.inf
+    for a, b, _ in found:
+        middle = (float(np.median(every[a:b])) + rest) / 2
+        if middle <= rest:  # the segments do not tell it from the rest
+            continue
+        for beside in (range(b, b + WINDOW), range(a - 1, a - 1 - WINDOW, -1)):
+            for k in beside:
+                if not 0 <= k < len(every) or every[k] <= middle:
+                    break
+                inside[k] = True
+    edges = np.flatnonzero(np.diff(inside.astype(int), prepend=0, append=0)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def evidence(logits: Sequence[float], fine: Sequence[float | None], fusion: Fusion) -> list[float]:

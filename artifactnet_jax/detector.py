@@ -430,6 +430,8 @@ class Detector:
             length_s,
             self.fusion,
         )
+        if verdict == "ai":  # the one span is the track
+            spans = tuple(dataclasses.replace(one, score=round(whole.score, 4)) for one in spans)
         said |= {"verdict": verdict, "reason": decision.REASONS.get(verdict)}
         return said | {"spans": spans, "ai_share": share}
 

@@ -6,12 +6,13 @@ score, float64 as the oracle of everything else. `dsp_jax` has the same function
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from artifactnet_jax import texture
-from artifactnet_jax.config import FrontEnd
+from artifactnet_jax.config import FrontEnd, Texture
 from artifactnet_jax.filterbank import analysis_window
 from artifactnet_jax.forward import to_power
 
@@ -22,7 +23,13 @@ xp = np
 FFT_SAMPLES = 2**16  # at a time: they and their spectra fit the L2 cache, at twice the speed
 
 matmul = mel_bands = np.matmul  # [n_mels, F] @ [..., F, T]
-statistics = texture.statistics
+
+
+def statistics(
+    found: Iterable[tuple[int, Float[np.ndarray, "F T"]]], head: Texture, sample_rate: int
+) -> Float[np.ndarray, " K"]:
+    """Window lengths and magnitudes of all resolutions -> the texture head's statistics."""
+    return np.concatenate([texture.statistics(m, n, head, sample_rate) for n, m in found])
 
 
 def stft_magnitude(

@@ -20,7 +20,9 @@ Intervals are the 2.5 % and 97.5 % quantiles of a bootstrap that draws whole lin
 recording in any encoding is one), with replacement: among those of real tracks alone, of AI tracks
 alone, and of both, so that a resample has as many of each. Rows without a lineage go by their
 source, or, where that does not tell the rows of a block apart, by their group or id. A resample in
-which a figure is not defined is left out of its interval. Where no mistake was made there is none
+which a figure is not defined is left out of its interval and counted: `undefined` of a metric is
+their number, and is there where any were. It happens where all scored tracks of a class may go
+undrawn, because others of their kind have no score. Where no mistake was made there is none
 to draw, and the interval has no width: that is the method's limit, and no certainty.
 
 A track without a score counts in two ways. `missing_left_out` is of the scored tracks alone;
@@ -102,7 +104,7 @@ def evaluate_rows(
         The numbers of tracks (`attempted`, `missing`, `n` scored and of these `ai` and `real`),
         quantiles of the scores, what was resampled (`by`, `units`), and for both ways to count
         missing tracks the `confusion` and `metrics`: each a `value` and an `interval` [low, high],
-        both None with a `reason` where the metric is not defined.
+        both None with a `reason` where the metric is not defined, and `undefined` resamples.
 
     Raises:
         ValueError: as `evaluate`.
@@ -121,7 +123,7 @@ def evaluate_rows(
             if value is None:
                 entry["reason"] = sample.reason(name, missing_as_wrong)
             else:
-                entry["interval"] = sample.interval(draws[name])
+                entry |= sample.spread(draws[name])
                 if entry["interval"] is None:
                     entry["reason"] = f"no interval: one {sample.by} only"
             metrics[name] = entry
@@ -193,7 +195,7 @@ def evaluate_pair(
             entry["reason"] = first.reason(name)
         else:
             entry["difference"] = point_a[name] - point_b[name]
-            entry["interval"] = first.interval(drawn_a[name] - drawn_b[name])
+            entry |= first.spread(drawn_a[name] - drawn_b[name])
         metrics[name] = entry
     label = first.label == 1
     right_a, right_b = (called == label for _, called in samples)
@@ -302,7 +304,12 @@ def operating_points(
 def _roc(
     label: np.ndarray, score: np.ndarray, weight: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """FPR, TPR and threshold, [points] each: every score, after the next number above them all."""
+    """FPR, TPR and threshold, [points] each: every score, after the next number above them all.
+
+    Raises ValueError where a class is gone.
+    """
+    if reason := _lacking(np.asarray(label)):
+        raise ValueError(f"there is {reason}: a threshold needs both classes")
     (ai,), (real,), scores = _above(label, score, weight)
     top = np.nextafter(scores[0], np.inf)
     fpr, tpr = np.append(0.0, real / real[-1]), np.append(0.0, ai / ai[-1])
@@ -334,11 +341,12 @@ def _ranked(true: np.ndarray, false: np.ndarray) -> dict[str, np.ndarray]:
         pairs = (np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1])).sum(axis=1) / 2
         values = {"auroc": pairs / (true[:, -1] * false[:, -1])}
     precision = np.nan_to_num(_share(true, true + false))  # where it is 0 / 0 nothing is added
-    values["auprc"] = (np.diff(tpr, axis=1) * precision[:, 1:]).sum(axis=1)
+    both = np.where((true[:, -1] > 0) & (false[:, -1] > 0), 1.0, math.nan)
+    values["auprc"] = (np.diff(tpr, axis=1) * precision[:, 1:]).sum(axis=1) * both
     resample = np.arange(len(true))
     for percent in (5, 1):
         within = (fpr <= percent / 100 + ROUNDING).sum(axis=1) - 1
-        values[f"tpr_at_fpr{percent}"] = tpr[resample, within]
+        values[f"tpr_at_fpr{percent}"] = tpr[resample, within] * both
     gap = fpr + tpr - 1  # from -1 to 1
     after = np.maximum(np.argmax(gap >= 0, axis=1), 1)
     low, high = gap[resample, after - 1], gap[resample, after]
@@ -378,7 +386,8 @@ class Sample(NamedTuple):
     """Labelled and scored rows, what each counts, and what a bootstrap draws of them.
 
     A unit is drawn as a whole, with replacement, and units are drawn within their kind: those of
-    real rows alone, of AI rows alone, and of both. So no resample lacks a class.
+    real rows alone, of AI rows alone, and of both. So no resample lacks a class; that of its scored
+    rows it may.
     """
 
     label: np.ndarray  # int64 [n]: 1 AI, 0 real
@@ -471,8 +480,10 @@ class Sample(NamedTuple):
         bins = np.zeros((len(score), BINS))
         bins[np.arange(len(score)), bins_of(score)] = score - label
         gaps = np.abs(weight @ bins).sum(axis=1)
-        values["ece"] = _share(gaps, weight.sum(axis=1))
-        return values | _ranked(*_above(label, score, weight)[:2])
+        ranked = _ranked(*_above(label, score, weight)[:2])
+        both = np.where(np.isnan(ranked["auroc"]), math.nan, 1.0)
+        values["ece"] = _share(gaps, weight.sum(axis=1)) * both
+        return values | ranked
 
     def reason(self, name: str, missing_as_wrong: bool = False) -> str:
         """Why a metric is not defined for these tracks."""
@@ -481,12 +492,16 @@ class Sample(NamedTuple):
         label = self.label if missing_as_wrong else self.label[self.scored]
         return _lacking(label) or "no track is called AI"
 
-    def interval(self, values: np.ndarray) -> list[float] | None:
-        """[2.5 %, 97.5 %] quantiles; None of a single unit, and where nothing is defined."""
-        values = values[~np.isnan(values)]
+    def spread(self, drawn: np.ndarray) -> dict[str, Any]:
+        """`interval`: [2.5 %, 97.5 %] quantiles of what is defined in `drawn`, and `undefined`.
+
+        The interval is None of a single unit, and where nothing is defined.
+        """
+        values = drawn[~np.isnan(drawn)]
         if self.units < 2 or not len(values):
-            return None
-        return [float(bound) for bound in np.quantile(values, [0.025, 0.975])]
+            return {"interval": None}
+        entry: dict[str, Any] = {"interval": np.quantile(values, [0.025, 0.975]).tolist()}
+        return entry | ({"undefined": len(drawn) - len(values)} if len(values) < len(drawn) else {})
 
 
 def numbered(keys: Sequence[Hashable]) -> np.ndarray:

@@ -58,7 +58,8 @@ def mel_filterbank(
     nyquist = front_end.sample_rate / 2
     top = hz_to_mel(np.array(nyquist), front_end.mel_scale)
     edges = mel_to_hz(np.linspace(0.0, top, front_end.n_mels + 2), front_end.mel_scale)
-    bins = np.linspace(0.0, nyquist, front_end.n_bins)
+    # Of an odd n_fft the highest bin lies half a bin below Nyquist.
+    bins = np.arange(front_end.n_bins) * (front_end.sample_rate / front_end.n_fft)
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rise = (bins - lower) / (centre - lower)
     fall = (upper - bins) / (upper - centre)

@@ -51,7 +51,11 @@ class Forward:
 
     def magnitude(self, audio: Float[Any, "*b N"]) -> Float[Any, "*b F T"]:
         """Audio -> magnitude."""
-        return self.stft(audio, self.config.front_end, self.window)
+        fe = self.config.front_end
+        if fe.level == "none" and not fe.centred:
+            return self.stft(audio, fe, self.window)
+        # By the library's own function: windows of a stream that differ in level share no frames.
+        return self.lib.stft_magnitude(levelled(audio, fe, self.lib.xp), fe, self.window)
 
     def medians(
         self, residual: Float[Any, "*b F T"]
@@ -162,6 +166,29 @@ class Forward:
         return self.stages(audio, rngs)["logit"]
 
 
+def levelled(audio: Float[Any, "*b N"], fe: cfg.FrontEnd, xp: Any) -> Float[Any, "*b N"]:
+    """Segments as their spectrum is taken of: `FrontEnd.centred`, and divided by `FrontEnd.level`.
+
+    Digital silence, which has no level, stays as it is.
+    """
+    if fe.centred:
+        audio = audio - audio.mean(axis=-1, keepdims=True)
+    if fe.level == "none":
+        return audio
+    eps = audio.dtype.type(fe.level_eps)
+    if fe.level == "peak":
+        square = None
+        level = xp.abs(audio).max(axis=-1, keepdims=True)
+    else:
+        square = (audio * audio).mean(axis=-1, keepdims=True)
+        level = xp.sqrt(square)
+    if fe.level_rule == "root":
+        level = xp.sqrt((level * level if square is None else square) + eps)
+    else:
+        level = level + eps if fe.level_rule == "add" else xp.maximum(level, eps)
+    return audio / xp.where(level > 0, level, xp.ones_like(level))
+
+
 def running_median(
     x: Float[Any, "*d"], width: int, axis: int, edge: str, xp: Any
 ) -> Float[Any, "*d"]:
@@ -200,5 +227,4 @@ def texture_statistics(
     """
     head, rate = config.texture, config.front_end.sample_rate
     found = spectrograms(audio, magnitude, config, stft or lib.stft_magnitude)
-    parts = [lib.statistics(each, n_fft, head, rate) for n_fft, each in found]
-    return lib.xp.concatenate(parts, axis=-1)
+    return lib.statistics(found, head, rate)

@@ -322,6 +322,12 @@ class ArtifactNet(Forward, nnx.Module):
 
     lib = dsp_jax
     stft = staticmethod(dsp_jax.stft_magnitude)
+    # Whose kernels are whose: a compiled program names these scopes.
+    magnitude = jax.named_scope("front_end")(Forward.magnitude)
+    parts = jax.named_scope("hpss")(Forward.parts)
+    mel_db = jax.named_scope("front_end")(Forward.mel_db)
+    channels = jax.named_scope("front_end")(Forward.channels)
+    texture_logit = jax.named_scope("texture")(Forward.texture_logit)
 
     def __init__(
         self,
@@ -330,8 +336,10 @@ class ArtifactNet(Forward, nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
         precision: Any = HIGHEST,
+        parts: Mapping[str, Layers] | None = None,
     ):
-        fe, parts = config.front_end, networks(config)
+        """`parts`: the networks as they are run, by default as they are trained."""
+        fe, parts = config.front_end, parts or networks(config)
         how: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "precision": precision}
         self.config = config
         window = {"window": Given(jnp.zeros(fe.n_fft))} if fe.window == "given" else {}
@@ -360,13 +368,15 @@ class ArtifactNet(Forward, nnx.Module):
 
     def mask(self, magnitude: Float[Array, "B F T"]) -> Float[Array, "B F T"]:
         """Magnitude -> mask in [0, mask_max]."""
-        return self.unet(magnitude)
+        with jax.named_scope("unet"):
+            return self.unet(magnitude)
 
     def classify(
         self, channels: Float[Array, "B C M T"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, " B"]:
         """Channels -> the CNN's logit; `rngs` as in `ForensicCNN`."""
-        return self.cnn(channels, rngs)
+        with jax.named_scope("cnn"):
+            return self.cnn(channels, rngs)
 
     def texture_head(self, statistics: Float[Array, "B K"]) -> Float[Array, " B"]:
         """Statistics -> what is added to the CNN's logit."""

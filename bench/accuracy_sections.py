@@ -107,7 +107,8 @@ def _results(study: Study, found: Mapping[str, Any]) -> Section:
             for way in ("missing_left_out", "missing_as_wrong")
             for key in ("tp", "fp", "fn", "tn")
         ]
-        counts.append([name, limit, *confusions, entry["threshold_origin"]])
+        share = Cell("-" if entry["decided"] is None else f"{entry['decided']:.1%}")
+        counts.append([name, limit, *confusions, share, entry["threshold_origin"]])
         if "at_0.5" in entry:
             half.append([name, *row(name, entry["at_0.5"], "missing_left_out", counted)])
         for split, other in entry["by_split"].items():
@@ -116,11 +117,6 @@ def _results(study: Study, found: Mapping[str, Any]) -> Section:
     counted_titles = [TITLES[key] for key in TITLES if key in evaluation.COUNTED]
     confusion = ("TP", "FP", "FN", "TN")
     lost_too = [f"{count}, missing wrong" for count in confusion]
-    open_ = [
-        f"{name} itself leaves {1 - entries[name]['decided']:.1%} of the tracks unclear."
-        for name in ranked
-        if entries[name]["decided"] is not None
-    ]
     parts = [
         Table(["Detector", "Scored", *TITLES.values()], first, "Missing tracks left out"),
         Table(
@@ -130,12 +126,11 @@ def _results(study: Study, found: Mapping[str, Any]) -> Section:
             "A missing AI track counts as called real, a missing real one as called AI.",
         ),
         Table(
-            [*("Detector", "Threshold"), *confusion, *lost_too, "Origin of the threshold"],
+            ["Detector", "Threshold", *confusion, *lost_too, "Decided", "Origin of the threshold"],
             counts,
             "Thresholds and counts",
-            " ".join(
-                ["A track is called AI where its score is at or above the threshold.", *open_]
-            ),
+            "A track is called AI where its score is at or above the threshold. Decided is the "
+            "share that the detector itself calls neither unclear nor undecided.",
         ),
     ]
     if half:

@@ -95,7 +95,7 @@ class Study:
         return float(statistics.median(spent)) if spent else None
 
     def decided(self, name: str) -> float | None:
-        """Share of the judged tracks with a verdict that is neither unclear nor undecided."""
+        """Share of the judged tracks with a verdict whose verdict is not open."""
         own = self.results[name]
         said = [
             word for row in self.judged[name] if (word := own.get(row["id"], {}).get("verdict"))

@@ -84,7 +84,7 @@ class ArtifactNet(Adapter):
         self.threshold = self.detector.threshold
         self.identity = f"{weights.sha256} {self.detector.backend.name}"
         if self.detector.fusion is not None:  # then a decoder that is named counts
-            self.identity += f" {self.detector.bank.digest}"
+            self.identity += f" {self.detector.asked}"
 
     def batch(self, audio: Sequence[np.ndarray]) -> list[float | Scored | DetectorError]:
         """The tracks share the backend's batches."""

@@ -32,6 +32,7 @@ class Map:
     spread: tuple[Any, ...] = ()
 
 
+_RECURRENT = ("GRU", "LSTM", "RNN", "Loop", "Scan")
 _CONSTANT = Map("", (), ())  # stands for an input that is no map
 
 
@@ -91,7 +92,8 @@ class Builder:
                 transform = "transpose" if transform == "same" else "same"
             else:
                 return  # computed: it cannot be written back
-        self.sources[tensor] = (name, transform)
+        if name in self.trace.stored:
+            self.sources[tensor] = (name, transform)
 
     def static(self, name: str) -> np.ndarray:
         """A tensor that must not depend on the audio."""
@@ -149,10 +151,12 @@ class Builder:
             if name not in self.trace.producer:
                 raise Unmapped(f"{target!r} depends on {name!r} past the network's input")
             todo += self.trace.producer[name].inputs
-        for node in self.trace.graph.nodes:
-            if any(out in stop for out in node.outputs):
-                self.node = node
-                read(self, node, self.maps.get(node.inputs[0], _CONSTANT))
+        nodes = [x for x in self.trace.graph.nodes if any(out in stop for out in x.outputs)]
+        for self.node in nodes:
+            if self.node.op in _RECURRENT:  # and not the node that prepares its input
+                raise self.fail("a recurrent layer, which no layer here is")
+        for self.node in nodes:
+            read(self, self.node, self.maps.get(self.node.inputs[0], _CONSTANT))
         return self.maps[target]
 
     def same(

@@ -35,7 +35,9 @@ def convert(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise CommandError(needs(error), NO_BACKEND) from error
     try:
-        weights = import_model(args.model, licence=args.licence, output=args.score_output)
+        weights = import_model(
+            args.model, licence=args.licence, output=args.score_output, logit=args.logit
+        )
         if args.route == "native" and weights.provenance["route"] != "native":
             raise ConvertError(f"{args.model}: not native: {weights.provenance['reason']}")
         with writing(output):

@@ -38,6 +38,8 @@ def describe(weights: Stored) -> list[tuple[str, str]]:
     rows.append(("", rate))
     gives = "one score for the song" if contract["song"] else "a score for each segment"
     rows.append(("output", f"{contract['output']}: {gives}"))
+    if source.get("half"):
+        rows.append(("precision", "the network is half precision: its tensors are float16"))
     if source["route"] == "graph":
         return rows
     rows += _front_end(config.front_end, weights.tensors)
@@ -55,6 +57,12 @@ def describe(weights: Stored) -> list[tuple[str, str]]:
     difference = source["probe_difference"]
     more = "" if difference <= 1e-4 else " (more than 1e-4: run verify on music of yours)"
     rows.append(("parity", f"|dp| {difference:.1e} on a synthetic probe{more}"))
+    quiet = source.get("quiet_difference")
+    if quiet is not None and quiet > 1e-4:
+        rows.append(
+            ("", f"WARNING: |dp| {quiet:.1e} on quiet and sparse audio, to which the network")
+        )
+        rows.append(("", "is sensitive beyond float32: verify --exact says which side is nearer"))
     return rows
 
 
@@ -63,6 +71,7 @@ def _front_end(fe: cfg.FrontEnd, tensors: object) -> list[tuple[str, str]]:
     edge = f"{fe.stft_pad} samples of {fe.stft_edge}" if fe.stft_pad else "no samples"
     window = "periodic Hann window" if fe.window == "hann" else "a window of its own"
     rows = [
+        *_level(fe),
         ("STFT", f"n_fft {fe.n_fft}, hop {fe.hop}, {window}, {edge} added at both ends"),
         ("", f"{fe.n_bins} bins x {fe.n_frames} frames"),
     ]
@@ -96,6 +105,20 @@ def _front_end(fe: cfg.FrontEnd, tensors: object) -> list[tuple[str, str]]:
     rows.append(("", clamp))
     rows.append(("channels", ", ".join(fe.channels)))
     return rows
+
+
+def _level(fe: cfg.FrontEnd) -> list[tuple[str, str]]:
+    """What is done to the level of the audio."""
+    steps = ["its mean is taken off"] if fe.centred else []
+    if fe.level != "none":
+        level = {"peak": "peak", "rms": "RMS"}[fe.level]
+        rule = {
+            "add": f"divided by its {level} + {fe.level_eps:g}",
+            "max": f"divided by its {level}, or {fe.level_eps:g} where that is more",
+            "root": f"divided by the root of its {level} squared + {fe.level_eps:g}",
+        }
+        steps.append(rule[fe.level_rule])
+    return [("level", f"of each segment: {', then '.join(steps)}")] if steps else []
 
 
 def _nearest_scale(fe: cfg.FrontEnd, matrix: np.ndarray) -> str:

@@ -29,7 +29,7 @@ def magnitude(g: OnnxGraph, audio: str, fe: cfg.FrontEnd, window: np.ndarray, na
     rows / 2 gives every bin, or the bin that mirrors it, which has the same magnitude.
     """
     n, hop, frames = fe.n_fft, fe.hop, fe.n_frames
-    x = audio
+    x = _levelled(g, audio, fe)
     if fe.stft_pad:
         pads = g.ints(0, fe.stft_pad, 0, fe.stft_pad)
         x = g.op("Pad", x, pads, mode=fe.stft_edge)
@@ -79,6 +79,24 @@ def magnitude(g: OnnxGraph, audio: str, fe: cfg.FrontEnd, window: np.ndarray, na
         x = g.power(g.op("Sqrt", x), fe.spectrum_power)
     scale = fe.spectrum_scale**fe.spectrum_power
     return x if scale == 1 else g.op("Mul", x, g.constant(scale))
+
+
+def _levelled(g: OnnxGraph, x: str, fe: cfg.FrontEnd) -> str:
+    """Audio [B, N] -> the same with its mean taken off, and its level: `forward.levelled`."""
+    axis = g.ints(1)
+    if fe.centred:
+        x = g.op("Sub", x, g.op("ReduceMean", x, axis))
+    if fe.level == "none":
+        return x
+    peak, eps = fe.level == "peak", g.constant(fe.level_eps)
+    level = g.op("ReduceMax", g.op("Abs", x), axis) if peak else ""
+    if not peak or fe.level_rule == "root":
+        square = g.op("Mul", level, level) if peak else g.op("ReduceMean", g.op("Mul", x, x), axis)
+        level = g.op("Sqrt", g.op("Add", square, eps) if fe.level_rule == "root" else square)
+    if fe.level_rule != "root":
+        level = g.op("Add" if fe.level_rule == "add" else "Max", level, eps)
+    silent = g.op("Equal", level, g.constant(0.0))
+    return g.op("Div", x, g.op("Where", silent, g.constant(1.0), level))
 
 
 def median(g: OnnxGraph, x: str, n: int, size: int, edge: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from artifactnet_jax.convert.protobuf import fields
 from artifactnet_jax.weights import WeightsError
 
-OPSETS = range(7, 24)
+OPSETS = range(7, 27)
 CURE = "export the model again, or fetch the file again"
 
 

@@ -17,7 +17,7 @@ from artifactnet_jax.weights import (
     write_weights,
 )
 
-REVISION = 1  # of the converter: raise it whenever the same file converts to something else
+REVISION = 2  # of the converter: raise it whenever the same file converts to something else
 
 
 def load_onnx(path: str | os.PathLike[str]) -> Weights | ForeignGraph:

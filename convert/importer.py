@@ -14,7 +14,7 @@ from artifactnet_jax import config as cfg
 from artifactnet_jax import fine_head
 from artifactnet_jax.convert.contract import Contract, examine, sample_rate
 from artifactnet_jax.convert.graph import ConvertError, Graph, graph_to_dict, read_graph
-from artifactnet_jax.convert.native import Native, difference, recognised
+from artifactnet_jax.convert.native import Native, difference, quiet_difference, recognised
 from artifactnet_jax.convert.original import tensors_of
 from artifactnet_jax.convert.trace import Trace, Unmapped, probe_audio
 from artifactnet_jax.text import brief
@@ -31,12 +31,17 @@ UNKNOWN_LICENCE = (
 
 
 def import_model(
-    path: str | os.PathLike[str], *, licence: str | None = None, output: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    licence: str | None = None,
+    output: str | None = None,
+    logit: bool = False,
 ) -> Weights | ForeignGraph:
     """Weights of an ONNX model of audio [segments, samples] -> P(AI), by segment or by song.
 
     `licence` overrides what the file's metadata says; `output` names the score where a graph has
-    several outputs that could be one. `provenance["route"]` is "native" or "graph", and
+    several outputs that could be one, or NAME:COLUMN of one with several columns; with `logit` it
+    is not yet a probability. `provenance["route"]` is "native" or "graph", and
     `provenance["reason"]` says why it is not native. Raises ConvertError, one line.
     """
     where = os.fspath(path)
@@ -47,10 +52,11 @@ def import_model(
         raise ConvertError(f"{where}: metadata {fine_head.NOTE}: {error}") from error
     graph.metadata = {k: v for k, v in graph.metadata.items() if k != fine_head.NOTE}
     try:
-        contract, trace = examine(graph, output)
+        given = graph
+        graph, contract, trace = examine(given, output, logit=logit)
         native, reason = _native(contract, trace)
         if _mixes(graph, contract, trace, native):
-            contract, trace = examine(graph, output, several=False)
+            graph, contract, trace = examine(given, output, logit=logit, several=False)
             native, reason = _native(contract, trace)
     except ConvertError as error:
         raise ConvertError(f"{where}: {error}") from error
@@ -64,6 +70,7 @@ def import_model(
         "contract": dataclasses.asdict(contract),
         "route": "graph" if native is None else "native",
         "reason": reason,
+        "half": trace.half,
     }
     stated = {key.lower(): value for key, value in graph.metadata.items()}
     licence = licence or stated.get("licence") or stated.get("license") or UNKNOWN_LICENCE
@@ -98,11 +105,13 @@ def _native(contract: Contract, trace: Trace) -> tuple[Native | None, str]:
         if not apart <= PARITY:
             raise Unmapped(f"what was recognised scores a probe by {apart:.1e} differently")
     except Unmapped as error:
-        return None, str(error)
+        hidden = "it computes in float16, whose rounding hides what a tensor is: "
+        return None, f"{hidden if trace.half else ''}{error}"
     except Exception as error:  # a graph unlike any other must not stop the route that takes all
         _log.debug("recogniser", exc_info=True)
         return None, f"the recogniser failed ({brief(error)}): please report it"
     native.found["probe_difference"] = apart
+    native.found["quiet_difference"] = quiet_difference(native, contract, trace)
     return native, ""
 
 

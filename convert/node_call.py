@@ -66,7 +66,7 @@ class Call:
         self.opset = opset
         self.xp = xp  # numpy where all inputs are static, else jax.numpy
         self.used = used  # which outputs anything reads
-        self._lift = lift
+        self.lift = lift
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute."""
@@ -74,7 +74,7 @@ class Call:
 
     def array(self, value: Any) -> Any:
         """A value as an array of `xp`."""
-        return self._lift(value) if self.xp is jnp and isinstance(value, np.ndarray) else value
+        return self.lift(value) if self.xp is jnp and isinstance(value, np.ndarray) else value
 
     def aligned(self, *values: Any) -> list[Any]:
         """Values as arrays of `xp` and of one rank, leading axes of size 1 being added."""
@@ -109,9 +109,29 @@ class Call:
         """The error that says so of this node."""
         return ConvertError(f"node {self.node.name!r} ({self.node.op}): {text}")
 
-    def unsupported(self, what: str) -> ConvertError:
+    def unsupported(self, what: str, cure: str = "export the model without it") -> ConvertError:
         """The error for a variant of an operator that is not supported."""
-        return self.error(f"{what} is not supported; export the model without it")
+        return self.error(f"{what} is not supported; {cure}")
+
+    def narrow(self, dtype: str) -> ConvertError:
+        """The error for a type that JAX lacks, or rounds in another way than ONNX."""
+        return self.unsupported(dtype, "export the model in float32 or float16")
+
+
+def scan_axes(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Of a Scan: axes and directions of what it reads, and of what it gives step by step."""
+    count = node.attributes["num_scan_inputs"]
+    given = len(node.attributes["body"].outputs) - (len(node.inputs) - count)
+
+    def numbers(name: str, length: int) -> list[int]:
+        return list(node.attributes.get(name, (0,) * length))
+
+    return (
+        numbers("scan_input_axes", count),
+        numbers("scan_input_directions", count),
+        numbers("scan_output_axes", given),
+        numbers("scan_output_directions", given),
+    )
 
 
 def cut(x: Any, axis: int, start: int, stop: int, step: int = 1) -> Any:

@@ -10,6 +10,7 @@ ones are real, because `evaluate` runs under JAX's x64 mode. Convolutions and ma
 from __future__ import annotations
 
 import importlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from artifactnet_jax.convert import (
     operators_signal,
 )
 from artifactnet_jax.convert.graph import ConvertError, Graph, Node
-from artifactnet_jax.convert.node_call import Call, is_static, shape_of, written
+from artifactnet_jax.convert.node_call import Call, is_static, scan_axes, shape_of, written
 
 # On NumPy's arrays or JAX's, and on JAX's only.
 _ANYWHERE = {
@@ -40,6 +41,15 @@ _DEVICE = {
     **operators_signal.DEVICE,
 }
 
+# What is computed in float32 where the graph has float16, and rounded once: sums and products leave
+# the range of a half long before the result does, and JAX has no Fourier transform of halves.
+_WIDENED = {
+    *(op for op in _DEVICE if not op.startswith("Scatter")),
+    *(op for op in _ANYWHERE if op.startswith("Reduce") and op not in ("ReduceMax", "ReduceMin")),
+}
+
+STEPS = 512  # of a loop at most, each of which is compiled by itself
+_UNLOOP = "export the recurrence as an LSTM, GRU or RNN, or as a convolution"
 ARGUMENT_SIZE = 256  # elements; larger constants are arguments of a compiled graph, not literals
 
 
@@ -147,7 +157,7 @@ def supported(graph: Graph) -> list[str]:
     problems = []
     for node in graph.nodes:
         parts = [value for value in node.attributes.values() if isinstance(value, Graph)]
-        if node.op not in _ANYWHERE and node.op not in _DEVICE and node.op != "If":
+        if node.op not in {**_ANYWHERE, **_DEVICE, **_CONTROL}:
             problems.append(f"node {node.name!r}: operator {node.op} is not supported")
         else:
             for part in parts:
@@ -205,6 +215,82 @@ def _run(
     return {name: values[name] for name in wanted}
 
 
+def _body(
+    op: Call, body: Graph, given: Sequence[Any], values: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The outputs of a graph in an attribute, whose inputs are `given`."""
+    around = {name: values[name] for name in body.outer()}
+    around |= zip((value.name for value in body.inputs), given, strict=True)
+    names = tuple(value.name for value in body.outputs)
+    found = _run(body, around, names, None, op.lift)
+    return tuple(found[name] for name in names)
+
+
+def _if(op: Call, inputs: list[Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    condition = op.static(inputs[0], "its condition").item()
+    return _body(op, op.get("then_branch" if condition else "else_branch"), (), values)
+
+
+def _loop(op: Call, inputs: list[Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    count, condition, *carried = inputs
+    body, n = op.get("body"), len(carried)
+    most = math.inf if count is None else op.ints(count, "its number of steps")[0]
+    on: Any = np.asarray(True) if condition is None else condition
+    rows: list[tuple[Any, ...]] = []
+    while len(rows) < most and op.static(on, "when it ends").item():
+        if len(rows) == STEPS:
+            raise op.unsupported(f"a loop of more than {STEPS} steps", _UNLOOP)
+        at = np.asarray(len(rows), np.int64)
+        on, *made = _body(op, body, (at, np.asarray(True), *carried), values)
+        carried, rows = made[:n], [*rows, tuple(made[n:])]
+    if not rows and len(body.outputs) > n + 1:
+        raise op.unsupported("a loop of no steps that gives rows", _UNLOOP)
+    return (*carried, *_stacked(rows, [0] * (len(body.outputs) - 1 - n)))
+
+
+def _scan(op: Call, inputs: list[Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    if op.opset < 9:
+        raise op.unsupported("Scan of opset 8", "export the model with opset 9 or higher")
+    n = len(inputs) - op.get("num_scan_inputs")
+    carried, read = inputs[:n], inputs[n:]
+    axes, backwards, axes_out, backwards_out = scan_axes(op.node)
+    steps = read[0].shape[axes[0]]
+    if not 0 < steps <= STEPS:
+        raise op.unsupported(f"a scan of {steps} steps, not 1 to {STEPS}", _UNLOOP)
+    rows: list[tuple[Any, ...]] = []
+    for i in range(steps):
+        places = [steps - 1 - i if back else i for back in backwards]
+        parts = [
+            x[(*(slice(None),) * op.axis(axis, x.ndim), place)]
+            for x, axis, place in zip(read, axes, places, strict=True)
+        ]
+        made = _body(op, op.get("body"), (*carried, *parts), values)
+        carried, rows = list(made[:n]), [*rows, made[n:]]
+    columns = zip(*rows, strict=True)
+    turned = [c[::-1] if back else c for c, back in zip(columns, backwards_out, strict=True)]
+    return (*carried, *_stacked(list(zip(*turned, strict=True)), axes_out))
+
+
+def _stacked(rows: Sequence[tuple[Any, ...]], axes: Sequence[int]) -> list[Any]:
+    """What each step gives, along a new axis."""
+    columns = zip(*rows, strict=True)
+    return [
+        np.stack(c, axis) if is_static(list(c)) else jnp.stack(list(map(jnp.asarray, c)), axis)
+        for c, axis in zip(columns, axes, strict=False)
+    ]
+
+
+_CONTROL: dict[str, Callable[[Call, list[Any], Mapping[str, Any]], tuple[Any, ...]]] = {
+    "If": _if,
+    "Loop": _loop,
+    "Scan": _scan,
+}
+
+
+def _is(value: Any, dtype: Any) -> bool:
+    return bool(getattr(value, "dtype", None) == dtype)
+
+
 def _apply(
     node: Node,
     opset: int,
@@ -217,13 +303,14 @@ def _apply(
     # Of what CastLike is to be like, the dtype alone counts.
     of = inputs[:1] if node.op == "CastLike" else inputs
     static = all(is_static(value) for value in of)
-    if node.op == "If":
-        condition = Call(node, opset, np, used, lift).static(inputs[0], "its condition")
-        branch = node.attributes["then_branch" if condition.item() else "else_branch"]
-        names = tuple(value.name for value in branch.outputs)
-        around = {name: values[name] for name in branch.outer()}
-        found = _run(branch, around, names, None, lift)
-        return tuple(found[name] for name in names)
+    if node.op in operators_network.DEVICE and any(_is(value, jnp.bfloat16) for value in inputs):
+        raise Call(node, opset, np, used, lift).narrow("bfloat16")
+    if node.op in _WIDENED and any(_is(value, np.float16) for value in inputs):
+        wide = [x.astype(np.float32) if _is(x, np.float16) else x for x in inputs]
+        found = _apply(node, opset, wide, values, used, lift)
+        return tuple(x.astype(np.float16) if _is(x, np.float32) else x for x in found)
+    if node.op in _CONTROL:
+        return _CONTROL[node.op](Call(node, opset, jnp, used, lift), inputs, values)
     if function := _ANYWHERE.get(node.op):
         call = Call(node, opset, np if static else jnp, used, lift)
         with np.errstate(all="ignore"):

@@ -90,11 +90,13 @@ def _where(op: Call, condition: Any, a: Any, b: Any) -> Any:
 
 def _cast(op: Call, x: Any) -> Any:
     if op.get("to") not in DTYPES:
-        raise op.unsupported(f"ONNX type {op.get('to')}")
+        raise op.narrow(f"ONNX type {op.get('to')}")
     return op.array(x).astype(DTYPES[op.get("to")])
 
 
 def _cast_like(op: Call, x: Any, like: Any) -> Any:
+    if like.dtype not in (np.dtype(dtype) for dtype in DTYPES.values()):
+        raise op.narrow(str(like.dtype))
     return op.array(x).astype(like.dtype)
 
 
@@ -176,15 +178,31 @@ def _log_sum_exp(xp: Any, x: Any, axes: tuple[int, ...], keep: bool) -> Any:
     return total if keep else xp.squeeze(total, axes)
 
 
-def _named(name: str) -> Callable[..., Any]:
-    return lambda xp, x, axes, keep: getattr(xp, name)(x, axis=axes, keepdims=keep)
+def _extreme(name: str, sign: int) -> Callable[..., Any]:
+    """The largest or the least; of nothing, the type's lowest or highest value."""
+
+    def extreme(xp: Any, x: Any, axes: tuple[int, ...], keep: bool) -> Any:
+        if all(x.shape[axis] for axis in axes):
+            return getattr(xp, name)(x, axis=axes, keepdims=keep)
+        kind = x.dtype.kind
+        if kind == "b":
+            value: Any = sign < 0
+        elif kind in "iu":
+            value = np.iinfo(x.dtype).min if sign > 0 else np.iinfo(x.dtype).max
+        else:
+            value = -sign * math.inf
+        shape = [1 if axis in axes else n for axis, n in enumerate(x.shape)]
+        full = xp.full(shape, value, x.dtype)
+        return full if keep else xp.squeeze(full, axes)
+
+    return extreme
 
 
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceSum": _sum,
     "ReduceMean": mean,
-    "ReduceMax": _named("max"),
-    "ReduceMin": _named("min"),
+    "ReduceMax": _extreme("max", 1),
+    "ReduceMin": _extreme("min", -1),
     "ReduceProd": lambda xp, x, a, k: xp.prod(x, axis=a, keepdims=k, dtype=x.dtype),
     "ReduceL1": lambda xp, x, a, k: _sum(xp, xp.abs(x), a, k),
     "ReduceL2": lambda xp, x, a, k: xp.sqrt(_sum(xp, x * x, a, k)).astype(x.dtype),
@@ -294,6 +312,7 @@ DEVICE: dict[str, Operator] = {
     "Sigmoid": _plain(jax.nn.sigmoid),
     "Softplus": _plain(jax.nn.softplus),
     "Softsign": _plain(lambda x: x / (1 + jnp.abs(x))),
+    "Swish": _scaled(lambda x, alpha: x * jax.nn.sigmoid(x * alpha), alpha=1.0),
     "ThresholdedRelu": _scaled(
         lambda x, alpha: jnp.where(x > alpha, x, jnp.zeros_like(x)), alpha=1.0
     ),

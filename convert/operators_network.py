@@ -126,14 +126,20 @@ def _transposed_pads(
     strides: Sequence[int],
     more: Sequence[int],
 ) -> list[tuple[int, int]]:
-    """Samples that a transposed convolution drops at each side of its full output."""
+    """Samples that a transposed convolution drops at each side of its full output.
+
+    Below 0: samples that it adds.
+    """
     auto, wanted = op.get("auto_pad", "NOTSET"), op.get("output_shape")
     if wanted is None and not auto.startswith("SAME"):
         return _padding(op, sizes, sizes, strides)
     wanted = wanted or [n * s for n, s in zip(sizes, strides, strict=True)]
     pairs = []
     for n, extra, target in zip(full, more, wanted[-len(sizes) :], strict=True):
-        total = max(0, n + extra - target)
+        total = n + extra - target
+        if total < 0:  # larger than its natural size: zeros at the end
+            pairs.append((0, total))
+            continue
         less, rest = total // 2, total - total // 2
         pairs.append((less, rest) if auto == "SAME_UPPER" else (rest, less))
     return pairs
@@ -172,7 +178,8 @@ def _pooled(x: Any, start: Any, function: Any, windows: tuple[Any, ...]) -> Any:
 
 def _max_pool(op: Call, x: Any) -> Any:
     if len(op.used) > 1 and op.used[1]:
-        raise op.unsupported("the output of indices")
+        cure = "upsample by resizing or a transposed convolution, not by unpooling, and train again"
+        raise op.unsupported("the output of indices", cure)
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     return _pooled(op.array(x), x.dtype.type(lowest), lax.max, _windows(op, x.shape[2:])), None
 
@@ -358,15 +365,20 @@ def _softmax(function: Callable[..., Any]) -> Operator:
 def _recurrent(op: Call, x: Any, w: Any, r: Any, *more: Any) -> tuple[Any, ...]:
     """LSTM, GRU and RNN with their default activations."""
     bias, lengths, first, cell, peepholes, *_ = (*more, None, None, None, None, None)
+    plain = "export the layer as PyTorch's, which has none"
     defaults = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
     kinds = tuple(kind.lower() for kind in op.get("activations", ()))
     x, w, r = op.array(x), op.array(w), op.array(r)
     directions, hidden = w.shape[0], op.get("hidden_size")
     relu = kinds == ("relu",) * directions and op.node.op == "RNN"
     if kinds not in ((), defaults[op.node.op] * directions) and not relu:
-        raise op.unsupported(f"activations {kinds}")
-    if peepholes is not None or op.get("clip") or op.get("input_forget", 0):
-        raise op.unsupported("a peephole, clip or coupled gate")
+        raise op.unsupported(f"activations {kinds}", "export the layer with its default ones")
+    if peepholes is not None:
+        raise op.unsupported("an LSTM with peepholes", plain)
+    if op.get("clip"):
+        raise op.unsupported("a clip of its cells", plain)
+    if op.get("input_forget", 0):
+        raise op.unsupported("a coupled input and forget gate", plain)
     by_batch = op.get("layout", 0)
     x = jnp.swapaxes(x, 0, 1) if by_batch else x
     steps, batch, _ = x.shape

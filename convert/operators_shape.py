@@ -241,6 +241,8 @@ def _depth_to_space(op: Call, x: Any) -> Any:
 
 def _space_to_depth(op: Call, x: Any) -> Any:
     (n, c, h, w), size = x.shape, op.get("blocksize")
+    if op.get("mode", "DCR") != "DCR":
+        raise op.unsupported(f"mode {op.get('mode')!r}", "export the model with opset 26 or lower")
     x = op.array(x).reshape(n, c, h // size, size, w // size, size).transpose(0, 3, 5, 1, 2, 4)
     return x.reshape(n, c * size**2, h // size, w // size)
 

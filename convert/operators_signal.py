@@ -27,7 +27,7 @@ def _resize(op: Call, x: Any, *more: Any) -> Any:
     else:
         roi, scales, sizes, *_ = (*more, None, None, None)
     if op.get("antialias", 0):
-        raise op.unsupported("antialias")
+        raise op.unsupported("antialias", "export the model with antialias=False and verify it")
     places = op.axes(op.get("axes", tuple(range(x.ndim))), x.ndim)
     if sizes is not None and sizes.size:
         targets = op.ints(sizes, "its size")
@@ -211,7 +211,7 @@ def _dft(op: Call, x: Any, length: Any = None, axis: Any = None) -> Any:
     size = x.shape[place] if length is None else op.ints(length, "its length")[0]
     inverse, half = op.get("inverse", 0), op.get("onesided", 0)
     if inverse and half:
-        raise op.unsupported("an inverse of half a spectrum")
+        raise op.unsupported("an inverse of half a spectrum", "invert the whole one: onesided=0")
     if x.shape[-1] == 1 and not inverse:
         function = jnp.fft.rfft if half else jnp.fft.fft
         return _pair(function(x[..., 0], size, place), dtype)

@@ -24,6 +24,7 @@ from artifactnet_jax.weights import ForeignGraph, Model, Weights
 
 if TYPE_CHECKING:
     from artifactnet_jax.convert.contract import Contract
+    from artifactnet_jax.convert.exact import Exact
 
 STAGES = (*forward.STAGES, "score")
 # Whether a backend decides; what computes in half precision is reported beside.
@@ -31,6 +32,7 @@ BACKENDS = {
     **{"numpy": True, "xla": True, "xla-bfloat16": False},
     **{"onnxruntime": True, "onnx": True, "onnx-fp16": False},
 }
+FILE = "file"  # the original in onnxruntime, where float64 is what all are held against
 DEPARTS = 3e-3  # of a stage's largest value: a 99.9 % error above it is no rounding
 
 # Stages [k, ...] of k segments, their scores [k], and the score of the song: what there is of them.
@@ -89,7 +91,7 @@ class Candidate:
         stages = {stage: self.errors[stage] for stage in STAGES if stage in self.errors}
         beyond = (s for s, e in stages.items() if e.quantile() > DEPARTS * e.scale)
         return {
-            "counted": BACKENDS[self.name],
+            "counted": BACKENDS.get(self.name, False),
             "ok": self.track_dp <= tolerance and not self.flips and not self.not_finite,
             "departs": next(beyond, None),
             "track_dp": number(self.track_dp),
@@ -103,19 +105,37 @@ class Candidate:
         }
 
 
+def nearer(ours: Candidate, file: Candidate) -> dict[str, Any]:
+    """Which of two lies nearer to float64, and the first stage at which they part.
+
+    They part where one's error is more than three times the other's, and more than a millionth of
+    the stage's largest value.
+    """
+    parts = None
+    for stage in STAGES:
+        if stage in ours.errors and stage in file.errors:
+            a, b = (side.errors[stage].quantile() for side in (ours, file))
+            if max(a, b) > max(3 * min(a, b), 1e-6 * ours.errors[stage].scale):
+                parts = stage
+                break
+    side = "backend" if ours.track_dp <= file.track_dp else FILE
+    return {"nearer": side, "parts": parts}
+
+
 def number(x: float | None) -> float | None:
     """A number that JSON has, else None."""
     return x if x is not None and math.isfinite(x) else None
 
 
 class Original:
-    """The ONNX file in onnxruntime. `reference` is what it converts to, which knows its tensors.
+    """The ONNX file in onnxruntime, or with `exact` in float64.
 
-    Raises ConvertError where onnxruntime cannot load it. `note` says what was out of the ordinary.
+    `reference` is what it converts to, which knows its tensors. Raises ConvertError where
+    onnxruntime cannot load it. `note` says what was out of the ordinary.
     """
 
-    def __init__(self, path: str, reference: Model):
-        from artifactnet_jax.convert.contract import Contract
+    def __init__(self, path: str, reference: Model, exact: bool = False):
+        from artifactnet_jax.convert.contract import Contract, scored
         from artifactnet_jax.convert.graph import read_graph
         from artifactnet_jax.convert.original import session, to_model
 
@@ -123,26 +143,43 @@ class Original:
         self.contract = Contract(**{**contract, "axes": tuple(contract["axes"])})
         self._names = dict(reference.provenance.get("stages", {}))
         self.note = ""
+        made = self.contract
         graph = read_graph(path)
+        if made.of:
+            column = "" if made.column is None else f":{made.column}"
+            graph, _ = scored(graph, f"{made.of}{column}", made.logit)
+        self._exact: Exact | None = None
+        if exact:
+            from artifactnet_jax.convert.exact import Exact
+
+            names = dict.fromkeys((made.output, *self._names.values()))
+            self._exact = Exact(graph, list(names))
+            return
         try:
-            self._file = session(path)
+            self._file = session(to_model(graph, [made.output]) if made.of else path)
         except ConvertError as error:  # external data behind a link, which it may refuse
-            self._file = session(to_model(graph, [self.contract.output]))
+            self._file = session(to_model(graph, [made.output]))
             self.note = f"run from a copy in memory: {error}"
         inner = list(dict.fromkeys(self._names.values()))
         self._stages = session(to_model(graph, inner)) if inner else None
 
     def __call__(self, audio: np.ndarray) -> Outcome:
         """Run audio [k, samples]. Raises ConvertError."""
-        feed = {self.contract.input: self.contract.shaped(audio)}
+        shaped = self.contract.shaped(audio)
         values: dict[str, np.ndarray] = {}
-        try:
-            (score,) = self._file.run([self.contract.output], feed)
-            if self._stages is not None:
-                names = [value.name for value in self._stages.get_outputs()]
-                values = dict(zip(names, self._stages.run(names, feed), strict=True))
-        except Exception as error:  # onnxruntime's own exception classes are not public
-            raise ConvertError(f"onnxruntime cannot run the original: {brief(error)}") from error
+        if self._exact is not None:
+            values = self._exact(shaped)
+            score = values[self.contract.output]
+        else:
+            feed = {self.contract.input: shaped}
+            try:
+                (score,) = self._file.run([self.contract.output], feed)
+                if self._stages is not None:
+                    names = [value.name for value in self._stages.get_outputs()]
+                    values = dict(zip(names, self._stages.run(names, feed), strict=True))
+            except Exception as error:  # onnxruntime's own exception classes are not public
+                message = f"onnxruntime cannot run the original: {brief(error)}"
+                raise ConvertError(message) from error
         stages = {stage: values[name] for stage, name in self._names.items()}
         scores = stages.pop("segment_scores", None)
         if not self.contract.song:
@@ -223,7 +260,7 @@ class Comparison:
             track.expected += expected[:n].tolist()
         for candidate in self.found:
             ours, scores, song = candidate.run(audio)
-            if "channels" in ours:
+            if "channels" in ours and candidate.name != FILE:
                 ours["channels"] = self._as_classified(ours["channels"])
             for stage in STAGES[:-1]:
                 if stage in stages and stage in ours:

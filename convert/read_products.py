@@ -88,8 +88,6 @@ def _conv_transpose(b: Builder, node: Node, value: Map) -> None:
                 total = 0
             less, more = total // 2, total - total // 2
             begin, end = (less, more) if auto == "SAME_UPPER" else (more, less)
-            if auto == "NOTSET":
-                begin, end = less, more
             pads[axis], pads[axis + 2] = begin, end
     attributes = {
         "strides": strides,

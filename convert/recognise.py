@@ -55,12 +55,12 @@ def _transforms(trace: Trace) -> Iterator[tuple[int, int | None, list[np.ndarray
         rows: list[np.ndarray] = []
         if node.op == "STFT":
             hop = int(trace.static[node.inputs[1]].reshape(()))
-            n_bins = trace.shapes[node.outputs[0]][-2]
-            n_fft = 2 * (n_bins - 1) if node.attributes.get("onesided", 1) else n_bins
-            window = node.inputs[2] if len(node.inputs) > 2 else ""
+            window, length = (*node.inputs[2:], "", "")[:2]
             if window:
                 rows.append(trace.static[window].reshape(-1).astype(np.float64))
                 n_fft = len(rows[0])
+            else:
+                n_fft = int(trace.static[length].reshape(()))
         elif node.op == "Conv" and node.inputs[1] in trace.static:
             weight = trace.static[node.inputs[1]]
             n_fft = max(weight.shape[2:])
@@ -103,6 +103,7 @@ def find_spectrum(trace: Trace, audio: np.ndarray) -> list[Spectrum]:
                     pads.add((pad, edge))
     found: list[Spectrum] = []
     tried = set()
+    sized: dict[tuple[int, int], list[Plane]] = {}
     for n_fft, hop, windows in _transforms(trace):
         n_bins = n_fft // 2 + 1
         widths = {
@@ -128,11 +129,14 @@ def find_spectrum(trace: Trace, audio: np.ndarray) -> list[Spectrum]:
                 if (samples + 2 * pad - n_fft) // step + 1 not in widths:
                     continue
                 magnitude = np.abs(np.fft.rfft(frames[:, ::step] * window)).swapaxes(1, 2)
-                candidates = [
-                    plane
-                    for plane in planes(trace, *magnitude.shape[1:])
-                    if plane.roles is not None and np.isfinite(plane.array[0, 0, 0])
-                ]
+                size = (magnitude.shape[1], magnitude.shape[2])
+                if size not in sized:
+                    sized[size] = [
+                        plane
+                        for plane in planes(trace, *size)
+                        if plane.roles is not None and np.isfinite(plane.array[0, 0, 0])
+                    ]
+                candidates = sized[size]
                 for power in (1.0, 2.0):
                     for matched, scale in _match_spectrum(candidates, magnitude**power):
                         figures: dict[str, Any] = {
@@ -369,7 +373,7 @@ def find_mel(trace: Trace, parts: Mapping[str, np.ndarray], below: set[str]) -> 
         floor = _floor(trace, node.inputs[0])
         if floor is None:
             continue
-        amin, rule = floor
+        amin, rule, gain = floor
         for matrix, power in itertools.product(matrices.values(), (2.0, 1.0)):
             sums = {
                 key: np.einsum(
@@ -378,7 +382,8 @@ def find_mel(trace: Trace, parts: Mapping[str, np.ndarray], below: set[str]) -> 
                 for key, part in parts.items()
             }
             floored = {
-                key: np.maximum(x, amin) if rule == "max" else x + amin for key, x in sums.items()
+                key: gain * (np.maximum(x, amin) if rule == "max" else x + amin)
+                for key, x in sums.items()
             }
             seen: dict[str, np.ndarray] = {}
             for plane in planes(trace, len(matrix), frames, among=below):
@@ -388,16 +393,22 @@ def find_mel(trace: Trace, parts: Mapping[str, np.ndarray], below: set[str]) -> 
                     if np.max(np.abs(np.log10(plane.array / expected))) < 1e-3:
                         seen[key] = plane.array
                 if len(seen) == 3:
-                    views = np.stack([10 * np.log10(seen[k].astype(np.float64)) for k in parts], 1)
+                    given = (seen[key].astype(np.float64) / gain for key in parts)
+                    views = np.stack([10 * np.log10(x) for x in given], 1)
                     values = {"n_mels": len(matrix), "mel_power": power}
                     values |= {"amin": amin, "amin_rule": rule}
                     return Mel(matrix, values, views, logs)
-    raise Unmapped("no tensors are mel spectra of residual, harmonic and percussive part")
+    if not logs:
+        raise Unmapped("no logarithm is taken of what the medians are made of")
+    raise Unmapped("no logarithm is taken of mel spectra of residual, harmonic and percussive part")
 
 
-def _floor(trace: Trace, name: str) -> tuple[float, str] | None:
-    """(amin, rule) of what a logarithm is taken of, through nodes that change no value."""
-    for _ in range(8):
+def _floor(trace: Trace, name: str) -> tuple[float, str, float] | None:
+    """(amin, rule, gain) of what a logarithm is taken of: gain * (x + amin), or of their maximum.
+
+    A gain is that of log(1 + c x), which is log c + log(x + 1 / c).
+    """
+    while True:
         node = trace.producer.get(name)
         if node is None:
             return None
@@ -416,13 +427,30 @@ def _floor(trace: Trace, name: str) -> tuple[float, str] | None:
             low = node.attributes.get("min")
             if len(node.inputs) > 1 and node.inputs[1]:
                 low = decimal(trace.static[node.inputs[1]])
-            return (float(low), "max") if low is not None and low > 0 else None
+            if low is None or not low > 0:
+                return None
+            gain = _gain(trace, node.inputs[0])
+            return float(low) / gain, "max", gain
         if node.op in ("Max", "Add"):
             numbers = [trace.static[i] for i in node.inputs if i in trace.static]
             if len(numbers) == 1 and numbers[0].size == 1 and numbers[0].reshape(()) > 0:
-                return decimal(numbers[0]), "max" if node.op == "Max" else "add"
+                (other,) = (i for i in node.inputs if i not in trace.static)
+                gain = _gain(trace, other)
+                return decimal(numbers[0]) / gain, "max" if node.op == "Max" else "add", gain
         return None
-    return None
+
+
+def _gain(trace: Trace, name: str) -> float:
+    """The number that a tensor is a multiple by, 1 where it is made in another way."""
+    node = trace.producer.get(name)
+    if node is None or node.op not in ("Mul", "Div"):
+        return 1.0
+    numbers = [trace.static[i] for i in node.inputs if i in trace.static]
+    if len(numbers) != 1 or numbers[0].size != 1 or not numbers[0].reshape(()) > 0:
+        return 1.0
+    if node.op == "Div":
+        return 1 / decimal(numbers[0]) if node.inputs[1] in trace.static else 1.0
+    return decimal(numbers[0])
 
 
 def clamped(views: np.ndarray, top_db: float | None, joint: str) -> np.ndarray:

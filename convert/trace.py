@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,6 +34,8 @@ class Trace:
     static: dict[str, np.ndarray]
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, np.ndarray]
+    stored: frozenset[str]  # tensors that the file itself has a name for
+    half: bool  # whether any of them is float16
 
     def __post_init__(self) -> None:
         self.producer = {out: node for node in self.graph.nodes for out in node.outputs if out}
@@ -98,6 +101,24 @@ def probe_audio(segments: int, samples: int, seed: int = 0) -> np.ndarray:
     return np.clip(audio, -1, 1).astype(np.float32)
 
 
+def probe(samples: int) -> dict[str, np.ndarray]:
+    """Segments float32 [samples] of what detectors meet, by name."""
+    rng = np.random.default_rng(0)
+    music = probe_audio(3, samples)
+    clicks = np.zeros(samples)
+    clicks[rng.integers(0, samples, 4)] = 0.7
+    tone = 0.9 * np.sin(2 * np.pi * 1000 / 44_100 * np.arange(samples))
+    found = {f"music {i + 1}": segment for i, segment in enumerate(music)}
+    found |= {
+        "digital silence": np.zeros(samples),
+        "clicks in silence": clicks,
+        "music at -60 dB": music[0] * 1e-3,
+        "full-scale noise": rng.uniform(-1, 1, samples),
+        "sine of 1 kHz": tone + rng.normal(0, 1e-5, samples),  # 16 bits have that much noise
+    }
+    return {name: audio.astype(np.float32) for name, audio in found.items()}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plane:
     """A two-dimensional quantity of each segment, found in a tensor of the graph."""
@@ -114,8 +135,8 @@ def planes(trace: Trace, height: int, width: int, among: set[str] | None = None)
         shape = trace.shapes[name]
         if (among is not None and name not in among) or len(shape) < 2:
             continue
-        count, rest = divmod(int(np.prod(shape)), n * height * width)
-        if rest or not 1 <= count <= 16:
+        count, rest = divmod(math.prod(shape), n * height * width)
+        if rest or not 1 <= count <= 16 or height not in shape or width not in shape:
             continue
         for a, b in itertools.permutations(range(len(shape)), 2):
             if shape[a] != height or shape[b] != width:

@@ -4,8 +4,6 @@
     python scripts/default_data.py fetch MIRRORS
     python scripts/default_data.py cut MIRRORS CUT
     python scripts/default_data.py manifest CUT [--clips CLIPS/manifest.csv] -o data.csv
-    python scripts/default_data.py excerpts data.csv EXCERPTS
-    python scripts/default_data.py inverted EXCERPTS INVERTED
     python scripts/default_data.py shorts data.csv SHORTS
 
 `sources` writes scripts/sources.csv, the facts of every file: where it is, what it is, its licence.
@@ -29,13 +27,8 @@ A source gives MOST files at most, a game GAME, the npm packages PACKAGED. Files
 forbids such a use (FORBIDS) are of the part "test": they are judged and not fitted to. What is
 neither class (label `ambiguous`; the kinds APART) goes into a manifest of its own, data-apart.csv.
 
-`excerpts` writes 10 s of five recordings of every real source, for `artifactnet-jax rvq`.
-`inverted` makes of 5 s of each what a vocoder that learnt nothing would: a mel spectrogram of
-random size, in half of them with a little noise, turned back into sound by the pseudo-inverse and
-Griffin and Lim's iteration (librosa). Like those of `rvq` they are AI recordings to fit to, and are
-not judged. `shorts` is for `residuals` and `train`, which read whole recordings: a manifest of the
-clips and of 10 s of six recordings of every game and of sixty tracks by Suno, in the parts of
-data.csv.
+`shorts` is for `residuals` and `train`, which read whole recordings: a manifest of the
+clips and of 10 s of six recordings of every other source, in the parts of data.csv.
 
 `--clips` is a CSV with path (relative to it), label (1 AI or re-synthesised by a neural codec, 0
 real), kind, source and model; such clips are cut from the demo pages of papers on generators and
@@ -148,14 +141,8 @@ SUNO = (
 )
 BROKEN = {"wesnoth-1.16-music": "northerners.ogg"}  # its end does not decode
 MUSIC = {".ogg", ".opus", ".mp3"}
-EXCERPTS, EXCERPT_S = 5, 10  # of a source; seconds
-INVERTED_S = 5  # s of an excerpt; what follows is drawn from for each
-STFTS = ((1024, 256), (2048, 512), (1024, 512), (2048, 256), (1920, 480), (1280, 320))  # n_fft, hop
-MELS = (64, 80, 96, 128, 160, 200)
-MEL_TOPS = (12_000, 16_000, 20_000, 22_050)  # Hz
-ROUNDS = (4, 8, 16, 32)  # of Griffin and Lim's iteration
+EXCERPT_S = 10  # s
 SHORTS = {0: 6, 1: 60}  # of a source of long recordings, by label
-SILENT = 1e-3  # root mean square of an excerpt that is left out
 MIN_S = 20.0  # s; shorter files in a game are effects
 PAGES = ("codicodec", "flowdec", "bigvgan", "mucodec", "snac", "vbrrvq", "mrcqt")
 FAMILIES = {
@@ -417,85 +404,6 @@ def manifest(folder: Path, clips: Path | None, output: Path) -> None:
     print(f"{output}: {len(rows)} tracks, {len({r.group for r in rows})} groups", file=sys.stderr)
 
 
-def excerpts(data: Path, folder: Path, cache: str | None) -> None:
-    """Write mono FLAC excerpts of real recordings, each in the group of its original."""
-    from artifactnet_jax.data.decoded import AudioCache, prepare
-
-    store, rng = AudioCache(cache), np.random.default_rng(7)
-    rows, _ = prepare(read_manifest(data), store, max_bad=0.05, jobs=2)
-    folder.mkdir(parents=True, exist_ok=True)
-    real: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        if row.label == 0:
-            real.setdefault(row.source, []).append(number)
-    written = []
-    for source in sorted(real):
-        rng.shuffle(real[source])
-        for number in real[source][:EXCERPTS]:
-            audio = excerpt(store.get(rows[number].path), rng)
-            mono = audio.astype(np.float32).mean(axis=1) / 32768
-            if np.sqrt(np.mean(mono**2)) < SILENT:
-                continue
-            path = folder / f"{number}.flac"
-            soundfile.write(path, mono, 44_100)
-            written.append(Row(str(path), 0, "real", source, "", rows[number].group, ""))
-    write_manifest(folder / "manifest.csv", written)
-    print(f"{folder}: {len(written)} excerpts", file=sys.stderr)
-
-
-def inverted(excerpts: Path, folder: Path) -> None:
-    """Write excerpts after `invert`, each in the group of its original."""
-    rows = read_manifest(excerpts / "manifest.csv")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{Path(row.path).stem}.flac" for row in rows]
-    with ProcessPoolExecutor() as pool:
-        heard = pool.map(invert, range(len(rows)), [row.path for row in rows], paths, chunksize=8)
-        written = [
-            Row(str(path), 1, "codec-recon", f"mel-{row.source}", "mel-inversion", row.group, "")
-            for path, row, audible in zip(paths, rows, heard, strict=True)
-            if audible
-        ]
-    write_manifest(folder / "manifest.csv", written)
-    print(f"{folder}: {len(written)} recordings", file=sys.stderr)
-
-
-def invert(seed: int, source: str, path: Path) -> bool:
-    """Write `INVERTED_S` of a recording after its mel spectrogram has been turned back into sound.
-
-    False, and nothing is written, where they are silent.
-    """
-    import librosa
-    from threadpoolctl import threadpool_limits
-
-    rng = np.random.default_rng(seed)
-    audio, rate = soundfile.read(source, dtype="float32")
-    audio = excerpt(audio, rng, INVERTED_S)
-    if np.sqrt(np.mean(audio**2)) < SILENT:
-        return False
-    n_fft, hop = STFTS[rng.integers(len(STFTS))]
-    mel = librosa.filters.mel(
-        sr=rate, n_fft=n_fft, n_mels=int(rng.choice(MELS)), fmax=float(rng.choice(MEL_TOPS))
-    )
-    kept = mel @ np.abs(librosa.stft(audio, n_fft=n_fft, hop_length=hop))
-    if rng.random() < 0.5:
-        error = rng.standard_normal(kept.shape) * rng.uniform(0, 0.2)  # as of a model, in nepers
-        kept = (kept * np.exp(error)).astype(np.float32)
-    with threadpool_limits(1, "blas"):
-        magnitude = np.maximum(np.linalg.pinv(mel) @ kept, 0)
-    sound = librosa.griffinlim(
-        magnitude,
-        n_iter=int(rng.choice(ROUNDS)),
-        hop_length=hop,
-        n_fft=n_fft,
-        length=len(audio),
-        momentum=float(rng.choice((0, 0.99))),
-        random_state=seed,
-    )
-    sound *= np.sqrt(np.mean(audio**2) / max(np.mean(sound**2), 1e-9))
-    soundfile.write(path, sound / max(1.0, 1.01 * np.abs(sound).max()), rate)
-    return True
-
-
 def shorts(data: Path, folder: Path, cache: str | None) -> None:
     """Write excerpts of long recordings, and a manifest of them and of the short ones."""
     from artifactnet_jax.data.decoded import AudioCache
@@ -506,13 +414,13 @@ def shorts(data: Path, folder: Path, cache: str | None) -> None:
     for row in read_manifest(data):
         sources.setdefault(row.source, []).append(row)
     written = []
-    for source, rows in sorted(sources.items()):
+    for _, rows in sorted(sources.items()):
         rng.shuffle(rows)
-        long = source.startswith("deb-") or source == "suno-v5"
-        for number, row in enumerate(rows[: SHORTS[rows[0].label]] if long else rows):
+        long = Path(rows[0].path).suffix == ".flac"  # what was cut
+        for row in rows[: SHORTS[rows[0].label]] if long else rows:
             path = Path(row.path)
             if long:
-                path = folder / f"{source}-{number}.flac"
+                path = folder / f"{Path(row.path).stem}.flac"
                 soundfile.write(path, excerpt(store.get(row.path), rng), 44_100)
             plain = dataclasses.replace(row, path=str(path), residual="", weight=1.0, extra=())
             written.append(plain)
@@ -529,8 +437,6 @@ def main() -> None:
         "fetch": ("mirrors",),
         "cut": ("mirrors", "folder"),
         "manifest": ("folder",),
-        "excerpts": ("data", "folder"),
-        "inverted": ("excerpts", "folder"),
         "shorts": ("data", "folder"),
     }
     for name, places in arguments.items():
@@ -540,12 +446,12 @@ def main() -> None:
         if name == "manifest":
             step.add_argument("--clips", type=Path)
             step.add_argument("-o", "--output", type=Path, required=True)
-        if name in ("excerpts", "shorts"):
+        if name == "shorts":
             step.add_argument("--cache")
     given = vars(parser.parse_args())
     step = given.pop("step")
     run = {"sources": write_sources, "fetch": fetch, "cut": cut, "manifest": manifest}
-    run |= {"excerpts": excerpts, "inverted": inverted, "shorts": shorts}
+    run |= {"shorts": shorts}
     run[step](**given)
 
 

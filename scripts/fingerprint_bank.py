@@ -1,12 +1,17 @@
 """Build the bank of decoders from whole files of public repositories, and say what it is worth.
 
     python scripts/fingerprint_bank.py features MIRRORS FEATURES
+    python scripts/fingerprint_bank.py left-out FEATURES -o DECODERS.npz
     python scripts/fingerprint_bank.py build FEATURES -o artifactnet_jax/assets/decoders.npz
 
 MIRRORS is what `default_data.py fetch` made. `features` reads its files and keeps sums of the fine
 spectrum over stretches of 5 s. `build` clusters the tracks of neural decoders, keeps what is
 stable, fits the nulls to the real tracks, writes the bank, and measures it on tracks left out:
 scripts/fingerprint-report.json.
+
+`left-out` writes what the bank of the package says of every track of FEATURES, for fusion.py: of a
+decoder's own tracks by the template of the other repositories, and nothing where there is none; of
+real tracks by nulls without their group.
 
 A cell is what one group has of one system, three tracks or more. Cells are joined by average
 linkage of their standard scores against each other's templates, divided by the geometric mean of
@@ -454,6 +459,54 @@ def build(folder: Path, out: Path) -> None:
     REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
+def write_left_out(folder: Path, out: Path) -> None:
+    """Name, length, p of the nearest decoder and p of its own lines, of every stretch."""
+    data, _ = read_features(folder)
+    bank, tracks = dc.load(), data.tracks
+    known = {(c.name, int(c.keep.sum())): c for c in reversed(clusters(data)) if c.keep.any()}
+    found = [known[d.name, d.tracks] for d in bank.decoders]
+    mask = data.mask(lambda row: row["label"] == "real")
+    real = tracks.of(mask)
+    null = dl.null(real)
+    _, p, _ = dl.score_stretches(bank, tracks)
+    own = np.ones(len(p))
+    for k, cluster in enumerate(found):
+        pages = set(bank.decoders[k].repositories)
+        theirs = data.mask(lambda row, pages=pages: row["repo"] in pages and row["label"] != "real")
+        p[theirs[tracks.track], k] = np.nan
+        if len(pages) < 2:
+            continue
+        for part, others in left_out(cluster, tracks, null):
+            rows, held = np.flatnonzero(part[tracks.track]), tracks.of(part)
+            _, one, speed = dl.score_stretches(others, held)
+            p[rows, k] = one[:, 0]
+            for n in np.flatnonzero(one[:, 0] < dc.FOUND):
+                own[rows[n]] = own_lines(others, 0, held, int(n), speed[n, 0])
+    names = np.unique(real.groups)
+    fold = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % FOLDS, strict=True))
+    of_track = np.array([fold[group] for group in real.groups])
+    parts, of_real = [tracks.of(c.keep) for c in found], np.flatnonzero(mask[tracks.track])
+    for f in range(FOLDS):
+        nulls = dl.null(real.of(of_track != f))
+        without = dl.bank_of([dl.entry(part, nulls) for part in parts], list(bank.decoders))
+        held = real.of(of_track == f)
+        z, one, speed = dl.score_stretches(without, held)
+        rows = of_real[of_track[real.track] == f]
+        p[rows] = one
+        for n in np.flatnonzero(one.min(1) * len(found) < 0.01):
+            k = dc.named(without, z[n], one[n] * len(found))[0]
+            own[rows[n]] = own_lines(without, k, held, int(n), speed[n, k])
+    first: set[int] = set()
+    views = []
+    for track, length in zip(tracks.track.tolist(), tracks.length.tolist(), strict=True):
+        views.append(LENGTH_NAMES[length] if track in first else "whole")
+        first.add(track)
+    nearest = np.where(np.isfinite(p).any(axis=1), np.nanmin(np.nan_to_num(p, nan=1), axis=1), 1)
+    name = np.array([data.rows[track]["id"] for track in tracks.track])
+    p_bank = np.minimum(1, nearest * len(found))
+    np.savez(out, name=name, view=np.array(views), p=p_bank, own=own)
+
+
 def write_features(mirrors: Path, folder: Path) -> None:
     """One file of features for each recording that has none yet."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -482,8 +535,13 @@ def main() -> None:
     built = verbs.add_parser("build")
     built.add_argument("folder", type=Path)
     built.add_argument("-o", dest="out", type=Path, required=True)
+    left = verbs.add_parser("left-out")
+    left.add_argument("folder", type=Path)
+    left.add_argument("-o", dest="out", type=Path, required=True)
     args = parser.parse_args()
-    if args.verb == "features":
+    if args.verb == "left-out":
+        write_left_out(args.folder, args.out)
+    elif args.verb == "features":
         write_features(args.mirrors, args.folder)
     else:
         build(args.folder, args.out)

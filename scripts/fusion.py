@@ -30,6 +30,7 @@ from scipy.optimize import minimize
 from artifactnet_jax import decision, dsp_numpy, fine_head, texture
 from artifactnet_jax.config import Fusion, Texture
 from artifactnet_jax.decoders import FOUND, OWN, Match, Outcome
+from artifactnet_jax.evaluation import operating_points
 from artifactnet_jax.fingerprint import Accumulator, Mean
 from artifactnet_jax.train.texture import Calibration
 from artifactnet_jax.weights import load_weights, save_weights
@@ -353,7 +354,7 @@ def threshold_for(score: np.ndarray, kind: np.ndarray, mean: float, worst: float
     for value in np.append(np.unique(score[kind != ""]), 1.0):
         found = alarms(score, kind, math.nextafter(float(value), 2))
         if np.mean(list(found.values())) <= mean and max(found.values()) <= worst:
-            return min(1.0, math.ceil(float(value) * 1e4) / 1e4 + 1e-4)
+            return min(1.0, round(math.ceil(float(value) * 1e4) / 1e4 + 1e-4, 4))
     raise AssertionError("the threshold 1 calls no real track AI")
 
 
@@ -375,6 +376,8 @@ def points(entries: list[Entry], score: np.ndarray) -> dict[str, Any]:
     order = np.argsort(score[ai])
     below = np.cumsum(weight[order]) / weight.sum()
     lower = float(score[ai][order][np.searchsorted(below, LOWER)])
+    weight = weights_of(entries)[whole]
+    named["balanced"] = round(operating_points(label[whole], score[whole], weight)["balanced"], 4)
     return {
         "threshold": upper,
         "lower": min(upper, math.floor(lower * 1e4) / 1e4),

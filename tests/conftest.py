@@ -36,12 +36,22 @@ from tiny_model import SMALL
 # Files whose tests are all `slow`, those that take longest first: begun first, they leave no worker
 # alone at the end.
 SLOW = (
-    *("convert", "ray_engine", "training_loop", "verify", "throughput", "rvq", "export", "layers"),
+    *(
+        "convert",
+        "styles",
+        "ray_engine",
+        "training_loop",
+        "verify",
+        "throughput",
+        "rvq",
+        "export",
+        "layers",
+    ),
     *("train_run", "finetune", "serve", "tensorrt", "backends", "bench", "imports", "median"),
     *("train_data", "train_texture", "export_texture", "model", "quantise", "teachers", "page"),
     *("operators", "losses", "presets", "shapes", "accuracy_report", "live", "texture", "dsp"),
     *("bench_accuracy", "audio_fuzz", "documents", "distribution", "one_edit"),
-    *("fingerprint_command", "fingerprint"),
+    *("fingerprint_command", "fingerprint", "gpu", "gpu_ahead"),
 )
 
 

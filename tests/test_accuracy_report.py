@@ -164,6 +164,18 @@ def table(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def test_what_a_detector_leaves_open(tmp_path: Path) -> None:
+    """Of 80 judged tracks 20 are unclear and 4 undecided; a detector without words says nothing."""
+    rows = tracks()
+    words = ["unclear"] * 20 + ["undecided"] * 4 + ["partly-ai"] * 6 + ["real"] * 50
+    found = results(rows, NAMES[:2])
+    for entry, word in zip(found[: len(rows)], words, strict=True):
+        entry["verdict"] = word
+    figures = report(tmp_path, rows, found, NAMES[:2])["detectors"]
+    assert [figures[name]["decided"] for name in NAMES[:2]] == [0.7, None]
+    assert "70.0%" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_page_is_well_formed_and_fetches_nothing(full: Path) -> None:
     text = (full / "report.html").read_text(encoding="utf-8")
     page = Page(text)

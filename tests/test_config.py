@@ -38,7 +38,7 @@ def test_v94_encoder_blocks_match_the_hand_count():
 def test_edge_is_as_large_but_at_most_12_gflop():
     counts = parameter_counts(Config.edge())
     assert counts["texture"] < 0.03 * counts["total"]
-    assert 3.0e6 <= counts["total"] <= 4.1e6
+    assert 3.0e6 <= counts["total"] <= 4.2e6
     assert flops(Config.edge())["total"] <= 12e9
 
 

@@ -244,7 +244,7 @@ def as_graph(name: str, converted: dict[str, Weights]) -> Weights:
     from artifactnet_jax.convert.graph import read_graph
 
     graph = read_graph(FOLDER / f"{name}.onnx")
-    contract, _ = importer.examine(graph)
+    graph, contract, _ = importer.examine(graph)
     return importer._graph_weights(name, graph, contract, "", {**converted[name].provenance})
 
 
@@ -703,6 +703,18 @@ def test_bad_files_give_one_clear_line(command, tmp_path, name):
     assert os.fspath(path) in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_shapes_are_those_of_the_standard(tmp_path, monkeypatch):
+    """An operator that gives another shape than ONNX infers must stop, and not score."""
+    from artifactnet_jax.convert import operators
+
+    path = small_model(tmp_path / "m.onnx", mean_of("Sigmoid", keep=1))
+    assert import_model(path).provenance["route"] == "graph"
+    wrong = operators._ANYWHERE["ReduceMean"]
+    monkeypatch.setitem(operators._ANYWHERE, "ReduceMean", lambda *x: wrong(*x).reshape(-1))
+    with pytest.raises(ConvertError, match=r"\(ReduceMean\) gives \[1\] here, and ONNX.* \[1, 1\]"):
+        import_model(path)
 
 
 def test_external_data_behind_links(converted, audio, tmp_path):

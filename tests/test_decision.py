@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import pickle
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tiny_model import SMALL
 RATE = 44_100
 # Classes 0 to 8 s, 8 to 30 s, from 30 s on, and without a logit of the fine spectrum.
 FUSION = Fusion(
+    lengths_s=(0.0, 8.0, 30.0),
     bias=(-1.0, -0.5, 0.25, 0.5),
     segments=(0.5, 0.75, 1.0, 2.0),
     fine=(0.25, 0.5, 1.0, 0.0),
@@ -272,6 +274,25 @@ def test_the_fine_spectrum_around_a_segment_counts():
     assert decision.parts("real", segments, [], 4.0, 120.0, FUSION) == ("real", (), 0.0)
 
 
+def test_the_segments_say_where_an_edge_is():
+    """AI from 16 to 52 s; the window of the fine spectrum from 40 s on has more of the rest."""
+    segments = spliced(4, 9, 7)
+    near = [(0.0, 20.0, -4.0), (20.0, 40.0, 6.0), (40.0, 60.0, -6.0), (60.0, 80.0, -6.0)]
+    fusion = dataclasses.replace(FUSION, span_drift=0.5)
+    word, (span,), share = decision.parts("real", segments, near, 4.0, 80.0, fusion)
+    assert (word, span.start_s, span.end_s) == ("partly-ai", 16.0, 52.0)
+    assert share == pytest.approx(36 / 80)
+
+
+def test_stretches_that_meet_are_one_and_no_edge_moves_far():
+    assert decision.grown([(0, 5, 1.0), (7, 12, 1.0)], [2.0] * 12 + [-2.0] * 8) == [(0, 12)]
+    assert decision.grown([(5, 10, 1.0)], [2.0] * 20) == [(5, 10)]  # nothing tells it from the rest
+    logits = [*[2.0] * 30, *[-2.0] * 50]
+    assert decision.grown([(10, 16, 1.0)], logits) == [(5, 21)]
+    assert decision.grown([(0, 20, 1.0)], [1.0] * 20) == [(0, 20)]
+    assert decision.grown([], [1.0, -1.0]) == []
+
+
 def test_all_of_it_is_one_span():
     word, spans, share = decision.parts("ai", spliced(0, 10, 0), [], 4.0, 40.0, FUSION)
     assert (word, share) == ("ai", 1.0)
@@ -435,11 +456,17 @@ def test_a_prior_is_a_share(saying, prior):
         saying([], prior=prior)
 
 
-def test_a_prior_needs_weights_that_are_calibrated(weights_path, score, tracks):
+def test_a_prior_needs_weights_that_are_calibrated(weights_path, score, command, tracks, tmp_path):
     with pytest.raises(ValueError, match="score is calibrated: leave --prior out"):
         Detector(weights_path, "numpy", prior=0.1)
     done = score("--prior", "0.1", tracks)
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    for verb in (["live"], ["report", "-o", tmp_path / "out"]):
+        if verb[0] == "report" and not all(map(find_spec, ("av", "matplotlib"))):
+            continue
+        done = command(*verb, "--weights", weights_path, "--prior", "0.1", tracks / "a.wav")
+        assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+        assert "leave --prior out" in done.err
     for text in ("0", "1", "nan", "x", "1.5"):
         done = score("--prior", text, tracks)
         assert (done.code, done.out) == (2, "")
@@ -514,7 +541,7 @@ def test_the_example_of_both():
     weights = load_weights(default_path())
     if weights.config.fusion is None:
         pytest.skip("the default weights have no fusion")
-    path = Path(__file__).parent.parent / "examples" / "partly-ai-ambiphonic-saxophone.ogg"
+    path = Path(__file__).parent.parent / "examples" / "partly-ai.ogg"
     verdict = Detector(weights, "numpy").score(path)
     assert verdict.verdict == "partly-ai"
     (span,) = verdict.spans

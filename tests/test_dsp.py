@@ -115,6 +115,14 @@ def test_mel_filterbank_matches_librosa(scale, norm):
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("n_fft", [2047, 1025, 441, 400])
+def test_mel_filterbank_of_odd_sizes(n_fft):
+    """The highest bin of an odd size lies below Nyquist."""
+    ours = mel_filterbank(FrontEnd(n_fft=n_fft, hop=100, stft_pad=n_fft // 2, n_mels=40))
+    theirs = librosa.filters.mel(sr=44_100, n_fft=n_fft, n_mels=40, dtype=np.float64)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
 def test_stft_magnitude():
     expected = oracle_magnitude(AUDIO)
     assert expected.shape == (1025, 345)

@@ -285,6 +285,43 @@ def test_one_class_gives_what_it_can_and_says_why_not() -> None:
                 assert entry == {"value": None, "interval": None, "reason": lacks}
 
 
+def test_resamples_that_lack_a_scored_class_are_left_out_and_counted() -> None:
+    """One of two real tracks has no score: every fourth resample draws that one twice."""
+    rows = make([0.9, 0.8, 0.7], [0.1, None])
+    entries = evaluate(rows, 0.5, resamples=400)["overall"]["missing_left_out"]["metrics"]
+    sample = Sample.of(rows)
+    counts = np.concatenate(list(sample.draws(400, 0)))
+    (real,) = np.flatnonzero((sample.label == 0) & sample.scored)
+    lacking = int((counts[:, sample.unit[real]] == 0).sum())
+    assert 60 < lacking < 140
+    for name in METRICS:
+        undefined = 0 if name == "recall" else lacking
+        assert entries[name].get("undefined", 0) == undefined, name
+    for name in ("auroc", "auprc", "tpr_at_fpr5", "tpr_at_fpr1"):  # all in order, in every resample
+        assert (entries[name]["value"], entries[name]["interval"]) == (1, [1, 1]), name
+    worse = make([0.9, 0.8, 0.3], [0.1, None])
+    pair = evaluate_pair(rows, worse, threshold_a=0.5, threshold_b=0.5, resamples=400)["metrics"]
+    assert "undefined" not in pair["auprc"]  # a pair is of the tracks that both scored
+    assert pair["tpr_at_fpr5"]["interval"] == [0, 0]
+
+
+def test_pairs_leave_resamples_out_that_lack_a_class() -> None:
+    """Both classes in each lineage but one class alone in what both scored."""
+    sample = Sample.of(make([0.9, 0.8], [0.1, 0.2]))
+    called = sample.score >= 0.5
+    drawn = sample._figures(called, np.array([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]]), False)
+    for name in METRICS:
+        if name not in ("recall", "fpr"):
+            assert np.isnan(drawn[name]).tolist() == [True, True, False], name
+    assert sample.spread(drawn["tpr_at_fpr1"]) == {"interval": [1, 1], "undefined": 2}
+
+
+def test_no_threshold_without_both_classes() -> None:
+    for find in (tpr_at_fpr, threshold_at_fpr):
+        with pytest.raises(ValueError, match="no real track: a threshold needs both"):
+            find(np.ones(3, np.int64), np.array([0.1, 0.2, 0.3]), 0.05)
+
+
 def test_nothing_called_ai_has_no_precision() -> None:
     entries = evaluate(make(AI, REAL), 0.95, resamples=50)["overall"]["missing_left_out"]["metrics"]
     assert entries["precision"]["reason"] == "no track is called AI"

@@ -58,7 +58,7 @@ VERBS = ("score", "live", "report", "convert", "export", "verify", "build", "doc
 VERBS += ("bench", "split", "train", "mine", "finetune", "residuals", "rvq", "texture")
 
 
-VERBS += ("bench accuracy", "bench throughput", "serve", "token create")
+VERBS += ("bench accuracy", "bench throughput", "bench gpu", "serve", "token create")
 HELP = [[*verb.split(), "--help"] for verb in ("", *VERBS)]
 
 

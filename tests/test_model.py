@@ -153,7 +153,7 @@ def test_module_tree_is_what_the_weights_file_expects(config):
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     assert (
         sum(int(np.prod(v.shape)) for _, v in params)
-        == {"v94": 4027490, "edge": 4097466}[config.preset]
+        == {"v94": 4027490, "edge": 4160706}[config.preset]
     )
 
 

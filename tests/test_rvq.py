@@ -7,8 +7,6 @@ import csv
 import errno
 import itertools
 import json
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from artifactnet_jax.data.manifest import Row, read_manifest
 from artifactnet_jax.data.splits import check_rows
 from artifactnet_jax.text import CommandError
-from artifactnet_jax.train import autoencoder, losses, published, rvq, rvq_model
+from artifactnet_jax.train import autoencoder, losses, rvq, rvq_model
 from artifactnet_jax.train.autoencoder import Codebooks, Codec
 from artifactnet_jax.train.rvq_model import Model, Track
 from audio_files import write
@@ -578,63 +576,3 @@ def test_what_cannot_begin_says_so(rvq_command, data):
     done = rvq_command()
     assert done.code == 1
     assert "bad.wav" in done.err
-
-
-class _Codec:
-    """What TensorFlow Lite's interpreter shows of a codec that halves every frame."""
-
-    def __init__(self, path: str, num_threads: int):
-        self.name = Path(path).stem
-
-    def allocate_tensors(self) -> None:
-        """As of the library."""
-
-    def get_signature_runner(self, name: str) -> Any:
-        codes = np.zeros((1, 3), np.int32)
-        return {
-            ("soundstream_encoder", "serving_default"): lambda input_audio: {
-                "output_0": input_audio
-            },
-            ("quantizer", "encode"): lambda input_frames, num_quantizers: (
-                self._keep(input_frames) | {"codes": codes + num_quantizers}
-            ),
-            ("quantizer", "decode"): lambda encoding_indices: {"output_0": self._kept / 2},
-            ("lyragan", "serving_default"): lambda input_audio: {"output_0": input_audio},
-        }[self.name, name]
-
-    def _keep(self, frames: np.ndarray) -> dict[str, np.ndarray]:
-        self._kept = frames
-        return {"features": frames}
-
-
-def test_a_published_codec(rvq_command, data, monkeypatch, tmp_path):
-    interpreter = types.ModuleType("ai_edge_litert.interpreter")
-    interpreter.Interpreter = _Codec
-    monkeypatch.setitem(sys.modules, "ai_edge_litert", types.ModuleType("ai_edge_litert"))
-    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", interpreter)
-    done = rvq_command("--codec", tmp_path)
-    assert (done.code, done.out) == (2, "")
-    assert "soundstream_encoder.tflite" in done.err
-    for name in published.FILES:
-        (tmp_path / f"{name}.tflite").write_bytes(b"model")
-    done = rvq_command("--codec", tmp_path)
-    assert done.code == 1  # the bad track
-    rows = read_manifest(data.parent / "out" / "manifest.csv")
-    assert [(row.label, row.group) for row in rows] == [
-        (label, f"album{k}") for k in range(4) for label in (1, 0)
-    ]
-    for made, original in zip(rows[::2], rows[1::2], strict=True):
-        coded, rate = soundfile.read(made.path)
-        plain, _ = soundfile.read(original.path)
-        real, _ = soundfile.read(dict(original.extra)["original"])
-        assert rate == 16_000
-        assert len(plain) == pytest.approx(len(real) * 16 / 44.1, abs=2)
-        assert_allclose(coded, plain, atol=2 / 32768)  # halved, and of the same level again
-        assert made.source.startswith("soundstream-")
-        assert original.source.startswith("narrow-")
-    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    for row in rows:
-        Path(row.path).unlink()
-    done = rvq_command("--codec", tmp_path)
-    assert done.code == 3
-    assert "artifactnet-jax[litert]" in done.err

@@ -130,10 +130,25 @@ def test_numpy_and_jax_agree_in_float32():
         assert magnitude.shape[1] == n_fft // 2 + 1
         exact = np.stack([oracle(m.astype(np.float64), n_fft) for m in magnitude])
         single = np.stack([texture.statistics(m, n_fft, HEAD, RATE) for m in magnitude])
-        compiled = texture_xla.statistics(jnp.asarray(magnitude), n_fft, HEAD, RATE)
+        compiled = texture_xla.statistics([(n_fft, jnp.asarray(magnitude))], HEAD, RATE)
         assert single.dtype == compiled.dtype == np.float32
         np.testing.assert_allclose(single, exact, atol=2e-4)
         np.testing.assert_allclose(compiled, exact, atol=2e-4)
+
+
+def test_all_resolutions_at_once_are_those_one_by_one():
+    """Their pieces lie beside each other in one array: none may read what is its neighbour's."""
+    audio = np.stack([music(1), music(2)]).astype(np.float32)
+    found = []
+    for n_fft, hop in HEAD.resolutions:
+        front_end = texture.front_end(FrontEnd(segment_samples=RATE), n_fft, hop)
+        found.append((n_fft, np.stack([dsp_numpy.stft_magnitude(x, front_end) for x in audio])))
+    exact = [
+        [oracle(magnitude[k].astype(np.float64), n_fft) for n_fft, magnitude in found]
+        for k in range(2)
+    ]
+    together = texture_xla.statistics([(n, jnp.asarray(m)) for n, m in found], HEAD, RATE)
+    np.testing.assert_allclose(together, [np.concatenate(x) for x in exact], atol=2e-4)
 
 
 def test_level_makes_no_difference():
@@ -148,7 +163,7 @@ def test_silence_and_a_click_give_finite_statistics(audio):
     front_end = texture.front_end(FrontEnd(segment_samples=RATE), 2048, 512)
     magnitude = dsp_numpy.stft_magnitude(audio.astype(np.float32), front_end)
     assert np.isfinite(texture.statistics(magnitude, 2048, HEAD, RATE)).all()
-    compiled = texture_xla.statistics(jnp.asarray(magnitude)[None], 2048, HEAD, RATE)
+    compiled = texture_xla.statistics([(2048, jnp.asarray(magnitude)[None])], HEAD, RATE)
     assert np.isfinite(compiled).all()
 
 

@@ -154,9 +154,11 @@ def test_the_embedded_weights_load_and_are_small():
     assert weights.licence
     verdict = weights.config.verdict
     points = dict(verdict.operating_points)
-    assert verdict.threshold == points["fpr5"]
-    assert 0 < points["balanced"] < points["fpr5"] < points["fpr2"] < points["fpr1"] < 1
-    assert weights.provenance["history"][-1]["phase"] == "texture"
+    assert 0 < points["fpr5"] < points["fpr2"] < points["fpr1"] <= verdict.threshold < 1
+    assert 0 < points["balanced"] < points["fpr2"]
+    assert verdict.lower is not None
+    assert 0 < verdict.lower < verdict.threshold
+    assert [entry["phase"] for entry in weights.provenance["history"]][-2:] == ["texture", "fusion"]
 
 
 # --- any single corrupted value ----------------------------------------------------------------

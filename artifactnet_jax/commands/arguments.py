@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from artifactnet_jax.text import BACKENDS
@@ -30,6 +30,19 @@ def positive(text: str) -> int:
 def batches(text: str) -> list[int]:
     """Whole numbers above 0, joined by commas."""
     return [_count(part, "whole numbers joined by commas, each") for part in text.split(",")]
+
+
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """The type of names out of these, joined by commas."""
+
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return found
+
+    return parse
 
 
 def _count(text: str, expected: str) -> int:

@@ -1,17 +1,23 @@
-"""Arguments of the benchmarks: `bench accuracy`, `bench throughput`."""
+"""Arguments of the benchmarks: `bench accuracy`, `bench throughput`, `bench gpu`."""
 
 from __future__ import annotations
 
 from artifactnet_jax.commands import arguments as shared
 from artifactnet_jax.commands.arguments import Parser, Verbs
 
+CARDS = (  # of assets/cards.json, which --help need not read
+    *("rtx3090", "rtx4090", "rtx5090", "l4", "a100", "h100", "h200"),
+    *("orin-nano", "orin-nx", "orin-agx", "thor"),
+)
+
 
 def bench(verbs: Verbs) -> None:
     """`bench`, with its kinds."""
-    verb = verbs.add_parser("bench", help="measure detectors: accuracy, throughput")
+    verb = verbs.add_parser("bench", help="measure detectors: accuracy, throughput, GPUs")
     kinds = verb.add_subparsers(dest="kind", required=True, metavar="KIND")
     _accuracy(kinds)
     _throughput(kinds)
+    _gpu(kinds)
 
 
 def _accuracy(kinds: Verbs) -> None:
@@ -173,3 +179,48 @@ def _throughput_runs(verb: Parser) -> None:
         action="store_true",
         help="scaling up to 10 hours and 10,000 files: takes hours, and 2 GB of disk",
     )
+
+
+def _gpu(kinds: Verbs) -> None:
+    verb = shared.add_verb(
+        kinds,
+        "gpu",
+        "artifactnet_jax.bench.gpu:run",
+        "gpu_ahead",
+        help="what the detector would cost on a named NVIDIA card, without one",
+        description="Compile for named NVIDIA cards, without any here: kernels, memory, registers, "
+        "and the time that a roofline predicts. Where a card of the same generation is here, what "
+        "the program takes on it stands beside. JSON on stdout.",
+        epilog="Exit codes: 0 all compiled, 2 usage, 3 jax's CUDA plugin is missing, or knows no "
+        "such card, 130 interrupted.",
+    )
+    add = verb.add_argument
+    add(
+        "--card",
+        type=shared.names(CARDS),
+        required=True,
+        metavar="CARD,...",
+        help=f"of {', '.join(CARDS)}",
+    )
+    model = verb.add_mutually_exclusive_group()
+    model.add_argument("--weights", metavar="W", help="as of score (default: embedded weights)")
+    model.add_argument(
+        "--preset", choices=shared.PRESETS, help="random weights of this size instead"
+    )
+    add(
+        "--dtype",
+        type=shared.names(("float32", "bfloat16")),
+        default=["float32"],
+        metavar="D,...",
+        help="of the convolutions: float32, bfloat16 (default: float32)",
+    )
+    add(
+        "--batch",
+        type=shared.batches,
+        default=[8],
+        metavar="B,...",
+        help="segments per call (default: 8)",
+    )
+    add("-o", "--out", metavar="FILE.json", help="write the JSON here")
+    add("--table", action="store_true", help="Markdown on stdout instead of JSON")
+    shared.add(verb, "--quiet", "--debug")

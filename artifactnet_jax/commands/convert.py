@@ -26,7 +26,17 @@ def convert(verbs: Verbs) -> None:
         choices=("auto", "native"),
         help="native: fail rather than fall back to running the graph",
     )
-    add("--score-output", metavar="NAME", help="which output is the score, where several could be")
+    add(
+        "--score-output",
+        metavar="NAME[:COLUMN]",
+        help="which output is the score, where several could be; COLUMN, from 0: which of its "
+        "columns is AI's",
+    )
+    add(
+        "--logit",
+        action="store_true",
+        help="the output is a logit: its sigmoid is the score, of columns their softmax",
+    )
     add("--licence", metavar="TEXT", help="the model's licence, where its metadata do not state it")
     shared.add(verb, "--debug")
 
@@ -105,6 +115,12 @@ def verify(verbs: Verbs) -> None:
         default=1e-4,
         metavar="D",
         help="on the difference of a track's score (default: 1e-4)",
+    )
+    add(
+        "--exact",
+        action="store_true",
+        help="hold all, onnxruntime too, against the graph in float64, and say which is nearer; "
+        "slow",
     )
     add("--json", action="store_true", help="the report as one JSON object")
     shared.add(verb, "--debug")

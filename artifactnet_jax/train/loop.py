@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from artifactnet_jax import config as cfg
 from artifactnet_jax import dsp_jax
 from artifactnet_jax.config import Config
+from artifactnet_jax.forward import levelled
 from artifactnet_jax.layers import FOLDED_VARIANCE
 from artifactnet_jax.model import ArtifactNet
 from artifactnet_jax.presets import BOTTLENECK
@@ -119,6 +120,8 @@ class Trainer:
             fe = self.config.front_end
             if fe.n_fft % fe.hop or fe.window == "given" or fe.stft_pad != fe.n_fft // 2:
                 raise SettingsError("distill needs centred frames, a Hann window, hop | n_fft")
+            if fe.level != "none" or fe.centred:
+                raise SettingsError("distill needs audio at its own level: this model changes it")
 
     @property
     def samples(self) -> int:
@@ -224,7 +227,7 @@ def losses(
     audio = batch["audio"].reshape(tracks * versions, n)
     label = jnp.repeat(batch["label"], versions)
     front_end = model.config.front_end
-    spectrum = dsp_jax.stft(audio, front_end, model.window)
+    spectrum = dsp_jax.stft(levelled(audio, front_end, jnp), front_end, model.window)
     magnitude = dsp_jax.magnitude(spectrum, front_end)
     metrics: dict[str, jax.Array] = {}
     last = model.unet.layers[-1].name

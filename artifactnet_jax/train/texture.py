@@ -334,7 +334,7 @@ def evaluate(
     report: dict[str, Any] = {"tracks": len(rows), "groups": len({row.group for row in rows})}
     for name, metric in FIGURES.items():
         report[name] = points[metric]
-        report[f"{name}_interval"] = sample.interval(drawn[metric])
+        report[f"{name}_interval"] = sample.spread(drawn[metric])["interval"]
 
     def share(chosen: np.ndarray, among: np.ndarray) -> float:
         return float(weight[among & chosen].sum() / max(weight[among].sum(), 1e-12))
