@@ -83,6 +83,8 @@ def magnitude(g: OnnxGraph, audio: str, fe: cfg.FrontEnd, window: np.ndarray, na
 
 def _levelled(g: OnnxGraph, x: str, fe: cfg.FrontEnd) -> str:
     """Audio [B, N] -> the same with its mean taken off, and its level: `forward.levelled`."""
+    if not fe.centred and fe.level == "none":
+        return x
     axis = g.ints(1)
     if fe.centred:
         x = g.op("Sub", x, g.op("ReduceMean", x, axis))

@@ -101,6 +101,7 @@ CALLS: dict[Any, tuple[Any, ...]] = {
         {"strides": (2, 2), "padding": ((0, 1), (0, 0)), "output_padding": (0, 0)},
         None,
     ),
+    forward.levelled: (draw(2, 9), dataclasses.replace(FE, centred=True, level="peak"), np),
     forward.to_power: (draw(3, 4), 1.5, np),
     forward.running_median: (draw(9, 8), 3, 1, "edge", np),
     forward.delta: (draw(3, 9), np),
