@@ -173,12 +173,16 @@ def scores(entries: list[Entry], fusion: Fusion) -> np.ndarray:
     return np.array([decision.judge(e.heard, fusion).score for e in entries])
 
 
-def left_out(entries: list[Entry], fusion: Fusion) -> np.ndarray:
-    """P(AI) of each entry by a fusion that was not fitted to its group."""
+def folds(entries: list[Entry]) -> np.ndarray:
+    """Which of FOLDS parts of the groups each entry is of."""
     groups = sorted({e.row["group"] for e in entries})
     part = dict(zip(groups, np.random.default_rng(0).permutation(len(groups)) % FOLDS, strict=True))
-    fold = np.array([part[e.row["group"]] for e in entries])
-    out = np.zeros(len(entries))
+    return np.array([part[e.row["group"]] for e in entries])
+
+
+def left_out(entries: list[Entry], fusion: Fusion) -> np.ndarray:
+    """P(AI) of each entry by a fusion that was not fitted to its group."""
+    fold, out = folds(entries), np.zeros(len(entries))
     for k in range(FOLDS):
         known = [
             e for e, f in zip(entries, fold, strict=True) if f != k and e.row["split"] != "test"
@@ -429,6 +433,28 @@ def table(entries: list[Entry], score: np.ndarray, threshold: float) -> dict[str
     return out
 
 
+def thresholds_of_others(entries: list[Entry], score: np.ndarray) -> dict[str, Any]:
+    """What is called AI, and what is below the lower threshold, at thresholds of other groups."""
+    fold, of = folds(entries), sets(entries)
+    called, below = np.zeros(len(entries), bool), np.zeros(len(entries), bool)
+    for k in range(FOLDS):
+        others, own = np.flatnonzero(fold != k), fold == k
+        chosen = points([entries[n] for n in others], score[others])
+        called[own] = score[own] >= chosen["threshold"]
+        below[own] = score[own] < chosen["lower"]
+    view = np.array([e.view for e in entries])
+    return {
+        length: {
+            str(name): {
+                "called_ai": shares(called[(view == length) & (of == name)]),
+                "below": shares(below[(view == length) & (of == name)]),
+            }
+            for name in np.unique(of[view == length])
+        }
+        for length in VIEWS
+    }
+
+
 def by_kind(entries: list[Entry], score: np.ndarray, chosen: dict[str, Any]) -> dict[str, Any]:
     """False alarms by kind of real music, found by kind of AI, with intervals: whole, 20 s, 5 s."""
     kind = np.array([e.row["kind"] for e in entries])
@@ -481,6 +507,7 @@ def main() -> None:
             for name, some in parts.items()
         },
         "by_kind": by_kind(entries, score, chosen),
+        "thresholds_of_others": thresholds_of_others(entries, score),
         "scan": scanned(tracks, Fusion()),
     }
     verdict = dataclasses.replace(
