@@ -407,6 +407,8 @@ class Config(Checked):
         values = {}
         for key, part in parts.items():
             require(key, data[key], dict)
+            if key in optional and not data[key]:
+                raise ValueError(f"config section {key!r} is empty")
             if key in ("unet", "cnn") and "layers" in data[key]:
                 part = Imported
             names = {field.name for field in dataclasses.fields(part)}
