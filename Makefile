@@ -92,7 +92,8 @@ train-default: $(BIN)/uv
 	$(BIN)/python scripts/fingerprint_bank.py build $(RAW)/features -o artifactnet_jax/assets/decoders.npz
 	$(BIN)/python scripts/fingerprint_bank.py left-out $(RAW)/features -o $(RAW)/decoders.npz
 	$(BIN)/python scripts/fine_head.py $(RAW)/features $(CLIPS) --weights $(EDGE) --left-out $(RAW)/fine.npz
-	$(BIN)/python scripts/long_tracks.py $(MIRRORS) $(RAW)/long --weights $(EDGE)
+	$(BIN)/python scripts/long_tracks.py $(MIRRORS) $(RAW)/long \
+		--weights $(RAW)/again/weights.safetensors
 	$(BIN)/python scripts/fusion.py $(RAW)/segments.jsonl $(RAW)/fine.npz $(RAW)/decoders.npz $(RAW)/long \
 		--weights $(EDGE)
 

@@ -4,7 +4,8 @@
 
 Of real tracks of 2 to 10 minutes and AI tracks of 75 s and more, two and three of a group at most,
 LONG gets a file each: statistics of the texture head, logits of the network of W, the start of up
-to MOST segments, and the sums of the fine spectrum. What is there is left alone.
+to MOST segments, and the sums of the fine spectrum. W are the weights that `texture --init` had:
+those that it wrote have their share of the network in them. What is there is left alone.
 """
 
 from __future__ import annotations
