@@ -179,10 +179,12 @@ def parts(spectrum: fp.Accumulator) -> tuple[list[Part], str | None]:
     band = band_class(end)
     if band is None:
         return [], f"its band ends at {end:.0f} Hz, {BANDS[0]:.0f} Hz are needed"
-    return [
-        Part(mean.frames, features(fp.residuals(mean.levels()), BANDS[band]), band, length)
-        for mean, length in heard
-    ], None
+    return [_part(mean.frames, mean.levels(), band, length) for mean, length in heard], None
+
+
+def _part(frames: int, levels: np.ndarray, band: int, length: int) -> Part:
+    """What is read of a stretch with these levels."""
+    return Part(frames, features(fp.residuals(levels), BANDS[band]), band, length)
 
 
 def stretches(spectrum: fp.Accumulator, head: FineHead) -> list[tuple[float, float, float | None]]:
@@ -194,8 +196,8 @@ def stretches(spectrum: fp.Accumulator, head: FineHead) -> list[tuple[float, flo
             levels = mean.levels()
             band = band_class(fp.band_end(levels[1]))
             if band is not None:
-                values = features(fp.residuals(levels), BANDS[band])
-                logit = head.logit(values, band, length)
+                part = _part(mean.frames, levels, band, length)
+                logit = head.logit(part.features, band, length)
         found.append((n * step, (n + 1) * step, logit))
     return found
 

@@ -33,7 +33,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 WEIGHTS = ROOT / "artifactnet_jax" / "assets" / "edge.safetensors"
 ADDRESSED = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff")
-CLASSES = {"ai": "AI", "codec-recon": "codec"}  # kind of a source -> its class; all others are real
 
 
 def limits() -> list[str]:

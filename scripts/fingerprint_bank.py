@@ -28,7 +28,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +229,12 @@ def cross_scores(
     return out
 
 
+def folds(groups: Sequence[str] | np.ndarray, count: int) -> np.ndarray:
+    """Which of `count` parts each row is of: a group's rows are in one."""
+    names, of = np.unique(groups, return_inverse=True)
+    return np.asarray((np.random.default_rng(0).permutation(len(names)) % count)[of])
+
+
 def shares(hits: np.ndarray) -> dict[str, Any]:
     """Of booleans: how many, and their share with its 95 % interval."""
     rate = dl.Rate(len(hits), int(hits.sum()))
@@ -283,10 +289,7 @@ def calibration(entries_of: Any, decoders: list[dc.Decoder], real: dl.Tracks) ->
 
     As in `decoders.match` what agrees by nothing but a comb is no match: its p is 1.
     """
-    names = np.unique(real.groups)
-    fold = np.random.default_rng(0).permutation(len(names)) % FOLDS
-    part = dict(zip(names, fold, strict=True))
-    of_track = np.array([part[g] for g in real.groups])
+    of_track = folds(real.groups, FOLDS)
     p = np.full(len(real.track), np.nan)
     best = np.zeros(len(real.track), int)
     for f in range(FOLDS):
@@ -482,9 +485,7 @@ def write_left_out(folder: Path, out: Path) -> None:
             p[rows, k] = one[:, 0]
             for n in np.flatnonzero(one[:, 0] < dc.FOUND):
                 own[rows[n]] = own_lines(others, 0, held, int(n), speed[n, 0])
-    names = np.unique(real.groups)
-    fold = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % FOLDS, strict=True))
-    of_track = np.array([fold[group] for group in real.groups])
+    of_track = folds(real.groups, FOLDS)
     parts, of_real = [tracks.of(c.keep) for c in found], np.flatnonzero(mask[tracks.track])
     for f in range(FOLDS):
         nulls = dl.null(real.of(of_track != f))

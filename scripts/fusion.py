@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from fine_head import figures
-from fingerprint_bank import shares
+from fingerprint_bank import folds, shares
 from scipy.optimize import minimize
 
 from artifactnet_jax import decision, dsp_numpy, fine_head, texture
@@ -173,16 +173,10 @@ def scores(entries: list[Entry], fusion: Fusion) -> np.ndarray:
     return np.array([decision.judge(e.heard, fusion).score for e in entries])
 
 
-def folds(entries: list[Entry]) -> np.ndarray:
-    """Which of FOLDS parts of the groups each entry is of."""
-    groups = sorted({e.row["group"] for e in entries})
-    part = dict(zip(groups, np.random.default_rng(0).permutation(len(groups)) % FOLDS, strict=True))
-    return np.array([part[e.row["group"]] for e in entries])
-
-
 def left_out(entries: list[Entry], fusion: Fusion) -> np.ndarray:
     """P(AI) of each entry by a fusion that was not fitted to its group."""
-    fold, out = folds(entries), np.zeros(len(entries))
+    fold = folds([e.row["group"] for e in entries], FOLDS)
+    out = np.zeros(len(entries))
     for k in range(FOLDS):
         known = [
             e for e, f in zip(entries, fold, strict=True) if f != k and e.row["split"] != "test"
@@ -310,12 +304,11 @@ def spliced(tracks: list[Long], fusion: Fusion, seed: int) -> dict[str, Any]:
 
 def scanned(tracks: list[Long], fusion: Fusion) -> dict[str, Any]:
     """The scan by groups left out: false alarms of real tracks, found stretches, AI tracks."""
-    names = sorted({t.group for t in tracks})
-    part = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % FOLDS, strict=True))
+    fold = folds([t.group for t in tracks], FOLDS).tolist()
     alarmed, cut, of_splices = [], [], []
     for k in range(FOLDS):
-        one = fit_scan([t for t in tracks if part[t.group] != k], fusion)
-        held = [t for t in tracks if part[t.group] == k]
+        one = fit_scan([t for t, part in zip(tracks, fold, strict=True) if part != k], fusion)
+        held = [t for t, part in zip(tracks, fold, strict=True) if part == k]
         for t in held:
             values = t.values(one)
             if t.label:
@@ -435,7 +428,7 @@ def table(entries: list[Entry], score: np.ndarray, threshold: float) -> dict[str
 
 def thresholds_of_others(entries: list[Entry], score: np.ndarray) -> dict[str, Any]:
     """What is called AI, and what is below the lower threshold, at thresholds of other groups."""
-    fold, of = folds(entries), sets(entries)
+    fold, of = folds([e.row["group"] for e in entries], FOLDS), sets(entries)
     called, below = np.zeros(len(entries), bool), np.zeros(len(entries), bool)
     for k in range(FOLDS):
         others, own = np.flatnonzero(fold != k), fold == k
